@@ -1,0 +1,1 @@
+"""How to be a service of the mesh. Knows none of them."""

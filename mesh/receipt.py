@@ -1,0 +1,250 @@
+"""The receipt's arithmetic: savings that add up, layer by layer, to the nano-dollar.
+
+Pure, and shared by the orchestrator (which answers with the receipt) and the ledger (which computes it again from
+the same facts and price book version). Every step price is exact and rounded once; savings are differences of
+rounded step prices, so they telescope:
+
+    baseline - sum(savings) + overhead == actual
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from fractions import Fraction
+
+from mesh.errors import Code, TenthError
+from mesh.money import MAX_NANO_USD, TOKENS_PER_PRICE, round_half_even
+
+PRICE_UNKNOWN = "PRICE_UNKNOWN"
+"""Reason of the error for a model without a confirmed price: never free."""
+AMOUNT_OUT_OF_RANGE = "AMOUNT_OUT_OF_RANGE"
+"""Reason of the error for token counts or amounts that are negative or pass int64."""
+CPU = "cpu"
+"""Name of the price book entry for an hour of one CPU core."""
+_MICROS_PER_HOUR = 3_600_000_000
+
+
+class Layer(IntEnum):
+    """The layers in the order of their step prices; numbers as in tenth.type.v1.Layer."""
+
+    CACHE = 1
+    ROUTING = 2
+    COMPRESSION = 3
+    PROMPT_CACHE = 4
+    BATCH = 5
+    QUANTIZATION = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One model's price, nano-USD per million tokens (``cpu_hour``: nano-USD). None: no such price."""
+
+    model: str
+    input: int
+    output: int
+    cached_input: int | None = None
+    cache_write_5m: int | None = None
+    cache_write_1h: int | None = None
+    batch_input: int | None = None
+    batch_output: int | None = None
+    quantized_input: int | None = None
+    quantized_output: int | None = None
+    cpu_hour: int | None = None
+    confirmed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one generation. ``input`` includes cached and written ones."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+    write_5m: int = 0
+    write_1h: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Something spent beside the answer: a model's usage, or plain CPU time."""
+
+    model: str = ""
+    usage: Usage = field(default_factory=Usage)
+    compute_micros: int = 0
+    quantized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a receipt is computed from (tenth.type.v1.ReceiptFacts without the labels)."""
+
+    baseline_model: str
+    baseline_input: int
+    model: str = ""
+    original_input: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cache_hit: bool = False
+    batch: bool = False
+    quantized: bool = False
+    failed: bool = False
+    overheads: tuple[Overhead, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """The receipt's money, nano-USD."""
+
+    baseline: int
+    baseline_prompt_cached: int
+    savings: Mapping[Layer, int]
+    overhead_items: tuple[int, ...]
+    overhead: int
+    actual: int
+
+
+PriceBook = Mapping[str, Price]
+"""Prices by model, at one version and time."""
+
+
+def compute(facts: Facts, prices: PriceBook) -> Amounts:
+    """The receipt's amounts.
+
+    Raises PRICE_UNKNOWN for a model without a confirmed price and AMOUNT_OUT_OF_RANGE for counts that are
+    negative or amounts past int64.
+    """
+    items = tuple(overhead_cost(item, prices) for item in facts.overheads)
+    overhead = _bounded(sum(items))
+    if facts.failed:
+        return Amounts(0, 0, dict.fromkeys(Layer, 0), items, overhead, overhead)
+    output = facts.usage.output
+    base = price_of(facts.baseline_model, prices)
+    baseline = _plain(base, facts.baseline_input, output)
+    steps = [baseline, *((0,) * 6 if facts.cache_hit else _steps(facts, price_of(facts.model, prices), baseline))]
+    savings = {layer: before - after for layer, before, after in zip(Layer, steps, steps[1:], strict=True)}
+    return Amounts(
+        baseline=baseline,
+        baseline_prompt_cached=_baseline_cached(facts, base),
+        savings=savings,
+        overhead_items=items,
+        overhead=overhead,
+        actual=_bounded(steps[-1] + overhead),
+    )
+
+
+def overhead_cost(item: Overhead, prices: PriceBook) -> int:
+    """Price of one overhead item, rounded once. Compute without a "cpu" price in the book is PRICE_UNKNOWN."""
+    cost = 0
+    if item.model:
+        cost = actual_cost(price_of(item.model, prices), item.usage, quantized=item.quantized)
+    if item.compute_micros:
+        _count(item.compute_micros)
+        hour = price_of(CPU, prices).cpu_hour
+        if hour is None:
+            raise _unknown(CPU)
+        cost += round_half_even(Fraction(item.compute_micros * hour, _MICROS_PER_HOUR))
+    return _bounded(cost)
+
+
+def actual_cost(price: Price, usage: Usage, *, batch: bool = False, quantized: bool = False) -> int:
+    """What a usage costs on a model: cache discounts, batch and quantized prices included."""
+    return _discounted(price, usage, batch=batch, quantized=quantized)
+
+
+def worst_case(price: Price, input_tokens: int, max_output_tokens: int) -> int:
+    """Most that a generation can cost: all input uncached at the dearest write price, all output used."""
+    dearest = max(price.input, price.cache_write_5m or 0, price.cache_write_1h or 0)
+    return _rounded(_count(input_tokens) * dearest + _count(max_output_tokens) * price.output)
+
+
+def price_of(model: str, prices: PriceBook) -> Price:
+    """The confirmed price of a model. Raises PRICE_UNKNOWN."""
+    price = prices.get(model)
+    if price is None or not price.confirmed:
+        raise _unknown(model)
+    return price
+
+
+def _steps(facts: Facts, price: Price, baseline: int) -> tuple[int, int, int, int, int, int]:
+    """Prices after each layer of a request that a model answered; the cache saved nothing of it."""
+    usage, batch, quantized = facts.usage, facts.batch, facts.quantized
+    return (
+        baseline,
+        _plain(price, facts.original_input, usage.output),
+        _plain(price, usage.input, usage.output),
+        _discounted(price, usage),
+        _discounted(price, usage, batch=batch),
+        _discounted(price, usage, batch=batch, quantized=quantized),
+    )
+
+
+def _plain(price: Price, input_tokens: int, output_tokens: int) -> int:
+    return _rounded(_count(input_tokens) * price.input + _count(output_tokens) * price.output)
+
+
+def _discounted(price: Price, usage: Usage, *, batch: bool = False, quantized: bool = False) -> int:
+    plain = usage.input - usage.cached - usage.write_5m - usage.write_1h
+    if plain < 0:
+        raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "cached and written tokens exceed the input", "usage")
+    money_in = Fraction(
+        plain * price.input
+        + _count(usage.cached) * _or(price.cached_input, price.input)
+        + _count(usage.write_5m) * _or(price.cache_write_5m, price.input)
+        + _count(usage.write_1h) * _or(price.cache_write_1h, price.input)
+    )
+    money_out = Fraction(_count(usage.output) * price.output)
+    # Batch and quantized prices scale the input side as a whole: providers stack them with the cache multipliers.
+    if batch:
+        money_in *= _ratio(price.batch_input, price.input)
+        money_out *= _ratio(price.batch_output, price.output)
+    if quantized:
+        money_in *= _ratio(price.quantized_input, price.input)
+        money_out *= _ratio(price.quantized_output, price.output)
+    return _rounded(money_in + money_out)
+
+
+def _baseline_cached(facts: Facts, price: Price) -> int:
+    """The baseline as a customer with the provider's own prompt caching would pay it.
+
+    The share of the input that was read from a prompt cache is taken to be the same as it was for the model that
+    answered; a hit says nothing about it and counts as uncached.
+    """
+    usage = facts.usage
+    if facts.cache_hit or not usage.input:
+        return _plain(price, facts.baseline_input, usage.output)
+    cached = facts.baseline_input * usage.cached // usage.input
+    return _discounted(price, Usage(facts.baseline_input, usage.output, cached=min(cached, facts.baseline_input)))
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _ratio(part: int | None, whole: int) -> Fraction:
+    return Fraction(1) if part is None or whole == 0 else Fraction(part, whole)
+
+
+def _rounded(tokens_times_price: int | Fraction) -> int:
+    return _bounded(round_half_even(Fraction(tokens_times_price) / TOKENS_PER_PRICE))
+
+
+def _count(value: int) -> int:
+    if value < 0:
+        raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, f"{value} is negative", "usage")
+    return value
+
+
+def _bounded(amount: int) -> int:
+    if not 0 <= amount <= MAX_NANO_USD:
+        raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "the amount does not fit 64 bits", "usage")
+    return amount
+
+
+def _unknown(model: str) -> TenthError:
+    return TenthError(
+        Code.FAILED_PRECONDITION,
+        PRICE_UNKNOWN,
+        f"the price book has no confirmed price for {model!r}",
+        metadata={"model": model},
+    )

@@ -1,0 +1,118 @@
+"""The shared money messages of tenth.type.v1 to and from the plain types of ``mesh/receipt.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from tenth.type.v1 import receipt_pb2, usage_pb2
+
+from mesh import receipt
+
+_PRICE_FIELDS = (
+    ("cached_input", "cached_input_nano_usd_per_million_tokens"),
+    ("cache_write_5m", "cache_write_5m_nano_usd_per_million_tokens"),
+    ("cache_write_1h", "cache_write_1h_nano_usd_per_million_tokens"),
+    ("batch_input", "batch_input_nano_usd_per_million_tokens"),
+    ("batch_output", "batch_output_nano_usd_per_million_tokens"),
+    ("quantized_input", "quantized_input_nano_usd_per_million_tokens"),
+    ("quantized_output", "quantized_output_nano_usd_per_million_tokens"),
+    ("cpu_hour", "cpu_hour_nano_usd"),
+)
+
+
+def price_from_proto(message: receipt_pb2.Price) -> receipt.Price:
+    """A price without its dates and source."""
+    optional = {name: getattr(message, wire) for name, wire in _PRICE_FIELDS if message.HasField(cast(Any, wire))}
+    return receipt.Price(
+        model=message.model,
+        input=message.input_nano_usd_per_million_tokens,
+        output=message.output_nano_usd_per_million_tokens,
+        confirmed=message.confirmed,
+        **optional,
+    )
+
+
+def price_to_proto(price: receipt.Price) -> receipt_pb2.Price:
+    """A price message; dates and source are left for the caller to fill."""
+    message = receipt_pb2.Price(
+        model=price.model,
+        input_nano_usd_per_million_tokens=price.input,
+        output_nano_usd_per_million_tokens=price.output,
+        confirmed=price.confirmed,
+    )
+    for name, wire in _PRICE_FIELDS:
+        value = getattr(price, name)
+        if value is not None:
+            setattr(message, wire, value)
+    return message
+
+
+def usage_from_proto(message: usage_pb2.Usage) -> receipt.Usage:
+    """The token counts that money depends on."""
+    return receipt.Usage(
+        input=message.input_token_count,
+        output=message.output_token_count,
+        cached=message.cached_input_token_count,
+        write_5m=message.cache_write_5m_token_count,
+        write_1h=message.cache_write_1h_token_count,
+    )
+
+
+def facts_from_proto(message: receipt_pb2.ReceiptFacts) -> receipt.Facts:
+    """The facts that money depends on."""
+    return receipt.Facts(
+        baseline_model=message.baseline_model,
+        baseline_input=message.baseline_input_token_count,
+        model=message.model,
+        original_input=message.original_input_token_count,
+        usage=usage_from_proto(message.usage),
+        cache_hit=message.cache_hit,
+        batch=message.batch,
+        quantized=message.quantized,
+        failed=message.failed,
+        overheads=tuple(overhead_from_proto(item) for item in message.overheads),
+    )
+
+
+def overhead_from_proto(message: receipt_pb2.OverheadItem) -> receipt.Overhead:
+    """One overhead item without its kind."""
+    return receipt.Overhead(
+        model=message.model,
+        usage=usage_from_proto(message.usage),
+        compute_micros=message.compute_micros,
+        quantized=message.quantized,
+    )
+
+
+def build_receipt(
+    facts: receipt_pb2.ReceiptFacts, prices: receipt.PriceBook, state: receipt_pb2.ReceiptState.ValueType
+) -> receipt_pb2.Receipt:
+    """The whole receipt of some facts. Raises as ``mesh.receipt.compute`` does."""
+    amounts = receipt.compute(facts_from_proto(facts), prices)
+    result = receipt_pb2.Receipt(
+        facts=facts,
+        state=state,
+        baseline_nano_usd=amounts.baseline,
+        baseline_prompt_cached_nano_usd=amounts.baseline_prompt_cached,
+        savings=[
+            receipt_pb2.LayerSaving(layer=cast(receipt_pb2.Layer.ValueType, layer.value), saving_nano_usd=saving)
+            for layer, saving in amounts.savings.items()
+        ],
+        overhead_nano_usd=amounts.overhead,
+        actual_nano_usd=amounts.actual,
+    )
+    for item, cost in zip(result.facts.overheads, amounts.overhead_items, strict=True):
+        item.cost_nano_usd = cost
+    return result
+
+
+def price_book(messages: Iterable[receipt_pb2.Price], at_seconds: float) -> dict[str, receipt.Price]:
+    """The prices that hold at an instant, by model."""
+    book: dict[str, receipt.Price] = {}
+    for message in messages:
+        starts = message.valid_from_time.ToNanoseconds() / 1e9
+        ends = message.valid_to_time.ToNanoseconds() / 1e9 if message.HasField("valid_to_time") else None
+        if starts <= at_seconds and (ends is None or at_seconds < ends):
+            book[message.model] = price_from_proto(message)
+    return book
