@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atenth/cache/v1/cache.proto\x12\x0etenth.cache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tenth/type/v1/chat.proto\"]\n\x17LookupCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x8f\x02\n\x18LookupCompletionResponse\x12\'\n\x03hit\x18\x01 \x01(\x0b\x32\x18.tenth.cache.v1.CacheHitH\x00\x12&\n\x05lease\x18\x02 \x01(\x0b\x32\x15.tenth.cache.v1.LeaseH\x00\x12(\n\x06\x66ollow\x18\x03 \x01(\x0b\x32\x16.tenth.cache.v1.FlightH\x00\x12(\n\x06\x62ypass\x18\x04 \x01(\x0b\x32\x16.tenth.cache.v1.BypassH\x00\x12+\n\tembedding\x18\x05 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x16\n\x0e\x63ompute_micros\x18\x06 \x01(\x03\x42\t\n\x07outcome\"\xb7\x01\n\x08\x43\x61\x63heHit\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.tenth.cache.v1.HitKind\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\x12\x10\n\x08\x65ntry_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1b\n\x06\x46light\x12\x11\n\tflight_id\x18\x01 \x01(\t\"\x18\n\x06\x42ypass\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xcd\x01\n\x16StoreCompletionRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x31\n\x07request\x18\x02 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12-\n\ncompletion\x18\x03 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12+\n\tembedding\x18\x04 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x12\n\nshare_only\x18\x05 \x01(\x08\"F\n\x17StoreCompletionResponse\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x19\n\x11not_stored_reason\x18\x02 \x01(\t\"\x88\x01\n\x18PublishCompletionRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12-\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDelta\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x19.tenth.type.v1.Completion\"3\n\x19PublishCompletionResponse\x12\x16\n\x0e\x66ollower_count\x18\x01 \x01(\x05\",\n\x17\x46ollowCompletionRequest\x12\x11\n\tflight_id\x18\x01 \x01(\t\"\xae\x01\n\x18\x46ollowCompletionResponse\x12/\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12-\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.CompletionH\x00\x12)\n\x08promoted\x18\x03 \x01(\x0b\x32\x15.tenth.cache.v1.LeaseH\x00\x42\x07\n\x05\x65vent\"\'\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"U\n\rEmbedResponse\x12,\n\nembeddings\x18\x01 \x03(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x16\n\x0e\x63ompute_micros\x18\x02 \x01(\x03\"Q\n\x1aReportAnswerQualityRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x08\x12\x10\n\x08question\x18\x03 \x01(\t\".\n\x1bReportAnswerQualityResponse\x12\x0f\n\x07retired\x18\x01 \x01(\x08\"b\n\x14InspectLookupRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x17\n\x0f\x63\x61ndidate_count\x18\x02 \x01(\x05\"i\n\tCandidate\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\x12\x13\n\x0bwould_serve\x18\x04 \x01(\x08\x12\x0f\n\x07reasons\x18\x05 \x03(\t\"\x91\x01\n\x15InspectLookupResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12-\n\ncandidates\x18\x03 \x03(\x0b\x32\x19.tenth.cache.v1.Candidate\x12\x15\n\rembedded_text\x18\x04 \x01(\t\x12\x11\n\texact_key\x18\x05 \x01(\t\"\xe2\x01\n\x18InvalidateEntriesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tentry_ids\x18\x02 \x03(\t\x12\x13\n\x0b\x64ocument_id\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12@\n\x04tags\x18\x05 \x03(\x0b\x32\x32.tenth.cache.v1.InvalidateEntriesRequest.TagsEntry\x12\x0b\n\x03\x61ll\x18\x06 \x01(\x08\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x19InvalidateEntriesResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\"+\n\x18\x44\x65leteUserEntriesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"0\n\x19\x44\x65leteUserEntriesResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\"$\n\x0fGetStatsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xa7\x02\n\x10GetStatsResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x65xact_hit_count\x18\x02 \x01(\x03\x12\x1a\n\x12semantic_hit_count\x18\x03 \x01(\x03\x12\x14\n\x0c\x66ollow_count\x18\x04 \x01(\x03\x12\x12\n\nmiss_count\x18\x05 \x01(\x03\x12I\n\rbypass_counts\x18\x06 \x03(\x0b\x32\x32.tenth.cache.v1.GetStatsResponse.BypassCountsEntry\x12\x10\n\x08\x65mbedder\x18\x07 \x01(\t\x12\r\n\x05store\x18\x08 \x01(\t\x1a\x33\n\x11\x42ypassCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*N\n\x07HitKind\x12\x18\n\x14HIT_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eHIT_KIND_EXACT\x10\x01\x12\x15\n\x11HIT_KIND_SEMANTIC\x10\x02\x32\xc0\x08\n\x0c\x43\x61\x63heService\x12\x65\n\x10LookupCompletion\x12\'.tenth.cache.v1.LookupCompletionRequest\x1a(.tenth.cache.v1.LookupCompletionResponse\x12\x62\n\x0fStoreCompletion\x12&.tenth.cache.v1.StoreCompletionRequest\x1a\'.tenth.cache.v1.StoreCompletionResponse\x12j\n\x11PublishCompletion\x12(.tenth.cache.v1.PublishCompletionRequest\x1a).tenth.cache.v1.PublishCompletionResponse(\x01\x12g\n\x10\x46ollowCompletion\x12\'.tenth.cache.v1.FollowCompletionRequest\x1a(.tenth.cache.v1.FollowCompletionResponse0\x01\x12Y\n\x0cReleaseLease\x12#.tenth.cache.v1.ReleaseLeaseRequest\x1a$.tenth.cache.v1.ReleaseLeaseResponse\x12\x44\n\x05\x45mbed\x12\x1c.tenth.cache.v1.EmbedRequest\x1a\x1d.tenth.cache.v1.EmbedResponse\x12n\n\x13ReportAnswerQuality\x12*.tenth.cache.v1.ReportAnswerQualityRequest\x1a+.tenth.cache.v1.ReportAnswerQualityResponse\x12\\\n\rInspectLookup\x12$.tenth.cache.v1.InspectLookupRequest\x1a%.tenth.cache.v1.InspectLookupResponse\x12h\n\x11InvalidateEntries\x12(.tenth.cache.v1.InvalidateEntriesRequest\x1a).tenth.cache.v1.InvalidateEntriesResponse\x12h\n\x11\x44\x65leteUserEntries\x12(.tenth.cache.v1.DeleteUserEntriesRequest\x1a).tenth.cache.v1.DeleteUserEntriesResponse\x12M\n\x08GetStats\x12\x1f.tenth.cache.v1.GetStatsRequest\x1a .tenth.cache.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atenth/cache/v1/cache.proto\x12\x0etenth.cache.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tenth/type/v1/chat.proto\"]\n\x17LookupCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\x8f\x02\n\x18LookupCompletionResponse\x12\'\n\x03hit\x18\x01 \x01(\x0b\x32\x18.tenth.cache.v1.CacheHitH\x00\x12&\n\x05lease\x18\x02 \x01(\x0b\x32\x15.tenth.cache.v1.LeaseH\x00\x12(\n\x06\x66ollow\x18\x03 \x01(\x0b\x32\x16.tenth.cache.v1.FlightH\x00\x12(\n\x06\x62ypass\x18\x04 \x01(\x0b\x32\x16.tenth.cache.v1.BypassH\x00\x12+\n\tembedding\x18\x05 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x16\n\x0e\x63ompute_micros\x18\x06 \x01(\x03\x42\t\n\x07outcome\"\xb7\x01\n\x08\x43\x61\x63heHit\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.tenth.cache.v1.HitKind\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\x12\x10\n\x08\x65ntry_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1b\n\x06\x46light\x12\x11\n\tflight_id\x18\x01 \x01(\t\"\x18\n\x06\x42ypass\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xcd\x01\n\x16StoreCompletionRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x31\n\x07request\x18\x02 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12-\n\ncompletion\x18\x03 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12+\n\tembedding\x18\x04 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x12\n\nshare_only\x18\x05 \x01(\x08\"F\n\x17StoreCompletionResponse\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x19\n\x11not_stored_reason\x18\x02 \x01(\t\"\x88\x01\n\x18PublishCompletionRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12-\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDelta\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x19.tenth.type.v1.Completion\"3\n\x19PublishCompletionResponse\x12\x16\n\x0e\x66ollower_count\x18\x01 \x01(\x05\",\n\x17\x46ollowCompletionRequest\x12\x11\n\tflight_id\x18\x01 \x01(\t\"\xae\x01\n\x18\x46ollowCompletionResponse\x12/\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12-\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.CompletionH\x00\x12)\n\x08promoted\x18\x03 \x01(\x0b\x32\x15.tenth.cache.v1.LeaseH\x00\x42\x07\n\x05\x65vent\"C\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x1a\n\x12only_if_unfollowed\x18\x02 \x01(\x08\"@\n\x14ReleaseLeaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12\x16\n\x0e\x66ollower_count\x18\x02 \x01(\x05\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\"U\n\rEmbedResponse\x12,\n\nembeddings\x18\x01 \x03(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x16\n\x0e\x63ompute_micros\x18\x02 \x01(\x03\"Q\n\x1aReportAnswerQualityRequest\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63orrect\x18\x02 \x01(\x08\x12\x10\n\x08question\x18\x03 \x01(\t\".\n\x1bReportAnswerQualityResponse\x12\x0f\n\x07retired\x18\x01 \x01(\x08\"b\n\x14InspectLookupRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x17\n\x0f\x63\x61ndidate_count\x18\x02 \x01(\x05\"i\n\tCandidate\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\x12\x13\n\x0bwould_serve\x18\x04 \x01(\x08\x12\x0f\n\x07reasons\x18\x05 \x03(\t\"\x91\x01\n\x15InspectLookupResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12-\n\ncandidates\x18\x03 \x03(\x0b\x32\x19.tenth.cache.v1.Candidate\x12\x15\n\rembedded_text\x18\x04 \x01(\t\x12\x11\n\texact_key\x18\x05 \x01(\t\"\xe2\x01\n\x18InvalidateEntriesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tentry_ids\x18\x02 \x03(\t\x12\x13\n\x0b\x64ocument_id\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12@\n\x04tags\x18\x05 \x03(\x0b\x32\x32.tenth.cache.v1.InvalidateEntriesRequest.TagsEntry\x12\x0b\n\x03\x61ll\x18\x06 \x01(\x08\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x19InvalidateEntriesResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\"+\n\x18\x44\x65leteUserEntriesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"0\n\x19\x44\x65leteUserEntriesResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\"$\n\x0fGetStatsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xa7\x02\n\x10GetStatsResponse\x12\x13\n\x0b\x65ntry_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x65xact_hit_count\x18\x02 \x01(\x03\x12\x1a\n\x12semantic_hit_count\x18\x03 \x01(\x03\x12\x14\n\x0c\x66ollow_count\x18\x04 \x01(\x03\x12\x12\n\nmiss_count\x18\x05 \x01(\x03\x12I\n\rbypass_counts\x18\x06 \x03(\x0b\x32\x32.tenth.cache.v1.GetStatsResponse.BypassCountsEntry\x12\x10\n\x08\x65mbedder\x18\x07 \x01(\t\x12\r\n\x05store\x18\x08 \x01(\t\x1a\x33\n\x11\x42ypassCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*N\n\x07HitKind\x12\x18\n\x14HIT_KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eHIT_KIND_EXACT\x10\x01\x12\x15\n\x11HIT_KIND_SEMANTIC\x10\x02\x32\xc0\x08\n\x0c\x43\x61\x63heService\x12\x65\n\x10LookupCompletion\x12\'.tenth.cache.v1.LookupCompletionRequest\x1a(.tenth.cache.v1.LookupCompletionResponse\x12\x62\n\x0fStoreCompletion\x12&.tenth.cache.v1.StoreCompletionRequest\x1a\'.tenth.cache.v1.StoreCompletionResponse\x12j\n\x11PublishCompletion\x12(.tenth.cache.v1.PublishCompletionRequest\x1a).tenth.cache.v1.PublishCompletionResponse(\x01\x12g\n\x10\x46ollowCompletion\x12\'.tenth.cache.v1.FollowCompletionRequest\x1a(.tenth.cache.v1.FollowCompletionResponse0\x01\x12Y\n\x0cReleaseLease\x12#.tenth.cache.v1.ReleaseLeaseRequest\x1a$.tenth.cache.v1.ReleaseLeaseResponse\x12\x44\n\x05\x45mbed\x12\x1c.tenth.cache.v1.EmbedRequest\x1a\x1d.tenth.cache.v1.EmbedResponse\x12n\n\x13ReportAnswerQuality\x12*.tenth.cache.v1.ReportAnswerQualityRequest\x1a+.tenth.cache.v1.ReportAnswerQualityResponse\x12\\\n\rInspectLookup\x12$.tenth.cache.v1.InspectLookupRequest\x1a%.tenth.cache.v1.InspectLookupResponse\x12h\n\x11InvalidateEntries\x12(.tenth.cache.v1.InvalidateEntriesRequest\x1a).tenth.cache.v1.InvalidateEntriesResponse\x12h\n\x11\x44\x65leteUserEntries\x12(.tenth.cache.v1.DeleteUserEntriesRequest\x1a).tenth.cache.v1.DeleteUserEntriesResponse\x12M\n\x08GetStats\x12\x1f.tenth.cache.v1.GetStatsRequest\x1a .tenth.cache.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVALIDATEENTRIESREQUEST_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATSRESPONSE_BYPASSCOUNTSENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_BYPASSCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_HITKIND']._serialized_start=2888
-  _globals['_HITKIND']._serialized_end=2966
+  _globals['_HITKIND']._serialized_start=2958
+  _globals['_HITKIND']._serialized_end=3036
   _globals['_LOOKUPCOMPLETIONREQUEST']._serialized_start=137
   _globals['_LOOKUPCOMPLETIONREQUEST']._serialized_end=230
   _globals['_LOOKUPCOMPLETIONRESPONSE']._serialized_start=233
@@ -65,39 +65,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOLLOWCOMPLETIONRESPONSE']._serialized_start=1333
   _globals['_FOLLOWCOMPLETIONRESPONSE']._serialized_end=1507
   _globals['_RELEASELEASEREQUEST']._serialized_start=1509
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1548
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1550
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1572
-  _globals['_EMBEDREQUEST']._serialized_start=1574
-  _globals['_EMBEDREQUEST']._serialized_end=1603
-  _globals['_EMBEDRESPONSE']._serialized_start=1605
-  _globals['_EMBEDRESPONSE']._serialized_end=1690
-  _globals['_REPORTANSWERQUALITYREQUEST']._serialized_start=1692
-  _globals['_REPORTANSWERQUALITYREQUEST']._serialized_end=1773
-  _globals['_REPORTANSWERQUALITYRESPONSE']._serialized_start=1775
-  _globals['_REPORTANSWERQUALITYRESPONSE']._serialized_end=1821
-  _globals['_INSPECTLOOKUPREQUEST']._serialized_start=1823
-  _globals['_INSPECTLOOKUPREQUEST']._serialized_end=1921
-  _globals['_CANDIDATE']._serialized_start=1923
-  _globals['_CANDIDATE']._serialized_end=2028
-  _globals['_INSPECTLOOKUPRESPONSE']._serialized_start=2031
-  _globals['_INSPECTLOOKUPRESPONSE']._serialized_end=2176
-  _globals['_INVALIDATEENTRIESREQUEST']._serialized_start=2179
-  _globals['_INVALIDATEENTRIESREQUEST']._serialized_end=2405
-  _globals['_INVALIDATEENTRIESREQUEST_TAGSENTRY']._serialized_start=2362
-  _globals['_INVALIDATEENTRIESREQUEST_TAGSENTRY']._serialized_end=2405
-  _globals['_INVALIDATEENTRIESRESPONSE']._serialized_start=2407
-  _globals['_INVALIDATEENTRIESRESPONSE']._serialized_end=2455
-  _globals['_DELETEUSERENTRIESREQUEST']._serialized_start=2457
-  _globals['_DELETEUSERENTRIESREQUEST']._serialized_end=2500
-  _globals['_DELETEUSERENTRIESRESPONSE']._serialized_start=2502
-  _globals['_DELETEUSERENTRIESRESPONSE']._serialized_end=2550
-  _globals['_GETSTATSREQUEST']._serialized_start=2552
-  _globals['_GETSTATSREQUEST']._serialized_end=2588
-  _globals['_GETSTATSRESPONSE']._serialized_start=2591
-  _globals['_GETSTATSRESPONSE']._serialized_end=2886
-  _globals['_GETSTATSRESPONSE_BYPASSCOUNTSENTRY']._serialized_start=2835
-  _globals['_GETSTATSRESPONSE_BYPASSCOUNTSENTRY']._serialized_end=2886
-  _globals['_CACHESERVICE']._serialized_start=2969
-  _globals['_CACHESERVICE']._serialized_end=4057
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1576
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1578
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1642
+  _globals['_EMBEDREQUEST']._serialized_start=1644
+  _globals['_EMBEDREQUEST']._serialized_end=1673
+  _globals['_EMBEDRESPONSE']._serialized_start=1675
+  _globals['_EMBEDRESPONSE']._serialized_end=1760
+  _globals['_REPORTANSWERQUALITYREQUEST']._serialized_start=1762
+  _globals['_REPORTANSWERQUALITYREQUEST']._serialized_end=1843
+  _globals['_REPORTANSWERQUALITYRESPONSE']._serialized_start=1845
+  _globals['_REPORTANSWERQUALITYRESPONSE']._serialized_end=1891
+  _globals['_INSPECTLOOKUPREQUEST']._serialized_start=1893
+  _globals['_INSPECTLOOKUPREQUEST']._serialized_end=1991
+  _globals['_CANDIDATE']._serialized_start=1993
+  _globals['_CANDIDATE']._serialized_end=2098
+  _globals['_INSPECTLOOKUPRESPONSE']._serialized_start=2101
+  _globals['_INSPECTLOOKUPRESPONSE']._serialized_end=2246
+  _globals['_INVALIDATEENTRIESREQUEST']._serialized_start=2249
+  _globals['_INVALIDATEENTRIESREQUEST']._serialized_end=2475
+  _globals['_INVALIDATEENTRIESREQUEST_TAGSENTRY']._serialized_start=2432
+  _globals['_INVALIDATEENTRIESREQUEST_TAGSENTRY']._serialized_end=2475
+  _globals['_INVALIDATEENTRIESRESPONSE']._serialized_start=2477
+  _globals['_INVALIDATEENTRIESRESPONSE']._serialized_end=2525
+  _globals['_DELETEUSERENTRIESREQUEST']._serialized_start=2527
+  _globals['_DELETEUSERENTRIESREQUEST']._serialized_end=2570
+  _globals['_DELETEUSERENTRIESRESPONSE']._serialized_start=2572
+  _globals['_DELETEUSERENTRIESRESPONSE']._serialized_end=2620
+  _globals['_GETSTATSREQUEST']._serialized_start=2622
+  _globals['_GETSTATSREQUEST']._serialized_end=2658
+  _globals['_GETSTATSRESPONSE']._serialized_start=2661
+  _globals['_GETSTATSRESPONSE']._serialized_end=2956
+  _globals['_GETSTATSRESPONSE_BYPASSCOUNTSENTRY']._serialized_start=2905
+  _globals['_GETSTATSRESPONSE_BYPASSCOUNTSENTRY']._serialized_end=2956
+  _globals['_CACHESERVICE']._serialized_start=3039
+  _globals['_CACHESERVICE']._serialized_end=4127
 # @@protoc_insertion_point(module_scope)

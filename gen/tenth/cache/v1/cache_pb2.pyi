@@ -435,16 +435,20 @@ class ReleaseLeaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    ONLY_IF_UNFOLLOWED_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """The lease."""
+    only_if_unfollowed: _builtins.bool
+    """True: only if nobody follows (the caller left: followers still want the answer)."""
     def __init__(
         self,
         *,
         lease_id: _builtins.str = ...,
+        only_if_unfollowed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "only_if_unfollowed", b"only_if_unfollowed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,12 +460,21 @@ class ReleaseLeaseResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RELEASED_FIELD_NUMBER: _builtins.int
+    FOLLOWER_COUNT_FIELD_NUMBER: _builtins.int
+    released: _builtins.bool
+    """True when the lease is given up, or was not known any more."""
+    follower_count: _builtins.int
+    """How many follow."""
     def __init__(
         self,
+        *,
+        released: _builtins.bool = ...,
+        follower_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follower_count", b"follower_count", "released", b"released"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -808,12 +808,17 @@ class Completion(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    BASELINE_INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     model: _builtins.str
     """The catalogue model that answered."""
     tier: Global___Tier.ValueType
     """The tier of that model."""
+    baseline_input_token_count: _builtins.int
+    """The original prompt's tokens for the tenant's baseline model. Kept with a stored answer, so that the receipt of
+    a hit needs no tokenizer.
+    """
     @_builtins.property
     def message(self) -> Global___ChatMessage:
         """The assistant's message."""
@@ -835,10 +840,11 @@ class Completion(_message.Message):
         tier: Global___Tier.ValueType = ...,
         usage: _usage_pb2.Usage | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        baseline_input_token_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "logprobs", b"logprobs", "message", b"message", "model", b"model", "tier", b"tier", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_input_token_count", b"baseline_input_token_count", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "message", b"message", "model", b"model", "tier", b"tier", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -284,6 +284,7 @@ class ReceiptFacts(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     CACHE_HIT_KIND_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_UNKNOWN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     tenant_id: _builtins.str
@@ -322,6 +323,10 @@ class ReceiptFacts(_message.Message):
     """Which exact part of the cache hit: "exact", "semantic", "follow"; empty on a miss."""
     cancelled: _builtins.bool
     """True when the caller left before the answer ended; what was emitted is billed."""
+    attempts_unknown: _builtins.bool
+    """True when the orchestrator does not know what its attempts used (a stream cut off, a caller gone): the ledger
+    completes the receipt from inference's own records.
+    """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for reports."""
@@ -374,10 +379,11 @@ class ReceiptFacts(_message.Message):
         tier: _chat_pb2.Tier.ValueType = ...,
         cache_hit_kind: _builtins.str = ...,
         cancelled: _builtins.bool = ...,
+        attempts_unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "baseline_input_token_count", b"baseline_input_token_count", "baseline_model", b"baseline_model", "batch", b"batch", "cache_hit", b"cache_hit", "cache_hit_kind", b"cache_hit_kind", "cancelled", b"cancelled", "create_time", b"create_time", "end_time", b"end_time", "failed", b"failed", "hops", b"hops", "model", b"model", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantized", b"quantized", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tenant_id", b"tenant_id", "tier", b"tier", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts_unknown", b"attempts_unknown", "baseline_input_token_count", b"baseline_input_token_count", "baseline_model", b"baseline_model", "batch", b"batch", "cache_hit", b"cache_hit", "cache_hit_kind", b"cache_hit_kind", "cancelled", b"cancelled", "create_time", b"create_time", "end_time", b"end_time", "failed", b"failed", "hops", b"hops", "model", b"model", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantized", b"quantized", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tenant_id", b"tenant_id", "tier", b"tier", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
