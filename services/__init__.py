@@ -1,0 +1,1 @@
+"""The deployables of Tenth: one folder each."""

@@ -1,0 +1,1 @@
+"""The orchestrator: one call, five layers, an answer and its receipt. Start at flow.py."""

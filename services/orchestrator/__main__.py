@@ -1,0 +1,94 @@
+"""Wiring of the orchestrator: ``python -m services.orchestrator``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from random import SystemRandom
+
+from tenth.cache.v1 import cache_pb2_grpc
+from tenth.compressor.v1 import compressor_pb2_grpc
+from tenth.inference.v1 import inference_pb2_grpc
+from tenth.ledger.v1 import ledger_pb2_grpc
+from tenth.orchestrator.v1 import orchestrator_pb2_grpc
+from tenth.router.v1 import router_pb2_grpc
+
+from mesh.auth import Authenticator, Signer, read_key
+from mesh.channel import MeshChannel, connect
+from mesh.server import MeshServer
+from mesh.settings import MeshSettings, load
+from mesh.telemetry import start_telemetry
+from services.orchestrator.admission import Admission
+from services.orchestrator.background import Background
+from services.orchestrator.explain import Explain
+from services.orchestrator.flow import Flow
+from services.orchestrator.generation import Generation
+from services.orchestrator.outbox import Outbox
+from services.orchestrator.runs import Runs
+from services.orchestrator.servicer import OrchestratorServicer
+from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.settlement import Settlement
+from services.orchestrator.snapshot import Snapshot
+from services.orchestrator.steps import Steps, Stubs
+
+SERVICE = "tenth.orchestrator.v1.OrchestratorService"
+RETRYABLE = {
+    "cache": [("tenth.cache.v1.CacheService", "ReleaseLease"), ("tenth.cache.v1.CacheService", "StoreCompletion")],
+    "ledger": [("tenth.ledger.v1.LedgerService", name) for name in ("ReserveFunds", "ReleaseFunds")],
+}
+
+
+async def main() -> None:
+    """Run until SIGTERM; then drain, finish background work, settle what can be settled."""
+    mesh, settings = load(MeshSettings), load(OrchestratorSettings)
+    async with AsyncExitStack() as stack:
+        telemetry = start_telemetry("orchestrator", mesh)
+        stack.callback(telemetry.close)
+        key = read_key(mesh.identity_key_file)
+        signer = Signer(key, "orchestrator")
+
+        async def dial(name: str, target: str, *, sharded: bool = False) -> MeshChannel:
+            retryable = RETRYABLE.get(name, [])
+            channel = connect(target, mesh, telemetry, signer, retryable=retryable, sharded=sharded)
+            return await stack.enter_async_context(channel)
+
+        ledger = await dial("ledger", settings.ledger_address)
+        cache = cache_pb2_grpc.CacheServiceStub(await dial("cache", settings.cache_address, sharded=True))
+        router = router_pb2_grpc.RouterServiceStub(await dial("router", settings.router_address))
+        compressor = compressor_pb2_grpc.CompressorServiceStub(await dial("compressor", settings.compressor_address))
+        inference = inference_pb2_grpc.InferenceServiceStub(await dial("inference", settings.inference_address))
+        stubs = Stubs(cache, router, compressor, ledger_pb2_grpc.LedgerServiceStub(ledger))
+
+        outbox = Outbox(mesh.data_dir / "outbox.sqlite", settings.replay_ttl_seconds, time.time)
+        stack.callback(outbox.close)
+        settlement = await stack.enter_async_context(Settlement(stubs.ledger, outbox, settings))
+        background, runs = Background(), Runs()
+        stack.push_async_callback(background.drain, settings.background_cap_seconds)
+        stack.push_async_callback(runs.drain)
+        snapshot = Snapshot(stubs.ledger, router, mesh.data_dir, time.time)
+        following = asyncio.create_task(snapshot.follow(settings.snapshot_interval_seconds))
+        stack.callback(following.cancel)
+
+        flow = Flow(
+            Steps(stubs, settings, snapshot, background), Generation(inference), cache, outbox, background, settings
+        )
+        servicer = OrchestratorServicer(
+            Admission(snapshot, settings, time.time, SystemRandom()),
+            flow,
+            runs,
+            outbox,
+            Explain(cache, router, compressor),
+            cache,
+            router,
+            ledger_pb2_grpc.LedgerReadServiceStub(ledger),
+            settings,
+        )
+        pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}
+        server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)
+        server.add(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer, SERVICE)
+        await server.serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,101 @@
+"""Admission: form, identity, tenant, rate and prices, all from memory. Nothing is written and nothing spent here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from random import Random
+from uuid import UUID
+
+from tenth.type.v1 import chat_pb2
+
+from mesh.auth import act_for
+from mesh.errors import Code, TenthError
+from mesh.receipt import price_of
+from mesh.telemetry import current_trace_id
+from services.orchestrator.call import Call
+from services.orchestrator.errors import Reason
+from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.snapshot import Snapshot
+from services.orchestrator.validation import validate
+
+_MAX_TRACKED_TENANTS = 100_000
+
+
+class RateLimiter:
+    """Requests per minute by tenant: a token bucket each, refilled continuously. Holds for this replica."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def admit(self, tenant_id: str, per_minute: int) -> None:
+        """Take one request out of the tenant's bucket. Raises RATE_LIMITED with the time until the next."""
+        if per_minute <= 0:
+            return
+        now = self._now()
+        level, since = self._buckets.get(tenant_id, (float(per_minute), now))
+        level = min(per_minute, level + (now - since) * per_minute / 60)
+        if level < 1:
+            raise TenthError(
+                Code.RESOURCE_EXHAUSTED,
+                Reason.RATE_LIMITED,
+                f"tenant {tenant_id} has used its {per_minute} requests per minute",
+                retry_after_seconds=(1 - level) * 60 / per_minute,
+            )
+        if len(self._buckets) >= _MAX_TRACKED_TENANTS:
+            self._buckets.clear()
+        self._buckets[tenant_id] = (level - 1, now)
+
+
+class Admission:
+    """Turns a request into a call, or refuses it."""
+
+    def __init__(
+        self, snapshot: Snapshot, settings: OrchestratorSettings, now: Callable[[], float], random: Random
+    ) -> None:
+        self._snapshot = snapshot
+        self._settings = settings
+        self._now = now
+        self._random = random
+        self._rate = RateLimiter(now)
+
+    def identify(self, request: chat_pb2.CompletionRequest) -> bytes:
+        """Check the form, give the request an id if it has none; returns the payload's digest."""
+        validate(request, self._settings.max_prompt_bytes)
+        if not request.request_id:
+            request.request_id = str(UUID(int=self._random.getrandbits(128), version=4))
+        return payload_digest(request)
+
+    def admit(self, request: chat_pb2.CompletionRequest, digest: bytes, *, streaming: bool) -> Call:
+        """Check identity, tenant, rate and the baseline's price."""
+        identity = act_for(request.user_id, request.project_id)
+        tenant = self._snapshot.tenant(identity.tenant_id)
+        created = self._now()
+        prices = self._snapshot.prices(created)
+        price_of(tenant.baseline_model, prices)
+        self._rate.admit(identity.tenant_id, tenant.max_requests_per_minute)
+        if not request.sampling.HasField("max_output_tokens"):
+            request.sampling.max_output_tokens = self._settings.default_max_output_tokens
+        return Call(
+            request=request,
+            digest=digest,
+            identity=identity,
+            tenant=tenant,
+            prices=prices,
+            price_book_version=self._snapshot.price_book_version,
+            created=created,
+            trace_id=current_trace_id(),
+            streaming=streaming,
+            # Attempts are numbered from a random base: a retry of the same request on another replica, or after a
+            # crash, must never share a number with an attempt that was really paid for.
+            attempt_base=self._random.randrange(1, 2_000_000) * 1000,
+        )
+
+
+def payload_digest(request: chat_pb2.CompletionRequest) -> bytes:
+    """SHA-256 of what the request asks for, its id left out."""
+    plain = chat_pb2.CompletionRequest()
+    plain.CopyFrom(request)
+    plain.ClearField("request_id")
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()

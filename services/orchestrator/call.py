@@ -1,0 +1,170 @@
+"""One request on its way through the flow: what was admitted, decided and spent so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tenth.ledger.v1 import ledger_pb2
+from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
+
+from mesh.auth import Identity
+from mesh.errors import Code, TenthError, deadline_exceeded
+from mesh.receipt import Price
+from mesh.status import detail
+
+OK = receipt_pb2.HOP_OUTCOME_OK
+SKIPPED = receipt_pb2.HOP_OUTCOME_SKIPPED
+DISABLED = receipt_pb2.HOP_OUTCOME_DISABLED
+DEGRADED = receipt_pb2.HOP_OUTCOME_DEGRADED
+
+_ANSWERS = frozenset(
+    (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.NOT_FOUND, Code.OUT_OF_RANGE, Code.ALREADY_EXISTS)
+)
+
+
+def is_down(error: TenthError) -> bool:
+    """True when a hop did not do its work (down, late, broken, misconfigured); False when it answered "no"."""
+    return error.code not in _ANSWERS
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The model that shall answer."""
+
+    model: str
+    tier: chat_pb2.Tier.ValueType
+    reason: str
+    strategy: str = ""
+    degraded: bool = False
+    context_window_tokens: int = 0
+    self_hosted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is sent, with its token counts."""
+
+    messages: tuple[chat_pb2.ChatMessage, ...]
+    chunks: tuple[chat_pb2.RetrievedChunk, ...]
+    original_tokens: int
+    sent_tokens: int
+    baseline_tokens: int
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A whole answer from a model."""
+
+    completion: chat_pb2.Completion
+    quantized: bool
+
+
+@dataclass(slots=True)
+class Call:
+    """The state of one request."""
+
+    request: chat_pb2.CompletionRequest
+    digest: bytes
+    identity: Identity
+    tenant: ledger_pb2.TenantPolicy
+    prices: Mapping[str, Price]
+    price_book_version: int
+    created: float
+    trace_id: str
+    streaming: bool
+    attempt_base: int
+    hops: list[receipt_pb2.Hop] = field(default_factory=list)
+    overheads: list[receipt_pb2.OverheadItem] = field(default_factory=list)
+    compute_micros: int = 0
+    attempts: int = 0
+    attempts_unknown: bool = False
+    reservation_id: str = ""
+    downgraded: bool = False
+    excluded: list[str] = field(default_factory=list)
+    sent_text: str = ""
+    """Answer text that the caller has already received."""
+
+    def disabled(self, layer: str) -> bool:
+        """True when a kill switch turned a layer off for this tenant."""
+        return layer in self.tenant.disabled_layers
+
+    @contextmanager
+    def hop(self, name: str) -> Iterator[receipt_pb2.Hop]:
+        """Time a hop and note what became of it; the body sets outcome and reason."""
+        hop = receipt_pb2.Hop(name=name, outcome=OK)
+        started = time.perf_counter()
+        try:
+            yield hop
+        finally:
+            hop.duration.FromNanoseconds(int((time.perf_counter() - started) * 1e9))
+            self.hops.append(hop)
+
+    def skip(self, name: str, outcome: receipt_pb2.HopOutcome.ValueType, reason: str) -> None:
+        """Note a hop that was not asked."""
+        self.hops.append(receipt_pb2.Hop(name=name, outcome=outcome, reason=reason))
+
+    def next_attempt(self) -> int:
+        """The number of the attempt that begins now."""
+        self.attempts += 1
+        return self.attempt_base + self.attempts
+
+    def note_failed_attempt(self, model: str, error: TenthError) -> None:
+        """Put what a failed attempt spent on the receipt; without word of it, the ledger asks inference's records."""
+        spent = detail(error, receipt_pb2.SpentDetail)
+        if isinstance(spent, receipt_pb2.SpentDetail):
+            self.overheads.extend(spent.attempts)
+        else:
+            self.attempts_unknown = True
+
+    def facts(self, now: float) -> receipt_pb2.ReceiptFacts:
+        """The receipt's facts as far as they do not depend on the outcome."""
+        overheads = list(self.overheads)
+        if self.compute_micros and "cpu" in self.prices:
+            overheads.append(receipt_pb2.OverheadItem(kind="compute", compute_micros=self.compute_micros))
+        facts = receipt_pb2.ReceiptFacts(
+            request_id=self.request.request_id,
+            tenant_id=self.identity.tenant_id,
+            user_id=self.identity.user_id,
+            project_id=self.identity.project_id,
+            tags=self.request.tags,
+            price_book_version=self.price_book_version,
+            baseline_model=self.tenant.baseline_model,
+            overheads=overheads,
+            reservation_id=self.reservation_id,
+            trace_id=self.trace_id,
+            hops=self.hops,
+        )
+        facts.create_time.FromNanoseconds(int(self.created * 1e9))
+        facts.end_time.FromNanoseconds(int(now * 1e9))
+        return facts
+
+    def failed_facts(self, now: float, *, cancelled: bool) -> receipt_pb2.ReceiptFacts:
+        """Facts of a request without an answer: everything spent is overhead."""
+        facts = self.facts(now)
+        facts.failed = True
+        facts.cancelled = cancelled
+        facts.attempts_unknown = self.attempts > 0 and (cancelled or self.attempts_unknown)
+        return facts
+
+    def hit_facts(
+        self, now: float, completion: chat_pb2.Completion, kind: str, baseline_tokens: int
+    ) -> receipt_pb2.ReceiptFacts:
+        """Facts of a request answered without a model."""
+        facts = self.facts(now)
+        facts.cache_hit = True
+        facts.cache_hit_kind = kind
+        facts.model = completion.model
+        facts.tier = completion.tier
+        facts.usage.CopyFrom(usage_pb2.Usage(output_token_count=completion.usage.output_token_count))
+        facts.baseline_input_token_count = baseline_tokens
+        return facts
+
+
+def check_deadline(error: TenthError, remaining_seconds: float | None) -> None:
+    """A hop that was late because the whole request is late: then the request has failed, not the hop."""
+    if error.code is Code.DEADLINE_EXCEEDED and remaining_seconds is not None and remaining_seconds <= 0.02:
+        raise deadline_exceeded() from error

@@ -1,0 +1,338 @@
+"""One request, top to bottom. Start here.
+
+    caller -> admit -> 1 cache -> 2 router -> 3 compressor -> 4 ledger -> 5 inference -> receipt -> answer
+                                                                              (7 cache store in the background)
+
+What happens when a hop is down or late (each step's code is in steps.py, generation.py, leader.py, outbox.py):
+
+| hop              | when it is down or late                                                        |
+|------------------|--------------------------------------------------------------------------------|
+| cache lookup     | MISS: treated as a miss                                                        |
+| router           | DEFAULT_TIER: the default tier within the caller's bounds, marked              |
+| compressor       | UNCHANGED: the prompt goes out as it is, tokens estimated                      |
+| ledger reserve   | REFUSE_IF_HARD_BUDGET: UNAVAILABLE; without a hard budget a local lease        |
+| inference        | NEXT_MODEL: held while the service restarts, else the next model of the tier;  |
+|                  | after the first piece: greedy own models continue, others fail with the spend  |
+| cache store      | DROP: dropped and counted                                                      |
+| ledger settle    | OUTBOX: durable local outbox, delivered when it is back                        |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
+from tenth.ledger.v1 import ledger_pb2
+from tenth.orchestrator.v1 import orchestrator_pb2
+from tenth.type.v1 import chat_pb2, receipt_pb2
+
+from mesh import telemetry
+from mesh.errors import Code, TenthError
+from mesh.status import detail
+from mesh.wire import build_receipt
+from services.orchestrator import policy
+from services.orchestrator.background import Background
+from services.orchestrator.call import Call, Generated, Prompt, Route, is_down
+from services.orchestrator.errors import Reason
+from services.orchestrator.generation import Assembly, Generation, whole_delta
+from services.orchestrator.leader import Leader
+from services.orchestrator.outbox import Outbox
+from services.orchestrator.policy import IfDown
+from services.orchestrator.runs import Answer, Run
+from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.steps import Steps, tier_value
+
+IF_DOWN = {
+    "cache.LookupCompletion": IfDown.MISS,
+    "router.SelectModel": IfDown.DEFAULT_TIER,
+    "compressor.CompressPrompt": IfDown.UNCHANGED,
+    "ledger.ReserveFunds": IfDown.REFUSE_IF_HARD_BUDGET,
+    "inference.GenerateText": IfDown.NEXT_MODEL,
+    "cache.StoreCompletion": IfDown.DROP,
+    "ledger.SettleReceipts": IfDown.OUTBOX,
+}
+
+
+class Flow:
+    """Carries requests through the five layers."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        generation: Generation,
+        cache: cache_pb2_grpc.CacheServiceAsyncStub,
+        outbox: Outbox,
+        background: Background,
+        settings: OrchestratorSettings,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._steps = steps
+        self._generation = generation
+        self._cache = cache
+        self._outbox = outbox
+        self._background = background
+        self._settings = settings
+        self._now = now
+
+    async def answer(self, run: Run, call: Call) -> None:
+        """Answer one admitted request and finish its run. Whatever happens, a receipt is kept for the ledger."""
+        try:
+            await self._answer(run, call)
+        except TenthError as error:
+            raise self._failed(call, error) from error
+        except asyncio.CancelledError:
+            self._keep(call, call.failed_facts(self._now(), cancelled=True), None, error="CANCELLED: the caller left")
+            raise
+
+    async def _answer(self, run: Run, call: Call) -> None:
+        # 1. The same question was answered before, or is being answered right now: no model, no money.
+        found = await self._steps.lookup(call)
+        lease_id = found.lease.lease_id
+        if found.HasField("hit"):
+            kind = "exact" if found.hit.kind == cache_pb2.HIT_KIND_EXACT else "semantic"
+            return self._serve(run, call, found.hit.completion, kind, found.hit.entry_id)
+        if found.HasField("follow"):
+            shared = await self._follow(run, call, found.follow)
+            if isinstance(shared, chat_pb2.Completion):
+                return self._serve(run, call, shared, "follow", "")
+            lease_id = shared
+
+        leader = Leader(
+            self._cache,
+            self._background,
+            lease_id,
+            self._settings.publish_after_seconds,
+            self._settings.background_cap_seconds,
+        )
+        run.may_stop = leader.may_stop
+        embedding = found.embedding if found.HasField("embedding") else None
+        try:
+            # 2 to 5. The cheapest good model, the shortest good prompt, within the budget.
+            route, prompt, generated = await self._generate(run, call, embedding, leader)
+            # 6. The receipt: kept durably before the answer leaves, settled behind it.
+            completion = self._finish(call, route, prompt, generated)
+            receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
+        except BaseException:
+            leader.give_up()
+            raise
+        # 7. The next one who asks gets it for nothing.
+        refusal = self._store_refusal(call, route, completion)
+        if lease_id or self._may_store(call, found):
+            entry = leader.finish(call.request, completion, embedding, share_only=bool(refusal))
+            entry.add_done_callback(lambda done: self._note_entry(call, done.result()))
+        if not call.streaming:
+            self._replay(run, call, completion, from_cache=False)
+        run.finish(Answer(call.request.request_id, completion, receipt))
+        return None
+
+    async def _generate(
+        self, run: Run, call: Call, embedding: chat_pb2.Embedding | None, leader: Leader
+    ) -> tuple[Route, Prompt, Generated]:
+        """Hops 2 to 5: down the tiers when the budget asks for it, on to the next model when one fails."""
+        ceiling: chat_pb2.Tier.ValueType = chat_pb2.TIER_UNSPECIFIED
+        failure: TenthError | None = None
+
+        def emit(delta: chat_pb2.CompletionDelta) -> None:
+            run.emit(delta)
+            leader.delta(delta)
+
+        while True:
+            try:
+                route = await self._steps.select(call, embedding, ceiling)
+            except TenthError as error:
+                # The caller wants to know why the models failed, not that none is left.
+                raise _no_model(failure, error) if failure is not None else error from failure
+            prompt = await self._steps.compress(call, route, embedding)
+            funds = await self._steps.reserve(call, route, prompt)
+            if funds.decision != ledger_pb2.RESERVE_DECISION_OK:
+                ceiling = self._downgrade(call, route, funds)
+                continue
+            if call.streaming and not run.events:
+                run.emit(_started(call, route.model, from_cache=False))
+            try:
+                return route, prompt, await self._generation.generate(call, route, prompt, emit)
+            except TenthError as error:
+                call.excluded.append(route.model)
+                if call.sent_text or not _try_next(error) or len(call.excluded) >= self._settings.max_attempts:
+                    raise
+                failure = error
+
+    def _downgrade(self, call: Call, route: Route, funds: ledger_pb2.ReserveFundsResponse) -> chat_pb2.Tier.ValueType:
+        """The ceiling for the next try, or BUDGET_EXCEEDED when no cheaper tier is allowed."""
+        below = policy.lower_tier(route.tier, call.request.policy.tier_floor)
+        fixed = call.request.policy.model or call.disabled("routing")
+        if funds.decision == ledger_pb2.RESERVE_DECISION_DOWNGRADE and below and not fixed:
+            call.downgraded = True
+            return tier_value(below)
+        raise TenthError(
+            Code.RESOURCE_EXHAUSTED,
+            Reason.BUDGET_EXCEEDED,
+            f"budget {funds.budget_name!r} has {funds.remaining_nano_usd} nano-USD left",
+            metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd)},
+        )
+
+    async def _follow(self, run: Run, call: Call, flight: cache_pb2.Flight) -> chat_pb2.Completion | str:
+        """Follow an identical request: its answer, or the lease when its leader died and this request leads now."""
+        seen = Assembly()
+        with call.hop("follow") as hop:
+            try:
+                async for event in self._cache.FollowCompletion(
+                    cache_pb2.FollowCompletionRequest(flight_id=flight.flight_id)
+                ):
+                    kind = event.WhichOneof("event")
+                    if kind == "finished":
+                        return event.finished
+                    if kind == "promoted":
+                        hop.reason = "promoted: the leader is gone"
+                        return event.promoted.lease_id
+                    if kind == "delta" and call.streaming:
+                        if not run.events:
+                            run.emit(_started(call, "", from_cache=True))
+                        seen.add(event.delta)
+                        call.sent_text = seen.text
+                        run.emit(event.delta)
+            except TenthError as error:
+                # The flight or the cache is gone: go and generate, without a lease.
+                hop.outcome, hop.reason = receipt_pb2.HOP_OUTCOME_DEGRADED, f"miss: {error.reason}"
+        return ""
+
+    def _serve(self, run: Run, call: Call, completion: chat_pb2.Completion, kind: str, entry_id: str) -> None:
+        """Answer from the cache: two hops, no durable write that waits for a disk, no budget."""
+        tokens = completion.baseline_input_token_count or self._steps.estimated_tokens(call)
+        facts = call.hit_facts(self._now(), completion, kind, tokens)
+        receipt = self._keep(call, facts, completion, entry_id)
+        if not call.sent_text:
+            self._replay(run, call, completion, from_cache=True)
+        run.finish(Answer(call.request.request_id, completion, receipt, entry_id))
+
+    def _replay(self, run: Run, call: Call, completion: chat_pb2.Completion, *, from_cache: bool) -> None:
+        """A whole answer as the events of a stream; a unary caller needs none."""
+        if call.streaming:
+            run.emit(_started(call, completion.model, from_cache=from_cache))
+            run.emit(whole_delta(completion))
+
+    def _finish(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> chat_pb2.Completion:
+        completion = generated.completion
+        completion.model = route.model
+        completion.tier = route.tier
+        completion.baseline_input_token_count = self._baseline_tokens(call, route, prompt, generated)
+        return completion
+
+    def _baseline_tokens(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> int:
+        if route.model == call.tenant.baseline_model:
+            return self._original_tokens(prompt, generated)
+        return prompt.baseline_tokens
+
+    def _original_tokens(self, prompt: Prompt, generated: Generated) -> int:
+        used = generated.completion.usage.input_token_count
+        return policy.original_tokens(prompt.original_tokens, prompt.sent_tokens, used)
+
+    def _miss_facts(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> receipt_pb2.ReceiptFacts:
+        facts = call.facts(self._now())
+        facts.model = route.model
+        facts.tier = route.tier
+        facts.attempt = call.attempt_base + call.attempts
+        facts.usage.CopyFrom(generated.completion.usage)
+        facts.baseline_input_token_count = generated.completion.baseline_input_token_count
+        facts.original_input_token_count = self._original_tokens(prompt, generated)
+        facts.quantized = generated.quantized
+        return facts
+
+    def _keep(
+        self,
+        call: Call,
+        facts: receipt_pb2.ReceiptFacts,
+        completion: chat_pb2.Completion | None,
+        entry_id: str = "",
+        error: str = "",
+    ) -> receipt_pb2.Receipt:
+        """The receipt, durably on its way to the ledger, and on the span."""
+        receipt = build_receipt(facts, call.prices, receipt_pb2.RECEIPT_STATE_PENDING)
+        self._outbox.append(call.digest, receipt, completion, entry_id, error, call.request.namespace)
+        telemetry.annotate(_attributes(receipt))
+        return receipt
+
+    def _failed(self, call: Call, error: TenthError) -> TenthError:
+        """Keep the receipt of a failure and tell the caller what it has cost."""
+        reason = f"{error.reason}: {error.message}"
+        receipt = self._keep(call, call.failed_facts(self._now(), cancelled=False), None, error=reason)
+        if detail(error, receipt_pb2.SpentDetail) is None or len(call.overheads) > 1:
+            spent = receipt_pb2.SpentDetail(
+                request_id=call.request.request_id,
+                spent_nano_usd=receipt.overhead_nano_usd,
+                attempts=receipt.facts.overheads,
+            )
+            error.details = (spent,)
+        return error
+
+    def _may_store(self, call: Call, found: cache_pb2.LookupCompletionResponse) -> bool:
+        """Without a lease only a caller who asked to write, and whose question may be cached, has it stored."""
+        return (
+            call.request.policy.cache_mode == chat_pb2.CACHE_MODE_WRITE
+            and not call.disabled("cache")
+            and not found.HasField("bypass")
+        )
+
+    def _store_refusal(self, call: Call, route: Route, completion: chat_pb2.Completion) -> str:
+        mode = call.request.policy.cache_mode
+        return policy.store_refusal(
+            finish_reason_is_complete=completion.finish_reason
+            in (chat_pb2.FINISH_REASON_STOP, chat_pb2.FINISH_REASON_TOOL_CALLS),
+            downgraded=call.downgraded,
+            fell_back=bool(call.excluded),
+            router_degraded=route.degraded,
+            writes=mode != chat_pb2.CACHE_MODE_READ,
+        )
+
+    def _note_entry(self, call: Call, entry_id: str) -> None:
+        if entry_id:
+            self._outbox.note_entry(call.identity.tenant_id, call.request.request_id, entry_id)
+
+
+def _started(call: Call, model: str, *, from_cache: bool) -> orchestrator_pb2.CompletionStarted:
+    return orchestrator_pb2.CompletionStarted(
+        request_id=call.request.request_id, model=model, from_cache=from_cache, trace_id=call.trace_id
+    )
+
+
+def _try_next(error: TenthError) -> bool:
+    """A provider's "this request is wrong" is wrong everywhere; anything else may go better elsewhere."""
+    return is_down(error) or error.code in (Code.FAILED_PRECONDITION, Code.NOT_FOUND)
+
+
+def _no_model(failure: TenthError, error: TenthError) -> TenthError:
+    return TenthError(
+        Code.UNAVAILABLE,
+        Reason.NO_MODEL_AVAILABLE,
+        f"no model is left to try: {failure.message}",
+        metadata={"last_reason": failure.reason, "router_reason": error.reason},
+        retry_after_seconds=failure.retry_after_seconds,
+        details=failure.details,
+    )
+
+
+def _attributes(receipt: receipt_pb2.Receipt) -> dict[str, str | int]:
+    facts = receipt.facts
+    attributes: dict[str, str | int] = {
+        "tenth.request_id": facts.request_id,
+        "tenth.tenant_id": facts.tenant_id,
+        "gen_ai.operation.name": "chat",
+        "gen_ai.response.model": facts.model,
+        "gen_ai.usage.input_tokens": facts.usage.input_token_count,
+        "gen_ai.usage.cache_read.input_tokens": facts.usage.cached_input_token_count,
+        "gen_ai.usage.output_tokens": facts.usage.output_token_count,
+        "tenth.cache.kind": facts.cache_hit_kind,
+        "tenth.receipt.baseline_model": facts.baseline_model,
+        "tenth.receipt.baseline_nano_usd": receipt.baseline_nano_usd,
+        "tenth.receipt.overhead_nano_usd": receipt.overhead_nano_usd,
+        "tenth.receipt.actual_nano_usd": receipt.actual_nano_usd,
+    }
+    for saving in receipt.savings:
+        layer = receipt_pb2.Layer.Name(saving.layer).removeprefix("LAYER_").lower()
+        attributes[f"tenth.receipt.saving.{layer}_nano_usd"] = saving.saving_nano_usd
+    for hop in facts.hops:
+        outcome = receipt_pb2.HopOutcome.Name(hop.outcome).removeprefix("HOP_OUTCOME_").lower()
+        attributes[f"tenth.hop.{hop.name}"] = f"{outcome}: {hop.reason}" if hop.reason else outcome
+    return attributes

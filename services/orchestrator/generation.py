@@ -1,0 +1,179 @@
+"""Hop 5: asking the model, and putting a streamed answer together again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
+from tenth.type.v1 import chat_pb2
+
+from mesh import deadlines
+from mesh.errors import Code, Reason, TenthError
+from services.orchestrator.call import DEGRADED, Call, Generated, Prompt, Route
+from services.orchestrator.errors import Reason as OrchestratorReason
+
+Emit = Callable[[chat_pb2.CompletionDelta], None]
+_HOLD_SECONDS = 0.2
+"""Pause between tries while the inference service itself is away (a restart, a rolling update)."""
+
+
+class Generation:
+    """Asks inference for an answer, streamed or whole."""
+
+    def __init__(self, inference: inference_pb2_grpc.InferenceServiceAsyncStub) -> None:
+        self._inference = inference
+
+    async def generate(self, call: Call, route: Route, prompt: Prompt, emit: Emit) -> Generated:
+        """One answer from one model.
+
+        While the inference service cannot be reached at all, the request is held and tried again until its
+        deadline: nothing was spent, and a restarting replica comes back. Other failures raise as they are.
+        """
+        with call.hop("inference") as hop:
+            while True:
+                try:
+                    return await self._attempt(call, route, prompt, emit)
+                except TenthError as error:
+                    hop.outcome, hop.reason = DEGRADED, f"{route.model}: {error.reason}"
+                    call.note_failed_attempt(route.model, error)
+                    if not _away(error) or not _resumable(call, route):
+                        raise
+                    remaining = deadlines.remaining()
+                    if remaining is not None and remaining < 2 * _HOLD_SECONDS:
+                        raise
+                    await asyncio.sleep(_HOLD_SECONDS)
+
+    async def _attempt(self, call: Call, route: Route, prompt: Prompt, emit: Emit) -> Generated:
+        request = inference_pb2.GenerateTextRequest(
+            request_id=call.request.request_id,
+            attempt=call.next_attempt(),
+            model=route.model,
+            messages=prompt.messages,
+            retrieved_chunks=prompt.chunks,
+            tools=call.request.tools,
+            tool_choice=call.request.tool_choice,
+            response_format=call.request.response_format,
+            sampling=call.request.sampling,
+            purpose=inference_pb2.PURPOSE_ANSWER,
+            price_book_version=call.price_book_version,
+            reservation_id=call.reservation_id,
+            estimated_input_token_count=prompt.sent_tokens,
+            project_id=call.identity.project_id,
+        )
+        if call.streaming:
+            return await self._stream(call, route, request, emit)
+        reply = await self._inference.GenerateText(request)
+        reply.completion.model = route.model
+        return Generated(reply.completion, reply.quantized)
+
+    async def _stream(
+        self, call: Call, route: Route, request: inference_pb2.GenerateTextRequest, emit: Emit
+    ) -> Generated:
+        answer = Assembly()
+        skip = call.sent_text
+        stream = self._inference.StreamGenerateText(inference_pb2.StreamGenerateTextRequest(generation=request))
+        async for event in stream:
+            kind = event.WhichOneof("event")
+            if kind == "delta":
+                answer.add(event.delta)
+                fresh = _after_prefix(answer.text, skip, event.delta) if skip else event.delta
+                if fresh is not None:
+                    skip = ""
+                    call.sent_text = answer.text
+                    emit(fresh)
+            elif kind == "finished":
+                return Generated(answer.completion(route.model, event.finished), event.finished.quantized)
+        raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
+
+
+class Assembly:
+    """Folds the pieces of a stream into one message."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, chat_pb2.ToolCall] = {}
+        self._logprobs: list[chat_pb2.TokenLogprob] = []
+
+    @property
+    def text(self) -> str:
+        """The answer text so far."""
+        if len(self._texts) > 1:
+            self._texts = ["".join(self._texts)]
+        return self._texts[0] if self._texts else ""
+
+    def add(self, delta: chat_pb2.CompletionDelta) -> None:
+        """Take the next piece."""
+        if delta.text:
+            self._texts.append(delta.text)
+        if delta.reasoning:
+            self._reasoning.append(delta.reasoning)
+        for piece in delta.tool_calls:
+            call = self._calls.setdefault(piece.index, chat_pb2.ToolCall())
+            call.id = call.id or piece.id
+            call.name = call.name or piece.name
+            call.arguments_json += piece.arguments_json
+        self._logprobs.extend(delta.logprobs)
+
+    def completion(self, model: str, finished: inference_pb2.GenerationFinished) -> chat_pb2.Completion:
+        """The whole answer."""
+        return chat_pb2.Completion(
+            message=chat_pb2.ChatMessage(
+                role=chat_pb2.ROLE_ASSISTANT,
+                parts=[chat_pb2.ContentPart(text=self.text)] if self._texts else [],
+                tool_calls=[self._calls[index] for index in sorted(self._calls)],
+                reasoning="".join(self._reasoning),
+            ),
+            finish_reason=finished.finish_reason,
+            model=model,
+            usage=finished.usage,
+            logprobs=self._logprobs,
+        )
+
+
+def whole_delta(completion: chat_pb2.Completion) -> chat_pb2.CompletionDelta:
+    """A whole answer as one piece, for replaying it as a stream."""
+    message = completion.message
+    return chat_pb2.CompletionDelta(
+        text="".join(part.text for part in message.parts),
+        reasoning=message.reasoning,
+        tool_calls=[
+            chat_pb2.ToolCallDelta(index=index, id=call.id, name=call.name, arguments_json=call.arguments_json)
+            for index, call in enumerate(message.tool_calls)
+        ],
+        logprobs=completion.logprobs,
+    )
+
+
+def _after_prefix(text: str, sent: str, delta: chat_pb2.CompletionDelta) -> chat_pb2.CompletionDelta | None:
+    """What of a repeated answer is new to the caller; None while it is still repeating what was sent."""
+    if len(text) <= len(sent):
+        if sent.startswith(text):
+            return None
+    elif text.startswith(sent):
+        fresh = chat_pb2.CompletionDelta()
+        fresh.CopyFrom(delta)
+        fresh.text = text[len(sent) :]
+        return fresh
+    raise TenthError(
+        Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the answer broke off and could not be continued"
+    )
+
+
+def _away(error: TenthError) -> bool:
+    """True when the inference service itself did not answer: it is down or restarting."""
+    return error.code is Code.UNAVAILABLE and error.reason in (Reason.UNREACHABLE, Reason.DRAINING)
+
+
+def _resumable(call: Call, route: Route) -> bool:
+    """True when trying again cannot contradict what the caller already read.
+
+    A greedy answer of an own model repeats itself exactly, so a broken stream is made again and continued after the
+    part that was sent.
+    """
+    if not call.sent_text:
+        return True
+    sampling = call.request.sampling
+    greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    return greedy and route.self_hosted and not call.request.tools
