@@ -1,0 +1,1 @@
+"""The router: the cheapest model that answers well enough."""
