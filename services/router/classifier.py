@@ -16,8 +16,8 @@ from services.router.features import Features
 _BIAS = -1.9
 _WEIGHTS = {
     "length": 1.5,
-    "code": 0.9,
-    "code_task": 2.0,
+    "code": 1.7,
+    "code_task": 1.6,
     "maths": 2.5,
     "reasoning": 1.9,
     "multi_step": 0.9,

@@ -12,7 +12,9 @@ ENGLISH: dict[str, str] = {
     "code": """code|coding|python|javascript|typescript|java|c++|c#|rust|golang|sql|regex|bash|html|css|react|django|pytorch|
         algorithm|function|functions|script|compiler|debugging|refactor|unit test|unit tests|api|stack trace|segfault|recursion|
         docker|kubernetes|pandas|numpy|linked list|binary tree|binary search|leetcode|backend|frontend|multithreading|
-        dataframe|latex|verilog|matlab|powershell|excel formula|query|endpoint|microservice|asyncio|codebase""",
+        dataframe|latex|verilog|matlab|powershell|excel formula|query|endpoint|microservice|asyncio|codebase|linux|
+        tensorflow|neural network|neural networks|deep learning|machine learning|transformer|dataset|vlan|nix|jest|npm|git|nginx|
+        postgres|mysql|database|schema|gui|vbs|vba|arduino|unity|aws|azure|terraform|kernel|tuple|fuzzer|compilation|llvm""",
     "code_verb": """write|implement|create|build|develop|make|give me|generate|design|complete|finish|fix|debug|optimize|
         optimise|refactor|port|convert|rewrite|review|test|explain""",
     "maths": """how many|how much|how far|how long|how old|how fast|calculate|compute|evaluate|solve|product|average|mean|
@@ -49,7 +51,7 @@ ENGLISH: dict[str, str] = {
 KOREAN: dict[str, str] = {
     "code": """코드|코딩|파이썬|자바스크립트|자바 |알고리즘|함수|스크립트|컴파일|디버깅|디버그|리팩터|리팩토|정규식|정규 표현식|쿼리|단위 테스트|유닛 테스트|
         재귀|클래스|도커|쿠버네티스|버그|백엔드|프런트엔드|프론트엔드|스택 트레이스|연결 리스트|이진 트리|이진 탐색|프로그램을|웹사이트|웹 사이트|멀티스레드|
-        멀티프로세스|데이터프레임|엔드포인트""",
+        멀티프로세스|데이터프레임|엔드포인트|리눅스|신경망|딥러닝|머신러닝|기계 학습|데이터셋|데이터베이스|스키마""",
     "code_verb": "작성|구현|만들어|만드|짜줘|짜 줘|짜주|고쳐|수정|최적화|리팩|변환|디버|개선|리뷰|완성|설명",
     "maths": """몇 개|몇 명|몇 권|몇 원|몇 살|몇 시간|몇 분|몇 마리|몇 벌|몇 번|몇 가지|몇 퍼센트|몇 배|몇 미터|몇 킬로|몇 장|몇 송이|몇 자루|몇 그루|몇 대|몇 층|
         몇개|몇명|얼마|모두|총 |계산|구하시오|구하세요|구하라|구하여|구해라|구해보|구해줘|구해 |합을|합은|곱을|곱은|더한|뺀|나눈|평균|확률|비율|방정식|적분|미분|행렬|벡터|

@@ -103,8 +103,8 @@ _MATHS_SHAPE = re.compile(
     r"|\b[fgh]\(x\)|\^\d|\d+\s*%|√|∫|∑|≤|≥|π"
 )
 _LOOKUP_EN = re.compile(
-    r"^\W*(?:hi|hello|hey|thanks?|ok(?:ay)?|yes|no|please|who|where|when|which|what(?:'s| is| are| was| time)|is|are|do|does|"
-    r"did|can|could|will|has|have|how (?:do|can|to) (?:i|we|you)?|i |my |the |tell me|show me|need)",
+    r"^\W*(?:hi|hello|hey|thanks?|ok(?:ay)?|yes|no|please|who|where|when|which|what(?:'s| is| are| was| time)|is|are|do|"
+    r"does|did|can|could|will|has|have|how (?:do|can|to) (?:i|we|you)?|i |my |the |tell me|show me|need)",
     re.IGNORECASE,
 )
 _CHOICES = re.compile(r"^\s*\(?[A-Ea-e①-⑤1-5][.):]?\s*\S.*(?:\n\s*\(?[A-Ea-e①-⑤1-5][.):]?\s*\S.*){2,}", re.MULTILINE)
@@ -138,7 +138,7 @@ def extract(prompt: Prompt) -> Features:
     maths_shape = min(1.0, len(_MATHS_SHAPE.findall(text)) / 2)
     maths = min(1.0, share("maths", 2) * min(1.0, 0.35 + 0.325 * min(numbers, 2)) + 0.7 * maths_shape)
     code_shape = min(1.0, len(_CODE_SHAPE.findall(text)) / 3)
-    code = min(1.0, code_shape + 0.7 * share("code", 2))
+    code = min(1.0, code_shape + 0.5 * share("code", 1) + 0.3 * share("code", 3))
     sentences = 1 + len(_SENTENCE_END.findall(text.strip().rstrip(".!?。")))
     items = len(_ITEM.findall(text))
     choices = 1.0 if _CHOICES.search(text) else 0.0
@@ -148,7 +148,7 @@ def extract(prompt: Prompt) -> Features:
     explain = share("explain", 1) * (0.7 + 0.3 * share("explain", 2))
     transform = share("transform", 1)
     short = words <= 22 and sentences <= 2
-    plain = max(code_shape, maths, creative, choices, transform, explain) < 0.5 and reasoning < 0.5
+    plain = max(code, maths, creative, choices, transform, explain) < 0.5 and reasoning < 0.5
     lookup_shape = korean or bool(_LOOKUP_EN.search(text))
     context_words = (prompt.history_chars + prompt.chunk_chars + prompt.system_chars / 4) / _CHARS_PER_WORD
     return Features(
