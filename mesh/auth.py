@@ -12,6 +12,8 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -22,6 +24,8 @@ from pathlib import Path
 import yaml
 
 from mesh.errors import Code, Reason, TenthError
+
+log = logging.getLogger("tenth.auth")
 
 IDENTITY_KEY = "x-tenth-identity"
 AUTHORIZATION_KEY = "authorization"
@@ -100,18 +104,58 @@ def act_for(user_id: str, project_id: str) -> Identity:
 
 def parse_callers(text: str) -> CallersFile:
     """Read the callers file. Raises ValueError naming what is wrong."""
-    raw = yaml.safe_load(text) or {}
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError("must be a mapping with the keys callers, services, tenants")
     unknown = set(raw) - {"callers", "services", "tenants"}  # Tenants are the ledger's seed.
     if unknown:
-        raise ValueError(f"unknown keys {sorted(unknown)}")
-    callers = []
-    for index, entry in enumerate(raw.get("callers", [])):
-        try:
-            callers.append(Caller(**{**entry, "may_call": tuple(entry["may_call"])}))
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"callers[{index}]: {error}") from None
-    services = {name: tuple(methods) for name, methods in raw.get("services", {}).items()}
+        raise ValueError(f"unknown keys {sorted(map(str, unknown))}")
+    entries, grants = raw.get("callers") or [], raw.get("services") or {}
+    if not isinstance(entries, list) or not isinstance(grants, dict):
+        raise ValueError("callers must be a list and services a mapping")
+    callers: list[Caller] = []
+    seen: set[str] = set()
+    for index, entry in enumerate(entries):
+        caller = _caller(f"callers[{index}]", entry)
+        for credential in (caller.name, caller.key_sha256, caller.san):
+            if credential and credential in seen:
+                raise ValueError(f"callers[{index}]: {credential} stands twice")
+            seen.add(credential)
+        callers.append(caller)
+    services = {str(name): _patterns(f"services.{name}", methods) for name, methods in grants.items()}
     return CallersFile(tuple(callers), services)
+
+
+def _caller(where: str, entry: object) -> Caller:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: must be a mapping")
+    try:
+        caller = Caller(**{**entry, "may_call": _patterns(f"{where}.may_call", entry["may_call"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    for name in ("name", "tenant_id", "key_sha256", "san"):
+        if not isinstance(getattr(caller, name), str):
+            raise ValueError(f"{where}.{name}: must be a string")
+    for name in ("may_assert_user", "may_see_all_tenants"):
+        if not isinstance(getattr(caller, name), bool):
+            raise ValueError(f"{where}.{name}: must be true or false")
+    if not caller.name or not caller.tenant_id:
+        raise ValueError(f"{where}: name and tenant_id must not be empty")
+    if not caller.key_sha256 and not caller.san:
+        raise ValueError(f"{where}: one of key_sha256 and san is needed")
+    digest = caller.key_sha256.lower()
+    if digest and re.fullmatch("[0-9a-f]{64}", digest) is None:
+        raise ValueError(f"{where}.key_sha256: must be 64 hex digits")
+    return replace(caller, key_sha256=digest)
+
+
+def _patterns(where: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{where}: must be a list of method patterns")
+    return tuple(value)
 
 
 class Signer:
@@ -160,14 +204,15 @@ class Authenticator:
         self._key = identity_key
         self._now = now
         self._checked_at = 0.0
-        self._modified = -1.0
+        self._stamp = (0, 0, 0)
+        self._complained = False
         self._by_key: dict[str, Caller] = {}
         self._by_san: dict[str, Caller] = {}
         self._services: Mapping[str, tuple[str, ...]] = {}
         self._verified: dict[str, tuple[float, Identity]] = {}
         self._allowed: dict[tuple[str, str], bool] = {}
         if callers_file is not None:
-            self._load(callers_file.stat().st_mtime)
+            self._load(_stamp(callers_file))
 
     def authenticate(self, method: str, metadata: Mapping[str, str | bytes], sans: tuple[str, ...] = ()) -> Identity:
         """The identity of a call to ``/package.Service/Method``.
@@ -242,25 +287,34 @@ class Authenticator:
 
     def _reload(self) -> None:
         now = self._now()
-        if self._path is None or now - self._checked_at < _RELOAD_SECONDS:
+        if self._path is None or 0 <= now - self._checked_at < _RELOAD_SECONDS:
             return
         self._checked_at = now
         try:
-            modified = self._path.stat().st_mtime
-            if modified != self._modified:
-                self._load(modified)
-        except (OSError, ValueError):
+            stamp = _stamp(self._path)
+            if stamp != self._stamp:
+                self._load(stamp)
+                log.info("%s was read again", self._path)
+            self._complained = False
+        except (OSError, ValueError) as error:
             # A half-written file must not lock everybody out: what was read last stays in force.
-            return
+            if not self._complained:
+                log.warning("%s is kept as it was: %s", self._path, error)
+            self._complained = True
 
-    def _load(self, modified: float) -> None:
+    def _load(self, stamp: tuple[int, int, int]) -> None:
         assert self._path is not None
         parsed = parse_callers(self._path.read_text("utf-8"))
         self._by_key = {caller.key_sha256: caller for caller in parsed.callers if caller.key_sha256}
         self._by_san = {caller.san: caller for caller in parsed.callers if caller.san}
         self._services = parsed.services
         self._allowed.clear()
-        self._modified = modified
+        self._stamp = stamp
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def read_key(path: Path | None) -> bytes:

@@ -44,7 +44,13 @@ class MeshSettings(BaseSettings):
         default=None, description="PEM certificate chain; none: plaintext (loopback, mesh sidecar)"
     )
     tls_key_file: Path | None = Field(default=None, description="PEM private key")
-    tls_ca_file: Path | None = Field(default=None, description="PEM roots; set: peers must show a certificate (mTLS)")
+    tls_ca_file: Path | None = Field(
+        default=None, description="PEM roots; set: servers are checked against them, and clients too (mTLS)"
+    )
+    tls_require_client_cert: bool = Field(
+        default=True,
+        description="False: a server with tls_ca_file asks for no certificate; callers use API keys over TLS",
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR")
 
 

@@ -14,6 +14,10 @@ from mesh.errors import Code, Reason, TenthError
 DOMAIN = "tenth"
 """ErrorInfo.domain of every error of the mesh."""
 DETAILS_KEY = "grpc-status-details-bin"
+METADATA_BYTES = 64 * 1024
+"""Largest metadata of a call that either side accepts (gRPC's default of 8 KiB is short for error details)."""
+_DETAILS_BYTES = 12 * 1024
+_TEXT_CHARS = 2048
 
 _CODES: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code in grpc.StatusCode if code.value[0]}
 
@@ -24,24 +28,45 @@ def grpc_code(code: Code) -> grpc.StatusCode:
 
 
 def to_status(error: TenthError) -> status_pb2.Status:
-    """The wire form: ErrorInfo first, then RetryInfo, BadRequest and the error's own details."""
-    status = status_pb2.Status(code=error.code.value, message=error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
-    if error.field:
-        info.metadata["field"] = error.field
+    """The wire form: ErrorInfo first, then RetryInfo, BadRequest and the error's own details.
+
+    Texts are cut and details left out where the whole would not fit into a call's metadata: a client must get the
+    code and the reason whatever a message quotes.
+    """
+    message = wire_text(error.message)
+    status = status_pb2.Status(code=error.code.value, message=message)
+    metadata = {wire_text(key): wire_text(value) for key, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    field = wire_text(error.field)
+    if field:
+        info.metadata["field"] = field
+    if info.ByteSize() > _DETAILS_BYTES:
+        info.metadata.clear()
     parts: list[Message] = [info]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        parts.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_seconds is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
+        retry.retry_delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
         parts.append(retry)
+    if field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        parts.append(error_details_pb2.BadRequest(field_violations=[violation]))
     parts.extend(error.details)
+    size = 0
     for part in parts:
-        packed = status.details.add()
-        packed.Pack(part)
+        size += part.ByteSize()
+        if size > _DETAILS_BYTES and part is not info:
+            break
+        if isinstance(part, AnyMessage):
+            status.details.append(part)  # As it came from another service.
+        else:
+            status.details.add().Pack(part)
     return status
+
+
+def wire_text(text: str) -> str:
+    """A text that every gRPC implementation carries: valid UTF-8, of bounded length."""
+    cut = text if len(text) <= _TEXT_CHARS else text[: _TEXT_CHARS - 1] + "…"
+    return cut.encode("utf-8", "replace").decode()
 
 
 def trailing_metadata(error: TenthError) -> tuple[tuple[str, bytes], ...]:
@@ -51,8 +76,7 @@ def trailing_metadata(error: TenthError) -> tuple[tuple[str, bytes], ...]:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> TenthError:
     """The typed error behind a failed call; details other than ours are kept in ``details``."""
-    number = error.code().value[0]
-    code = Code(number) if number else Code.UNKNOWN
+    code = Code(error.code().value[0] or Code.UNKNOWN.value)
     message = error.details() or code.name
     result = TenthError(code, _default_reason(code), message)
     for key, value in error.trailing_metadata() or ():

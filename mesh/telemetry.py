@@ -7,6 +7,7 @@ Spans follow OpenTelemetry's RPC and GenAI semantic conventions; attributes of o
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,12 +19,15 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanContext, TraceFlags, Tracer
+from opentelemetry.trace import Span, SpanContext, TraceFlags, Tracer, TraceState
 from opentelemetry.util.types import AttributeValue
 
 from mesh.settings import MeshSettings
 
 TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_ABSENT = Context()
 
 
 @dataclass(slots=True)
@@ -64,7 +68,7 @@ def start_telemetry(service: str, settings: MeshSettings, *processors: SpanProce
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
         exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=True, timeout=5)
-        traces.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+        traces.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=16_384, schedule_delay_millis=500))
         readers.append(
             PeriodicExportingMetricReader(
                 OTLPMetricExporter(endpoint=settings.otlp_endpoint, insecure=True, timeout=5),
@@ -92,21 +96,29 @@ def traceparent(span: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def parent_context(value: str | bytes | None) -> Context:
-    """The context that a ``traceparent`` header describes; an empty one when it is absent or malformed."""
+def parent_context(value: str | bytes | None, state: str | bytes | None = None) -> Context:
+    """The context that ``traceparent`` and ``tracestate`` describe; an empty one when absent or malformed.
+
+    Source: W3C Trace Context, level 1 (version 00 has exactly four parts; later ones may add some).
+    """
     if not isinstance(value, str):
-        return Context()
-    parts = value.split("-")
-    try:
-        version, trace_id, span_id, flags = parts
-        context = SpanContext(
-            int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
-        )
-    except ValueError:
-        return Context()
-    if version == "ff" or not context.is_valid:
-        return Context()
-    return trace.set_span_in_context(trace.NonRecordingSpan(context), Context())
+        return _ABSENT
+    found = _TRACEPARENT.fullmatch(value)
+    if found is None:
+        return _ABSENT
+    version, trace_id, span_id, flags, rest = found.groups()
+    if version == "ff" or (version == "00" and rest is not None):
+        return _ABSENT
+    context = SpanContext(
+        int(trace_id, 16),
+        int(span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(flags, 16)),
+        trace_state=TraceState.from_header([state]) if isinstance(state, str) else None,
+    )
+    if not context.is_valid:
+        return _ABSENT
+    return trace.set_span_in_context(trace.NonRecordingSpan(context), _ABSENT)
 
 
 def current_span() -> Span:
