@@ -1,0 +1,1 @@
+"""Stand-ins for development: a provider that plays paid models, and a trace receiver. Never used in production."""

@@ -1,0 +1,262 @@
+"""The ``tenth`` command: its arguments, and what runs for each."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from tenth_client import commands
+from tenth_client.chat import ask, chat
+from tenth_client.errors import TenthClientError
+from tenth_client.money import usd
+from tenth_client.openai_format import FormatError
+from tenth_client.processes import StartError
+from tenth_client.up import Mesh, MeshOptions
+
+_COLOURS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_yellow")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and end the process with its exit status: 1 for a failure, 2 for wrong arguments."""
+    parsed = parser().parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        status = asyncio.run(parsed.run(parsed, console))
+    except TenthClientError as error:
+        status = _fail(str(error))
+        if error.spent is not None:
+            print(f"request {error.spent.request_id} spent {usd(error.spent_nano_usd, 9)}", file=sys.stderr)
+    except (FormatError, LookupError, StartError, FileNotFoundError, IsADirectoryError, ValueError) as error:
+        status = _fail(str(error))
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    raise SystemExit(status)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    top = argparse.ArgumentParser(prog="tenth", description="The same answers for a tenth of the price.")
+    commands_of = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace, Console], Awaitable[int]], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands_of.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    up = add("up", _up, "start the whole mesh on this machine")
+    up.add_argument(
+        "--models-dir",
+        type=Path,
+        default=Path(os.environ.get("TENTH_MODELS_DIR", ".models")),
+        help="model folders (default: %(default)s)",
+    )
+    up.add_argument(
+        "--deploy-dir", type=Path, default=Path("deploy"), help="catalog.yaml and callers.yaml (default: %(default)s)"
+    )
+    up.add_argument("--no-model", action="store_true", help="without the local model")
+    up.add_argument(
+        "--sandbox",
+        choices=("auto", "off", "instant"),
+        default="auto",
+        help="who plays providers without a key: the local model (auto), canned text (instant), nobody (off)",
+    )
+    up.add_argument(
+        "--replicas",
+        action="append",
+        default=[],
+        metavar="SERVICE=N",
+        help="several processes of a service; may be repeated",
+    )
+    up.add_argument("--free-ports", action="store_true", help="choose free ports instead of the usual ones")
+    up.add_argument("--quiet", action="store_true", help="logs go to the files only")
+    up.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("TENTH_DATA_DIR", ".data")),
+        help="all durable files (default: %(default)s)",
+    )
+
+    with_rpc = commands.with_rpc
+    for name, command, text in (
+        ("ask", ask, "ask one question"),
+        ("chat", chat, "talk to the mesh; every answer shows its model, cost and saving"),
+    ):
+        sub = _connected(add(name, with_rpc(command), text))
+        sub.add_argument("--system", default="", help="standing instructions")
+        sub.add_argument("--model", default="", help="a catalogue model that must answer")
+        sub.add_argument("--max-tokens", type=int, default=0, help="most output tokens")
+        sub.add_argument("--no-cache", action="store_true", help="neither look up nor store")
+        if name == "ask":
+            sub.add_argument("question", help="the question; - reads it from standard input")
+
+    trace = _connected(add("trace", with_rpc(commands.trace), "show a request's span tree with decisions and money"))
+    trace.add_argument("id", help="trace id or request id")
+    trace.add_argument("--all", action="store_true", help="client spans and every attribute too")
+
+    replay = _connected(
+        add("replay", with_rpc(commands.replay), "play a JSONL file of OpenAI-format requests and add the savings up")
+    )
+    replay.add_argument("file", type=Path, help="one request a line; also OpenAI's batch format")
+    replay.add_argument("--concurrency", type=int, default=4, help="requests at a time (default: %(default)s)")
+    replay.add_argument("--json", type=Path, metavar="OUT", help="write the sums there as well")
+
+    _connected(add("status", with_rpc(commands.status), "health of every service, and the served models"))
+
+    report = _connected(add("report", with_rpc(commands.report), "what was spent and saved, from the ledger"))
+    report.add_argument(
+        "--by", default="", help="model, tier, tenant, user, project, day, hour, cache; comma-separated"
+    )
+    report.add_argument("--since", default="", metavar="DATE", help="from this time (ISO 8601, UTC)")
+    report.add_argument("--until", default="", metavar="DATE", help="before this time (ISO 8601, UTC)")
+    report.add_argument("--tenant", default="", help="only this tenant")
+
+    switch = _connected(add("switch", with_rpc(commands.switch), "turn a layer off or on (kill switch)"))
+    switch.add_argument("layer", choices=("cache", "routing", "compression", "batch"))
+    switch.add_argument("state", choices=("on", "off"))
+    switch.add_argument("--tenant", default="*", help='the tenant (default: "*", all)')
+
+    budget = add("budget", _nothing, "budgets and where they stand").add_subparsers(metavar="ACTION", required=True)
+    budgets = _connected(budget.add_parser("list", help="budgets with what is spent and reserved"))
+    budgets.set_defaults(run=with_rpc(commands.budget_list))
+    budgets.add_argument("--tenant", default="", help="the tenant (default: the caller's own)")
+    setting = _connected(budget.add_parser("set", help="create or replace a budget"))
+    setting.set_defaults(run=with_rpc(commands.budget_set))
+    setting.add_argument("name")
+    setting.add_argument("--limit", required=True, metavar="USD", help="the limit in USD")
+    setting.add_argument("--tenant", default="demo", help="the tenant (default: %(default)s)")
+    setting.add_argument("--window", choices=("day", "month", "total"), default="month")
+    setting.add_argument("--time-zone", default="UTC", help="IANA name (default: %(default)s)")
+    setting.add_argument("--user", default="", help="only this user's requests")
+    setting.add_argument("--project", default="", help="only this project's requests")
+    setting.add_argument("--soft", action="store_true", help="report only, refuse nothing")
+
+    explain = _connected(
+        add("explain", with_rpc(commands.explain), "what each layer would do with a request; spends nothing")
+    )
+    explain.add_argument("request", metavar="FILE|TEXT", help="a JSON file in OpenAI's format, or a question")
+
+    receipt = _connected(add("receipt", with_rpc(commands.receipt), "the receipt of a request"))
+    receipt.add_argument("id", help="request id")
+
+    cache = add("cache", _nothing, "look into the semantic cache").add_subparsers(metavar="ACTION", required=True)
+    stats = _connected(cache.add_parser("stats", help="what is stored, hits and misses"))
+    stats.set_defaults(run=with_rpc(commands.cache_stats))
+    stats.add_argument("--namespace", default="")
+    inspect = _connected(cache.add_parser("inspect", help="what a lookup would find, and why"))
+    inspect.set_defaults(run=with_rpc(commands.cache_inspect))
+    inspect.add_argument("request", metavar="FILE|TEXT", help="a JSON file in OpenAI's format, or a question")
+    invalidate = _connected(cache.add_parser("invalidate", help="delete entries; filters are joined by AND"))
+    invalidate.set_defaults(run=with_rpc(commands.cache_invalidate))
+    invalidate.add_argument("--namespace", default="")
+    invalidate.add_argument("--entry", action="append", default=[], help="an entry id; may be repeated")
+    invalidate.add_argument("--document", default="", help="answers that used this document")
+    invalidate.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE")
+    invalidate.add_argument("--all", action="store_true", help="everything of the tenant")
+    invalidate.add_argument("--dry-run", action="store_true", help="only count")
+    return top
+
+
+def _connected(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    group = sub.add_argument_group("connection", "by default from the environment, then from DATA_DIR/client.json")
+    group.add_argument("--address", default="", help="orchestrator, host:port (TENTH_ADDRESS)")
+    group.add_argument("--api-key", default="", help="API key (TENTH_API_KEY)")
+    group.add_argument("--data-dir", type=Path, default=None, help="where `tenth up` keeps its files (default: .data)")
+    group.add_argument("--tls-ca", type=Path, default=None, help="PEM roots")
+    group.add_argument("--tls-cert", type=Path, default=None, help="PEM certificate, for mutual TLS")
+    group.add_argument("--tls-key", type=Path, default=None, help="PEM key, for mutual TLS")
+    return sub
+
+
+async def _nothing(arguments: argparse.Namespace, console: Console) -> int:
+    return 2
+
+
+async def _up(arguments: argparse.Namespace, console: Console) -> int:
+    options = MeshOptions(
+        data_dir=arguments.data_dir,
+        models_dir=arguments.models_dir,
+        deploy_dir=arguments.deploy_dir,
+        local_model=not arguments.no_model,
+        sandbox=arguments.sandbox,
+        free_ports=arguments.free_ports,
+        replicas=_counts(arguments.replicas),
+    )
+    mesh = Mesh(options, say=printer(console, quiet=arguments.quiet))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    starting = asyncio.create_task(mesh.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            announce(mesh, console)
+            await stopping
+        console.print("stopping")
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await mesh.stop()
+    return 0
+
+
+def printer(console: Console, *, quiet: bool = False) -> Callable[[str, str], None]:
+    """Prints log lines with the service's name before them, a colour for each; quiet keeps the supervisor's own."""
+    colours: dict[str, str] = {}
+
+    def say(name: str, line: str) -> None:
+        if quiet and not line.startswith("[supervisor]"):
+            return
+        colour = colours.setdefault(name, _COLOURS[len(colours) % len(_COLOURS)])
+        console.print(Text.assemble((f"{name:>14} ", colour), ("| ", "dim"), line), soft_wrap=True)
+
+    return say
+
+
+def announce(mesh: Mesh, console: Console) -> None:
+    """Say where everything is."""
+    for name, address in mesh.addresses.items():
+        console.print(f"  {name:<13} {address}")
+    if mesh.played_providers:
+        who = ", ".join(mesh.played_providers)
+        console.print(
+            f"[bold yellow]sandbox:[/] no API key for {who}: PLAYED BY {mesh.played_by.upper()}. "
+            "Their answers are not theirs; their prices are the price book's."
+        )
+    console.print(f'The mesh is up. Data and logs: {mesh.data_dir}. Next, in another terminal: tenth ask "hello"')
+
+
+def _counts(values: Sequence[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        service, _, number = value.partition("=")
+        if not number.isdigit() or int(number) < 1:
+            raise ValueError(f"--replicas {value}: write SERVICE=N with N of at least 1")
+        counts[service] = int(number)
+    return counts
+
+
+def _fail(message: str) -> int:
+    print(f"tenth: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

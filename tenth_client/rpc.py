@@ -1,0 +1,60 @@
+"""Calls from the ``tenth`` command to any service of the mesh: one channel per service, typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from tenth_client.connection import Connection, dial
+from tenth_client.errors import decode
+
+
+class Rpc:
+    """An async context manager over a Connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._metadata = (("authorization", f"Bearer {connection.api_key}"),) if connection.api_key else ()
+
+    async def __aenter__(self) -> Rpc:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def call(
+        self, service: str, stub: Callable[[Any], Any], method: str, request: Any, *, seconds: float = 15.0
+    ) -> Any:
+        """One unary call to a service. Raises TenthClientError, and LookupError when its address is not known."""
+        return await self._call(self.connection.address(service), stub, method, request, seconds)
+
+    async def call_each(
+        self, service: str, stub: Callable[[Any], Any], method: str, request: Any, *, seconds: float = 15.0
+    ) -> list[Any]:
+        """The same call to every replica of a service, for sharded ones."""
+        addresses = replicas(self.connection.address(service))
+        return await asyncio.gather(*(self._call(address, stub, method, request, seconds) for address in addresses))
+
+    async def _call(self, address: str, stub: Callable[[Any], Any], method: str, request: Any, seconds: float) -> Any:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = dial(address, self.connection.tls)
+        try:
+            return await getattr(stub(channel), method)(request, timeout=seconds, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise decode(error) from None
+
+
+def replicas(address: str) -> list[str]:
+    """The single addresses of a list; a DNS name stays one."""
+    if address.startswith("dns:"):
+        return [address]
+    return [part.strip() for part in address.removeprefix("ipv4:").split(",")]
