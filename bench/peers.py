@@ -1,0 +1,78 @@
+"""LiteLLM's proxy as a process beside the mesh, where it is installed (an environment of its own)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import yaml
+
+_READY_SECONDS = 90.0
+KEY = "sk-bench"
+
+
+@dataclass(slots=True)
+class Proxy:
+    """A running proxy."""
+
+    url: str
+    pid: int
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+async def start_litellm(environment: Path, upstream_url: str, port: int, folder: Path) -> Proxy | None:
+    """Start the proxy with its in-memory cache on, in front of an OpenAI-compatible server; None if absent."""
+    proxy = await asyncio.to_thread(_spawn, environment, upstream_url, port, folder)
+    if proxy is None:
+        return None
+    async with httpx.AsyncClient() as http:
+        for _ in range(int(_READY_SECONDS / 0.5)):
+            await asyncio.sleep(0.5)
+            try:
+                if (await http.get(f"{proxy.url}/health/liveliness", timeout=2)).status_code == 200:
+                    return proxy
+            except httpx.HTTPError:
+                if proxy.process.poll() is not None:
+                    return None
+    proxy.stop()
+    return None
+
+
+def _spawn(environment: Path, upstream_url: str, port: int, folder: Path) -> Proxy | None:
+    executable = environment / "bin" / "litellm"
+    if not executable.exists():
+        return None
+    config = {
+        "model_list": [
+            {
+                "model_name": "gpt-4o-mini",
+                "litellm_params": {"model": "openai/gpt-4o-mini", "api_base": upstream_url, "api_key": "bench"},
+            }
+        ],
+        "litellm_settings": {"cache": True, "cache_params": {"type": "local"}, "telemetry": False},
+        "general_settings": {"master_key": KEY},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "litellm.yaml"
+    file.write_text(yaml.safe_dump(config))
+    environ = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"}
+    with (folder / "litellm.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603  (the command is ours)
+            [str(executable), "--config", str(file), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environ,
+        )
+    return Proxy(f"http://127.0.0.1:{port}", process.pid, process)
