@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import SystemRandom
 
 from tenth.cache.v1 import cache_pb2_grpc
@@ -18,7 +19,7 @@ from mesh.auth import Authenticator, Signer, read_key
 from mesh.channel import MeshChannel, connect
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
-from mesh.telemetry import start_telemetry
+from mesh.telemetry import Telemetry, start_telemetry
 from services.orchestrator.admission import Admission
 from services.orchestrator.background import Background
 from services.orchestrator.explain import Explain
@@ -39,12 +40,12 @@ RETRYABLE = {
 }
 
 
-async def main() -> None:
-    """Run until SIGTERM; then drain, finish background work, settle what can be settled."""
-    mesh, settings = load(MeshSettings), load(OrchestratorSettings)
+@asynccontextmanager
+async def assemble(
+    mesh: MeshSettings, settings: OrchestratorSettings, telemetry: Telemetry
+) -> AsyncIterator[MeshServer]:
+    """The orchestrator's server with everything behind it; leaving finishes runs, settles what can be settled."""
     async with AsyncExitStack() as stack:
-        telemetry = start_telemetry("orchestrator", mesh)
-        stack.callback(telemetry.close)
         key = read_key(mesh.identity_key_file)
         signer = Signer(key, "orchestrator")
 
@@ -87,7 +88,18 @@ async def main() -> None:
         pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)
         server.add(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer, SERVICE)
-        await server.serve()
+        yield server
+
+
+async def main() -> None:
+    """Run until SIGTERM; then drain, finish background work, settle what can be settled."""
+    mesh, settings = load(MeshSettings), load(OrchestratorSettings)
+    telemetry = start_telemetry("orchestrator", mesh)
+    try:
+        async with assemble(mesh, settings, telemetry) as server:
+            await server.serve()
+    finally:
+        telemetry.close()
 
 
 if __name__ == "__main__":

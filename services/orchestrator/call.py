@@ -87,6 +87,23 @@ class Call:
     excluded: list[str] = field(default_factory=list)
     sent_text: str = ""
     """Answer text that the caller has already received."""
+    sent_other: bool = False
+    """True when the caller has received reasoning, tool calls or log probabilities: they cannot be continued."""
+
+    @property
+    def began(self) -> bool:
+        """True when the caller has received a piece of an answer."""
+        return bool(self.sent_text) or self.sent_other
+
+    def note_sent(self, text: str, delta: chat_pb2.CompletionDelta) -> None:
+        """The caller received a piece; ``text`` is the answer text so far."""
+        self.sent_text = text
+        self.sent_other = self.sent_other or bool(delta.reasoning or delta.tool_calls or delta.logprobs)
+
+    def carry(self, earlier: receipt_pb2.ReceiptFacts) -> None:
+        """Take over what an earlier, failed try of the same request spent: the request has one receipt."""
+        self.overheads.extend(earlier.overheads)
+        self.attempts_unknown = earlier.attempts_unknown
 
     def disabled(self, layer: str) -> bool:
         """True when a kill switch turned a layer off for this tenant."""
@@ -147,7 +164,7 @@ class Call:
         facts = self.facts(now)
         facts.failed = True
         facts.cancelled = cancelled
-        facts.attempts_unknown = self.attempts > 0 and (cancelled or self.attempts_unknown)
+        facts.attempts_unknown = self.attempts_unknown or (cancelled and self.attempts > 0)
         return facts
 
     def hit_facts(

@@ -84,7 +84,7 @@ class Explain:
         with call.hop("router") as hop:
             request = router_pb2.SelectModelRequest(request=call.request, dry_run=True)
             if call.disabled("routing"):
-                request.request.policy.model = call.tenant.baseline_model
+                request.request.policy.model = call.request.policy.model or call.tenant.baseline_model
                 hop.outcome = DISABLED
             reply.route.CopyFrom(await self._router.SelectModel(request, timeout=_CAP_SECONDS))
             hop.reason = f"{reply.route.model}: {reply.route.reason}"

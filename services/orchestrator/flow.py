@@ -28,15 +28,15 @@ from tenth.ledger.v1 import ledger_pb2
 from tenth.orchestrator.v1 import orchestrator_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
-from mesh import telemetry
+from mesh import deadlines, telemetry
 from mesh.errors import Code, TenthError
 from mesh.status import detail
 from mesh.wire import build_receipt
 from services.orchestrator import policy
 from services.orchestrator.background import Background
-from services.orchestrator.call import Call, Generated, Prompt, Route, is_down
+from services.orchestrator.call import Call, Generated, Prompt, Route, check_deadline, is_down
 from services.orchestrator.errors import Reason
-from services.orchestrator.generation import Assembly, Generation, whole_delta
+from services.orchestrator.generation import Assembly, Generation, broken, whole_delta
 from services.orchestrator.leader import Leader
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.policy import IfDown
@@ -81,9 +81,14 @@ class Flow:
         try:
             await self._answer(run, call)
         except TenthError as error:
-            raise self._failed(call, error) from error
+            self._failed(call, error)
+            raise
         except asyncio.CancelledError:
-            self._keep(call, call.failed_facts(self._now(), cancelled=True), None, error="CANCELLED: the caller left")
+            self._keep_failed(call, "CANCELLED: the caller left", cancelled=True)
+            raise
+        except Exception:
+            # A defect, which the caller sees as INTERNAL; what was spent is on the books all the same.
+            self._keep_failed(call, "INTERNAL: internal error")
             raise
 
     async def _answer(self, run: Run, call: Call) -> None:
@@ -96,6 +101,7 @@ class Flow:
         if found.HasField("follow"):
             shared = await self._follow(run, call, found.follow)
             if isinstance(shared, chat_pb2.Completion):
+                _emit_rest(run, call, shared)
                 return self._serve(run, call, shared, "follow", "")
             lease_id = shared
 
@@ -107,6 +113,8 @@ class Flow:
             self._settings.background_cap_seconds,
         )
         run.may_stop = leader.may_stop
+        if call.sent_text:  # Promoted after some pieces: new followers need the answer from its beginning.
+            leader.delta(chat_pb2.CompletionDelta(text=call.sent_text))
         embedding = found.embedding if found.HasField("embedding") else None
         try:
             # 2 to 5. The cheapest good model, the shortest good prompt, within the budget.
@@ -147,21 +155,29 @@ class Flow:
             prompt = await self._steps.compress(call, route, embedding)
             funds = await self._steps.reserve(call, route, prompt)
             if funds.decision != ledger_pb2.RESERVE_DECISION_OK:
-                ceiling = self._downgrade(call, route, funds)
+                ceiling = self._downgrade(call, route, funds, ceiling)
                 continue
             if call.streaming and not run.events:
                 run.emit(_started(call, route.model, from_cache=False))
             try:
                 return route, prompt, await self._generation.generate(call, route, prompt, emit)
             except TenthError as error:
+                check_deadline(error, deadlines.remaining())
                 call.excluded.append(route.model)
-                if call.sent_text or not _try_next(error) or len(call.excluded) >= self._settings.max_attempts:
+                if call.began or not _try_next(error) or len(call.excluded) >= self._settings.max_attempts:
                     raise
                 failure = error
 
-    def _downgrade(self, call: Call, route: Route, funds: ledger_pb2.ReserveFundsResponse) -> chat_pb2.Tier.ValueType:
-        """The ceiling for the next try, or BUDGET_EXCEEDED when no cheaper tier is allowed."""
-        below = policy.lower_tier(route.tier, call.request.policy.tier_floor)
+    def _downgrade(
+        self,
+        call: Call,
+        route: Route,
+        funds: ledger_pb2.ReserveFundsResponse,
+        ceiling: chat_pb2.Tier.ValueType,
+    ) -> chat_pb2.Tier.ValueType:
+        """The ceiling for the next try, lower than the last, or BUDGET_EXCEEDED when no cheaper tier is allowed."""
+        tier = min(route.tier, ceiling) if ceiling else route.tier
+        below = policy.lower_tier(tier, call.request.policy.tier_floor)
         fixed = call.request.policy.model or call.disabled("routing")
         if funds.decision == ledger_pb2.RESERVE_DECISION_DOWNGRADE and below and not fixed:
             call.downgraded = True
@@ -191,7 +207,7 @@ class Flow:
                         if not run.events:
                             run.emit(_started(call, "", from_cache=True))
                         seen.add(event.delta)
-                        call.sent_text = seen.text
+                        call.note_sent(seen.text, event.delta)
                         run.emit(event.delta)
             except TenthError as error:
                 # The flight or the cache is gone: go and generate, without a lease.
@@ -203,7 +219,7 @@ class Flow:
         tokens = completion.baseline_input_token_count or self._steps.estimated_tokens(call)
         facts = call.hit_facts(self._now(), completion, kind, tokens)
         receipt = self._keep(call, facts, completion, entry_id)
-        if not call.sent_text:
+        if not call.began:
             self._replay(run, call, completion, from_cache=True)
         run.finish(Answer(call.request.request_id, completion, receipt, entry_id))
 
@@ -238,6 +254,7 @@ class Flow:
         facts.baseline_input_token_count = generated.completion.baseline_input_token_count
         facts.original_input_token_count = self._original_tokens(prompt, generated)
         facts.quantized = generated.quantized
+        facts.attempts_unknown = call.attempts_unknown
         return facts
 
     def _keep(
@@ -254,10 +271,19 @@ class Flow:
         telemetry.annotate(_attributes(receipt))
         return receipt
 
-    def _failed(self, call: Call, error: TenthError) -> TenthError:
+    def _keep_failed(self, call: Call, error: str, *, cancelled: bool = False) -> receipt_pb2.Receipt:
+        facts = call.failed_facts(self._now(), cancelled=cancelled)
+        try:
+            return self._keep(call, facts, None, error=error)
+        except TenthError:
+            # Something was spent that has no price here: the ledger completes the receipt from inference's records.
+            facts.ClearField("overheads")
+            facts.attempts_unknown = True
+            return self._keep(call, facts, None, error=error)
+
+    def _failed(self, call: Call, error: TenthError) -> None:
         """Keep the receipt of a failure and tell the caller what it has cost."""
-        reason = f"{error.reason}: {error.message}"
-        receipt = self._keep(call, call.failed_facts(self._now(), cancelled=False), None, error=reason)
+        receipt = self._keep_failed(call, f"{error.reason}: {error.message}")
         if detail(error, receipt_pb2.SpentDetail) is None or len(call.overheads) > 1:
             spent = receipt_pb2.SpentDetail(
                 request_id=call.request.request_id,
@@ -265,7 +291,6 @@ class Flow:
                 attempts=receipt.facts.overheads,
             )
             error.details = (spent,)
-        return error
 
     def _may_store(self, call: Call, found: cache_pb2.LookupCompletionResponse) -> bool:
         """Without a lease only a caller who asked to write, and whose question may be cached, has it stored."""
@@ -289,6 +314,17 @@ class Flow:
     def _note_entry(self, call: Call, entry_id: str) -> None:
         if entry_id:
             self._outbox.note_entry(call.identity.tenant_id, call.request.request_id, entry_id)
+
+
+def _emit_rest(run: Run, call: Call, completion: chat_pb2.Completion) -> None:
+    """What the pieces of a followed answer left out of it. Raises STREAM_BROKEN when they do not belong to it."""
+    if not call.began:
+        return
+    whole = whole_delta(completion).text
+    if not whole.startswith(call.sent_text):
+        raise broken()
+    if len(whole) > len(call.sent_text):
+        run.emit(chat_pb2.CompletionDelta(text=whole[len(call.sent_text) :]))
 
 
 def _started(call: Call, model: str, *, from_cache: bool) -> orchestrator_pb2.CompletionStarted:

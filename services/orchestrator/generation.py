@@ -28,19 +28,26 @@ class Generation:
         """One answer from one model.
 
         While the inference service cannot be reached at all, the request is held and tried again until its
-        deadline: nothing was spent, and a restarting replica comes back. Other failures raise as they are.
+        deadline: nothing was spent, and a restarting replica comes back. Other failures raise as they are. A break
+        after the first piece that cannot be made good is STREAM_BROKEN, before anything more is spent.
         """
         with call.hop("inference") as hop:
+            if not _resumable(call, route):
+                hop.outcome, hop.reason = DEGRADED, "the followed answer broke off"
+                raise broken()
             while True:
                 try:
                     return await self._attempt(call, route, prompt, emit)
                 except TenthError as error:
                     hop.outcome, hop.reason = DEGRADED, f"{route.model}: {error.reason}"
                     call.note_failed_attempt(route.model, error)
-                    if not _away(error) or not _resumable(call, route):
+                    if not _away(error):
                         raise
                     remaining = deadlines.remaining()
-                    if remaining is not None and remaining < 2 * _HOLD_SECONDS:
+                    late = remaining is not None and remaining < 2 * _HOLD_SECONDS
+                    if late or not _resumable(call, route):
+                        if call.began:
+                            raise broken() from error
                         raise
                     await asyncio.sleep(_HOLD_SECONDS)
 
@@ -80,9 +87,11 @@ class Generation:
                 fresh = _after_prefix(answer.text, skip, event.delta) if skip else event.delta
                 if fresh is not None:
                     skip = ""
-                    call.sent_text = answer.text
+                    call.note_sent(answer.text, event.delta)
                     emit(fresh)
             elif kind == "finished":
+                if skip and answer.text != skip:
+                    raise broken()  # The second answer ended before the part that the caller has already read.
                 return Generated(answer.completion(route.model, event.finished), event.finished.quantized)
         raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
 
@@ -156,7 +165,12 @@ def _after_prefix(text: str, sent: str, delta: chat_pb2.CompletionDelta) -> chat
         fresh.CopyFrom(delta)
         fresh.text = text[len(sent) :]
         return fresh
-    raise TenthError(
+    raise broken()
+
+
+def broken() -> TenthError:
+    """The error of an answer that broke off after its first piece."""
+    return TenthError(
         Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the answer broke off and could not be continued"
     )
 
@@ -172,8 +186,8 @@ def _resumable(call: Call, route: Route) -> bool:
     A greedy answer of an own model repeats itself exactly, so a broken stream is made again and continued after the
     part that was sent.
     """
-    if not call.sent_text:
+    if not call.began:
         return True
     sampling = call.request.sampling
     greedy = sampling.HasField("temperature") and sampling.temperature == 0
-    return greedy and route.self_hosted and not call.request.tools
+    return greedy and route.self_hosted and not call.sent_other

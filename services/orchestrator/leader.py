@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator
 
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from mesh import deadlines
 from mesh.errors import TenthError
 from services.orchestrator.background import Background
 
@@ -33,6 +35,7 @@ class Leader:
         self._background = background
         self._lease_id = lease_id
         self._cap_seconds = cap_seconds
+        self._context = contextvars.copy_context()
         self._backlog: list[chat_pb2.CompletionDelta] = []
         self._queue: asyncio.Queue[Item | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -50,6 +53,11 @@ class Leader:
         """Asked when the caller has left: give the lease up unless somebody follows."""
         if not self._lease_id:
             return True
+        # In the request's context: its identity, and its routing key, without which another shard would be asked.
+        return await asyncio.get_running_loop().create_task(self._release_unfollowed(), context=self._context)
+
+    async def _release_unfollowed(self) -> bool:
+        deadlines.set_remaining(None)  # The caller may have left because its deadline passed.
         try:
             request = cache_pb2.ReleaseLeaseRequest(lease_id=self._lease_id, only_if_unfollowed=True)
             reply = await self._cache.ReleaseLease(request, timeout=self._cap_seconds)

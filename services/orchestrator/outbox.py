@@ -109,7 +109,7 @@ class Outbox:
             "WHERE tenant_id = ? AND request_id = ?",
             (tenant_id, request_id),
         ).fetchone()
-        if row is None:
+        if row is None or (row[6] and row[7] <= self._now()):
             return None
         digest, receipt, completion, entry_id, error, namespace, settled, expire_time = row
         return Kept(
@@ -125,11 +125,13 @@ class Outbox:
 
     def forget_user(self, tenant_id: str, user_id: str) -> int:
         """Delete a user's kept answers; receipts that still have to be settled stay until they are."""
+        whose = "WHERE tenant_id = ? AND user_id = ?"
+        gone = self._db.execute(f"DELETE FROM answers {whose} AND settled = 1", (tenant_id, user_id))  # noqa: S608  (a constant)
         blanked = self._db.execute(
-            "UPDATE answers SET completion = x'', expire_time = 0 WHERE tenant_id = ? AND user_id = ?",
+            f"UPDATE answers SET completion = x'', expire_time = 0 {whose}",  # noqa: S608  (a constant)
             (tenant_id, user_id),
         )
-        return blanked.rowcount
+        return gone.rowcount + blanked.rowcount
 
     def open_count(self) -> int:
         """Receipts that the ledger has not accepted yet."""

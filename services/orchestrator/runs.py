@@ -7,7 +7,8 @@ same request id joins the run instead of paying again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from tenth.orchestrator.v1 import orchestrator_pb2
@@ -79,8 +80,11 @@ class Run:
         self.error = error
         self._changed.set()
 
-    async def listen(self) -> AsyncIterator[Event]:
-        """Every event from the first, then live; raises the run's error. The caller then reads ``answer``."""
+    async def listen(self) -> AsyncGenerator[Event, None]:
+        """Every event from the first, then live; raises the run's error. The caller then reads ``answer``.
+
+        To be closed (``aclosing``) before ``Runs.release``: an iterator left open still counts as a listener.
+        """
         self._listeners += 1
         seen = 0
         try:
@@ -99,8 +103,9 @@ class Run:
 
     async def result(self) -> Answer:
         """The answer; raises the run's error."""
-        async for _ in self.listen():
-            continue
+        async with aclosing(self.listen()) as events:
+            async for _ in events:
+                continue
         assert self.answer is not None
         return self.answer
 
@@ -139,15 +144,20 @@ class Runs:
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def drain(self) -> None:
-        """Wait for the runs in progress."""
+    async def drain(self, timeout_seconds: float = 10.0) -> None:
+        """Wait for the runs in progress; what outlives the wait is cancelled, so that its receipt is kept."""
         tasks = [run.task for run in self._runs.values() if run.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=10)
+            _, late = await asyncio.wait(tasks, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1)
 
     async def _abandon(self, run: Run) -> None:
         while run.abandoned and not run.done:
-            if await run.may_stop():
+            # Somebody may have joined while the cache was asked.
+            if await run.may_stop() and run.abandoned:
                 if run.task is not None:
                     run.task.cancel()
                 return

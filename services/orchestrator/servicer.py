@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -86,9 +87,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         else:
             streamed = False
             try:
-                async for event in begun.listen():
-                    streamed = True
-                    yield _response(event)
+                # Closed here and now: a client that left during a write must not count as a listener any more.
+                async with aclosing(begun.listen()) as events:
+                    async for event in events:
+                        streamed = True
+                        yield _response(event)
             finally:
                 self._runs.release(begun)
             assert begun.answer is not None
@@ -126,18 +129,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return _operation(kept)
 
     async def GetReceipt(self, request: pb.GetReceiptRequest, context: Any) -> pb.GetReceiptResponse:
-        """The receipt of a request: the ledger's when it has it, else the one on its way there."""
+        """The receipt of a request: the one on its way to the ledger, else the ledger's."""
         if not request.request_id:
             raise required("request_id")
+        kept = self._outbox.find(current_identity().tenant_id, request.request_id)
+        if kept is not None and not kept.settled:
+            return pb.GetReceiptResponse(receipt=kept.receipt)
         try:
             found = await self._ledger.GetReceipt(
                 ledger_pb2.GetReceiptRequest(request_id=request.request_id), timeout=_CAP_SECONDS
             )
             return pb.GetReceiptResponse(receipt=found.receipt)
         except TenthError as error:
-            kept = self._outbox.find(current_identity().tenant_id, request.request_id)
-            if kept is not None and not kept.settled:
-                return pb.GetReceiptResponse(receipt=kept.receipt)
             if error.code is Code.NOT_FOUND:
                 raise TenthError(Code.NOT_FOUND, Reason.NOT_FOUND, "no receipt of this request", "request_id") from None
             raise
@@ -197,6 +200,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             if kept.completion is not None:
                 return Answer(request.request_id, kept.completion, kept.receipt, kept.entry_id)
         call = self._admission.admit(request, digest, streaming=streaming)
+        if kept is not None:
+            call.carry(kept.receipt.facts)
 
         async def work(run: Run) -> None:
             set_identity(call.identity)
@@ -214,12 +219,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def _shard(self, call: Call) -> str:
         if self._settings.cache_shard_by == "request":
             return call.digest.hex()
-        return f"{call.identity.tenant_id}\x00{call.request.namespace}"
+        return _shard_key(call.identity.tenant_id, call.request.namespace)
 
     def _shard_of(self, kept: Kept) -> str:
         if self._settings.cache_shard_by == "request":
             return kept.digest.hex()
-        return f"{kept.receipt.facts.tenant_id}\x00{kept.namespace}"
+        return _shard_key(kept.receipt.facts.tenant_id, kept.namespace)
+
+
+def _shard_key(tenant_id: str, namespace: str) -> str:
+    return f"{tenant_id}\x00{namespace or 'default'}"  # The two names of one namespace, one shard.
 
 
 def _response(event: pb.CompletionStarted | chat_pb2.CompletionDelta) -> pb.StreamGenerateCompletionResponse:

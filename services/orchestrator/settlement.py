@@ -47,6 +47,8 @@ class Settlement:
         reply = await self._ledger.SettleReceipts(
             ledger_pb2.SettleReceiptsRequest(receipts=receipts), timeout=self._settings.background_cap_seconds
         )
+        if len(reply.results) != len(receipts):
+            raise unavailable(f"{len(receipts)} receipts were sent, {len(reply.results)} results came back")
         return [
             f"{result.error_reason}: {result.error_message}" if result.error_reason else "" for result in reply.results
         ]
@@ -61,4 +63,5 @@ class Settlement:
     async def _flush(self) -> None:
         set_identity(SELF)
         deadlines.set_remaining(None)
-        await self._outbox.flush(self.settle, self._settings.settle_batch_size)
+        while await self._outbox.flush(self.settle, self._settings.settle_batch_size):
+            continue

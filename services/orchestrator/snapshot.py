@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from tenth.router.v1 import router_pb2, router_pb2_grpc
 
@@ -98,6 +99,9 @@ class Snapshot:
                 except TenthError as error:
                     # What is held stays in force; the hops themselves find out whether the service is down.
                     log.debug("no new snapshot: %s", error)
+                except (OSError, DecodeError, ValueError):
+                    # A full disk or a malformed book must not freeze prices and switches for ever.
+                    log.exception("the new snapshot could not be used or kept")
             await asyncio.sleep(interval_seconds if self._admission.version else 0.1)
 
     async def _refresh_admission(self) -> None:

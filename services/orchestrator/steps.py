@@ -78,8 +78,10 @@ class Steps:
     async def select(self, call: Call, embedding: chat_pb2.Embedding | None, ceiling: chat_pb2.Tier.ValueType) -> Route:
         """Hop 2. Down or late: the default tier, marked. The router's own "no" is the caller's answer."""
         if call.disabled("routing"):
-            call.skip("router", DISABLED, "kill switch: the baseline model answers")
-            return self._known_route(call.tenant.baseline_model, "kill switch")
+            # A model that the caller named must answer all the same; that was never the router's choice.
+            name = call.request.policy.model or call.tenant.baseline_model
+            call.skip("router", DISABLED, f"kill switch: {name} answers")
+            return self._known_route(name, "kill switch")
         request = router_pb2.SelectModelRequest(
             request=call.request,
             tier_ceiling=ceiling,
