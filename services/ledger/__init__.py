@@ -1,0 +1,1 @@
+"""The ledger: prices, budgets, reservations and receipts. The only owner of money."""

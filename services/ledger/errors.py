@@ -1,0 +1,56 @@
+"""Every reason that the ledger gives, beside those of ``mesh.errors`` and ``mesh.receipt``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from mesh.errors import Code, TenthError
+
+
+class Reason(StrEnum):
+    """Reasons of the ledger."""
+
+    UNKNOWN_TENANT = "UNKNOWN_TENANT"
+    """The ledger has no such tenant."""
+    CROSS_TENANT_FORBIDDEN = "CROSS_TENANT_FORBIDDEN"
+    """The caller may act for its own tenant only."""
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    """The request id was used before with another payload, or its request is settled already."""
+    INVALID_RECEIPT = "INVALID_RECEIPT"
+    """The receipt's facts are not allowed, or its amounts are not what the ledger computes from them."""
+    UNKNOWN_RESERVATION = "UNKNOWN_RESERVATION"
+    """The tenant has no such reservation."""
+    UNKNOWN_PRICE_BOOK_VERSION = "UNKNOWN_PRICE_BOOK_VERSION"
+    """The price book never had that version."""
+    PRICE_NOT_LATER = "PRICE_NOT_LATER"
+    """A price is never changed: a new one must start later than all others of its model."""
+    RECEIPT_NOT_FOUND = "RECEIPT_NOT_FOUND"
+    """The ledger has no receipt of that request (yet)."""
+    TOO_MANY_ITEMS = "TOO_MANY_ITEMS"
+    """One call carries more items than allowed; `field` names the list."""
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+    """The database does not answer; nothing was written, trying again later may help."""
+
+
+def unknown_tenant(tenant_id: str, field: str) -> TenthError:
+    """The ledger has no such tenant."""
+    return TenthError(Code.NOT_FOUND, Reason.UNKNOWN_TENANT, f"no tenant {tenant_id!r}", field)
+
+
+def cross_tenant(field: str) -> TenthError:
+    """The caller may act for its own tenant only."""
+    return TenthError(
+        Code.PERMISSION_DENIED, Reason.CROSS_TENANT_FORBIDDEN, "the caller may act for its own tenant only", field
+    )
+
+
+def request_id_reused(request_id: str, why: str) -> TenthError:
+    """The request id stands for something else already."""
+    return TenthError(
+        Code.ALREADY_EXISTS, Reason.REQUEST_ID_REUSED, f"request {request_id!r}: {why}", "request.request_id"
+    )
+
+
+def too_many(field: str, most: int) -> TenthError:
+    """A list is longer than allowed."""
+    return TenthError(Code.INVALID_ARGUMENT, Reason.TOO_MANY_ITEMS, f"at most {most} items", field)

@@ -1,0 +1,125 @@
+"""The price book in the database: every version as it was, and how a new one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.errors import Code, TenthError
+from mesh.receipt import Price, PriceBook
+from services.ledger.errors import Reason
+from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, add, book_at
+from services.ledger.store import Store
+from services.ledger.tables import books, prices
+
+_KEPT_VERSIONS = 64
+
+
+class PriceBooks:
+    """Versions of the price book. They never change, so those used last are kept in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._versions: dict[int, tuple[DatedPrice, ...]] = {}
+
+    async def version(self, version: int) -> tuple[DatedPrice, ...]:
+        """All dated prices of a version; version 0 is the empty book. Raises UNKNOWN_PRICE_BOOK_VERSION."""
+        if version == 0:
+            return ()
+        kept = self._versions.get(version)
+        if kept is not None:
+            return kept
+        async with self._store.read() as connection:
+            if not 0 < version <= await current_version(connection):
+                raise TenthError(
+                    Code.INVALID_ARGUMENT,
+                    Reason.UNKNOWN_PRICE_BOOK_VERSION,
+                    f"the price book has no version {version}",
+                    "request.price_book_version",
+                )
+            rows = tuple(row for _, row in await _rows(connection, version))
+        if len(self._versions) >= _KEPT_VERSIONS:
+            self._versions.pop(next(iter(self._versions)))
+        self._versions[version] = rows
+        return rows
+
+    async def at(self, version: int, at_ns: int) -> PriceBook:
+        """The prices of a version that hold at an instant."""
+        return book_at(await self.version(version), at_ns)
+
+    async def reader(self, version: int) -> Callable[[int], PriceBook]:
+        """The prices of a version as a function of the instant."""
+        return partial(book_at, await self.version(version))
+
+    async def current(self) -> tuple[int, tuple[DatedPrice, ...]]:
+        """The newest version and its prices."""
+        async with self._store.read() as connection:
+            version = await current_version(connection)
+        return version, await self.version(version)
+
+    async def add(self, new: Sequence[DatedPrice], *, only_absent: bool = False) -> int:
+        """Add prices; returns the version that has them. Raises PRICE_NOT_LATER, and adds none of them then."""
+
+        async def operation(connection: AsyncConnection) -> int:
+            version = await current_version(connection)
+            ids = await _rows(connection, version)
+            change = add([row for _, row in ids], new, only_absent=only_absent)
+            if not change.added:
+                return version
+            by_row = {(row.model, row.valid_from_ns): row_id for row_id, row in ids}
+            for before, _ in change.closed:
+                row_id = by_row[before.model, before.valid_from_ns]
+                await connection.execute(
+                    update(prices).where(prices.c.id == row_id).values(replaced_version=version + 1)
+                )
+            rows = [*(after for _, after in change.closed), *change.added]
+            await connection.execute(insert(prices), [_values(row, version + 1) for row in rows])
+            await connection.execute(update(books).values(price_book_version=version + 1))
+            return version + 1
+
+        return await self._store.write(operation)
+
+
+async def current_version(connection: AsyncConnection) -> int:
+    """The newest version of the price book; 0 while it is empty."""
+    return int((await connection.execute(select(books.c.price_book_version))).scalar_one())
+
+
+async def _rows(connection: AsyncConnection, version: int) -> list[tuple[int, DatedPrice]]:
+    rows = await connection.execute(
+        select(prices)
+        .where(
+            prices.c.added_version <= version,
+            or_(prices.c.replaced_version.is_(None), prices.c.replaced_version > version),
+        )
+        .order_by(prices.c.model, prices.c.valid_from_ns)
+    )
+    return [
+        (
+            row.id,
+            DatedPrice(
+                Price(model=row.model, confirmed=row.confirmed, **{name: row._mapping[name] for name in AMOUNT_FIELDS}),
+                valid_from_ns=row.valid_from_ns,
+                source=row.source,
+                valid_to_ns=row.valid_to_ns,
+            ),
+        )
+        for row in rows
+    ]
+
+
+def _values(row: DatedPrice, version: int) -> dict[str, Any]:
+    return {
+        "model": row.model,
+        "valid_from_ns": row.valid_from_ns,
+        "valid_to_ns": row.valid_to_ns,
+        **{name: getattr(row.price, name) for name in AMOUNT_FIELDS},
+        "source": row.source,
+        "confirmed": row.price.confirmed,
+        "added_version": version,
+        "replaced_version": None,
+    }

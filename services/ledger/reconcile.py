@@ -1,0 +1,170 @@
+"""The sweeper: what was left open is reconciled against the recorded attempts, so that no spend is lost and no
+reservation stands for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from tenth.type.v1 import receipt_pb2
+
+from mesh.errors import TenthError
+from mesh.wire import build_receipt
+from services.ledger.admin import baseline_model
+from services.ledger.balances import Balances
+from services.ledger.book import RECONCILED, Book, close_reservations, settle_in
+from services.ledger.errors import Reason
+from services.ledger.policy import NANOS_PER_SECOND, Attempt, spent_by_attempts
+from services.ledger.receipts import Settlement, flatten, parse_attempt, reconciled_facts
+from services.ledger.tables import OPEN, attempts, open_requests, reservations
+
+log = logging.getLogger("tenth.ledger")
+
+_AT_ONCE = 1000
+"""Most requests looked at in one sweep; the others come with the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep did."""
+
+    released: int = 0
+    reconciled: int = 0
+
+
+class Sweeper:
+    """Reconciles expired reservations, and attempts that no reservation and no receipt covers."""
+
+    def __init__(self, book: Book, *, attempt_ttl_seconds: float, unfinished_grace_seconds: float) -> None:
+        self._book = book
+        self._attempt_ttl_ns = int(attempt_ttl_seconds * NANOS_PER_SECOND)
+        self._grace_ns = int(unfinished_grace_seconds * NANOS_PER_SECOND)
+
+    async def run(self, interval_seconds: float) -> None:
+        """Sweep for ever."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            try:
+                await self.sweep()
+            except TenthError as error:
+                log.warning("sweep put off: %s", error)
+            except Exception:
+                # One broken record must not stop the reconciling of all others; the log has it.
+                log.exception("sweep failed")
+
+    async def sweep(self) -> Swept:
+        """Reconcile what is due now."""
+        now = self._book.now_ns()
+        async with self._book.store.read() as connection:
+            expired = (
+                await connection.execute(
+                    select(reservations)
+                    .where(reservations.c.state == OPEN, reservations.c.expire_ns <= now)
+                    .order_by(reservations.c.expire_ns)
+                    .limit(_AT_ONCE)
+                )
+            ).all()
+            quiet = (
+                await connection.execute(
+                    select(open_requests)
+                    .where(open_requests.c.last_seen_ns <= now - self._attempt_ttl_ns)
+                    .order_by(open_requests.c.last_seen_ns)
+                    .limit(_AT_ONCE)
+                )
+            ).all()
+        keys = dict.fromkeys((row.tenant_id, row.request_id) for row in (*expired, *quiet))
+        results = [await self._reconcile(*key) for key in keys]
+        swept = Swept(
+            released=sum(each.released for each in results), reconciled=sum(each.reconciled for each in results)
+        )
+        if swept != Swept():
+            log.info("released %d expired reservations, reconciled %d requests", swept.released, swept.reconciled)
+        return swept
+
+    async def _reconcile(self, tenant_id: str, request_id: str) -> Swept:
+        now = self._book.now_ns()
+
+        async def operation(connection: AsyncConnection) -> Swept:
+            held = (
+                await connection.execute(
+                    select(reservations).where(
+                        reservations.c.tenant_id == tenant_id,
+                        reservations.c.request_id == request_id,
+                        reservations.c.state == OPEN,
+                    )
+                )
+            ).all()
+            if any(row.expire_ns > now for row in held):
+                return Swept()
+            rows = (
+                await connection.execute(
+                    select(attempts.c.event, attempts.c.price_book_version).where(
+                        attempts.c.tenant_id == tenant_id, attempts.c.request_id == request_id
+                    )
+                )
+            ).all()
+            if not rows:
+                return await _release(connection, held, now)
+            parsed = [parse_attempt(row.event) for row in rows]
+            settled = await self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
+            if settled is None:
+                return Swept()
+            if isinstance(settled, TenthError):
+                # Without a price there is no receipt: the request stays among the unreceipted, and is tried again
+                # with every later price book, but its reservation is not held for that.
+                log.warning("request %s of %s cannot be priced: %s", request_id, tenant_id, settled)
+                await connection.execute(
+                    update(open_requests)
+                    .where(open_requests.c.tenant_id == tenant_id, open_requests.c.request_id == request_id)
+                    .values(last_seen_ns=now)
+                )
+                return await _release(connection, held, now)
+            await settle_in(connection, [settled], RECONCILED, now)
+            return Swept(released=len(held), reconciled=1)
+
+        return await self._book.store.write(operation)
+
+    async def _settlement(
+        self,
+        connection: AsyncConnection,
+        parsed: Sequence[tuple[Any, Attempt]],
+        version: int,
+        now: int,
+        held: Sequence[Row[Any]],
+    ) -> Settlement | TenthError | None:
+        """The receipt of a lost request: None to wait on, an error when a price is missing."""
+        due = max(
+            (row.expire_ns for row in held), default=max(each.event_ns for _, each in parsed) + self._attempt_ttl_ns
+        )
+        spent = spent_by_attempts([each for _, each in parsed], assume_worst=now >= due + self._grace_ns)
+        if spent is None:
+            return None
+        events = [event for event, _ in parsed]
+        # A tenant that the ledger does not know has no baseline of its own; a failed request's baseline is 0.
+        baseline = await baseline_model(connection, events[0].tenant_id) or events[0].model
+        current, _ = await self._book.prices.current()
+        error: TenthError | None = None
+        for candidate in dict.fromkeys((version, current)):
+            facts = reconciled_facts(events, spent, baseline, candidate)
+            create_ns = facts.create_time.ToNanoseconds()
+            try:
+                book = await self._book.prices.at(candidate, create_ns)
+                return flatten(build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL), create_ns)
+            except TenthError as raised:
+                if raised.reason == Reason.STORE_UNAVAILABLE:
+                    raise
+                error = raised
+        return error
+
+
+async def _release(connection: AsyncConnection, held: Sequence[Row[Any]], now: int) -> Swept:
+    if held:
+        balances = await Balances.load(connection, {row.tenant_id for row in held})
+        await close_reservations(connection, balances, held, "expired", now)
+        await balances.save()
+    return Swept(released=len(held))

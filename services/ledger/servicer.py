@@ -1,0 +1,341 @@
+"""LedgerService: writes, translated between the wire and the books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from tenth.type.v1 import receipt_pb2
+
+from mesh.auth import act_for, current_identity
+from mesh.errors import TenthError, invalid_argument, required
+from mesh.receipt import PRICE_UNKNOWN, PriceBook
+from mesh.telemetry import annotate
+from mesh.wire import price_from_proto, price_to_proto
+from services.ledger.admin import Admin
+from services.ledger.balances import Scope
+from services.ledger.book import Book, Reserve
+from services.ledger.errors import Reason, cross_tenant, too_many
+from services.ledger.policy import (
+    ALL_TENANTS,
+    LAYERS,
+    NANOS_PER_SECOND,
+    Budget,
+    Position,
+    Verdict,
+    Window,
+    is_time_zone,
+)
+from services.ledger.prices import DatedPrice, check
+from services.ledger.receipts import Settlement, attempt_record, check_name, instant, settlement
+
+MOST_ITEMS = 500
+"""Most receipts, attempts or prices in one call."""
+SPENDERS = frozenset({"orchestrator", "inference"})
+"""Services that may name the tenant in what they send: they serve all of them."""
+_LONGEST_TTL_SECONDS = 86_400
+_ITEM_REASONS = frozenset({Reason.REQUEST_ID_REUSED, PRICE_UNKNOWN, Reason.INVALID_RECEIPT})
+_VERDICTS = {
+    Verdict.OK: ledger_pb2.RESERVE_DECISION_OK,
+    Verdict.DOWNGRADE: ledger_pb2.RESERVE_DECISION_DOWNGRADE,
+    Verdict.REFUSED: ledger_pb2.RESERVE_DECISION_REFUSED,
+}
+_WINDOWS = {
+    ledger_pb2.BUDGET_WINDOW_DAY: Window.DAY,
+    ledger_pb2.BUDGET_WINDOW_MONTH: Window.MONTH,
+    ledger_pb2.BUDGET_WINDOW_TOTAL: Window.TOTAL,
+}
+_WIRE_WINDOWS = {window: number for number, window in _WINDOWS.items()}
+
+
+class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
+    """Writes of the ledger."""
+
+    def __init__(self, book: Book, admin: Admin, now_ns: Callable[[], int], *, reservation_ttl_seconds: float) -> None:
+        self._book = book
+        self._admin = admin
+        self._now_ns = now_ns
+        self._ttl_ns = int(reservation_ttl_seconds * NANOS_PER_SECOND)
+
+    async def ReserveFunds(
+        self, request: ledger_pb2.ReserveFundsRequest, context: Any
+    ) -> ledger_pb2.ReserveFundsResponse:
+        """Reserve the worst case of one request."""
+        identity = current_identity()
+        if not identity.service:
+            identity = act_for(request.user_id, request.project_id)
+        check_name(request.request_id, "request.request_id")
+        check_name(request.model, "request.model")
+        check_name(request.user_id, "request.user_id", optional=True)
+        check_name(request.project_id, "request.project_id", optional=True)
+        for name in ("input_token_count", "max_output_token_count", "price_book_version"):
+            if getattr(request, name) < 0:
+                raise invalid_argument("negative", field=f"request.{name}")
+        wanted = Reserve(
+            scope=Scope(identity.tenant_id, request.user_id, request.project_id),
+            request_id=request.request_id,
+            model=request.model,
+            input_tokens=request.input_token_count,
+            max_output_tokens=request.max_output_token_count,
+            price_book_version=request.price_book_version,
+            ttl_ns=self._ttl(request),
+        )
+        made = await self._book.reserve(wanted)
+        decision = made.decision
+        annotate(
+            {
+                "tenth.request_id": request.request_id,
+                "gen_ai.request.model": request.model,
+                "tenth.reserve.decision": decision.verdict.value,
+                "tenth.reserve.budget": decision.budget_name,
+                "tenth.reserved_nano_usd": made.amount,
+            }
+        )
+        return ledger_pb2.ReserveFundsResponse(
+            decision=_VERDICTS[decision.verdict],
+            reservation_id=made.reservation_id,
+            reserved_nano_usd=made.amount,
+            budget_name=decision.budget_name,
+            remaining_nano_usd=decision.remaining,
+        )
+
+    async def ReleaseFunds(
+        self, request: ledger_pb2.ReleaseFundsRequest, context: Any
+    ) -> ledger_pb2.ReleaseFundsResponse:
+        """Give a reservation back."""
+        check_name(request.reservation_id, "request.reservation_id")
+        await self._book.release(current_identity().tenant_id, request.reservation_id)
+        return ledger_pb2.ReleaseFundsResponse()
+
+    async def SettleReceipts(
+        self, request: ledger_pb2.SettleReceiptsRequest, context: Any
+    ) -> ledger_pb2.SettleReceiptsResponse:
+        """Settle receipts, each for itself."""
+        _check_count(request.receipts, "request.receipts")
+        books = await self._books(request.receipts)
+        outcomes: list[Settlement | TenthError] = []
+        for index, receipt in enumerate(request.receipts):
+            outcomes.append(self._settlement(receipt, books, f"request.receipts[{index}]"))
+        good = [each for each in outcomes if isinstance(each, Settlement)]
+        settled = iter(await self._book.settle(good))
+        errors = [next(settled) if isinstance(each, Settlement) else each for each in outcomes]
+        refused = sum(each is not None for each in errors)
+        annotate(
+            {
+                "tenth.receipt.count": len(outcomes),
+                "tenth.receipt.refused_count": refused,
+                "tenth.actual_nano_usd": sum(each.actual for each in good),
+            }
+        )
+        return ledger_pb2.SettleReceiptsResponse(
+            results=[
+                _result(receipt.facts.request_id, error)
+                for receipt, error in zip(request.receipts, errors, strict=True)
+            ]
+        )
+
+    async def RecordAttempts(
+        self, request: ledger_pb2.RecordAttemptsRequest, context: Any
+    ) -> ledger_pb2.RecordAttemptsResponse:
+        """Record what inference did."""
+        _check_count(request.events, "request.events")
+        records = []
+        for index, event in enumerate(request.events):
+            records.append(attempt_record(event, f"request.events[{index}]"))
+            if not _may_spend_for(event.tenant_id):
+                raise cross_tenant(f"request.events[{index}].tenant_id")
+        count = await self._book.record(records)
+        annotate({"tenth.attempt.count": len(records), "tenth.attempt.new_count": count})
+        return ledger_pb2.RecordAttemptsResponse(recorded_count=count)
+
+    async def GetAdmissionSnapshot(
+        self, request: ledger_pb2.GetAdmissionSnapshotRequest, context: Any
+    ) -> ledger_pb2.GetAdmissionSnapshotResponse:
+        """Give what admission needs, unless the caller has it."""
+        snapshot = await self._admin.snapshot(request.version)
+        if snapshot is None:
+            return ledger_pb2.GetAdmissionSnapshotResponse(unchanged=True, version=request.version)
+        return ledger_pb2.GetAdmissionSnapshotResponse(
+            version=snapshot.version,
+            price_book_version=snapshot.price_book_version,
+            prices=[price_message(row) for row in snapshot.prices],
+            tenants=[
+                ledger_pb2.TenantPolicy(
+                    tenant_id=each.tenant.tenant_id,
+                    has_hard_budget=each.has_hard_budget,
+                    baseline_model=each.tenant.baseline_model,
+                    disabled_layers=each.disabled_layers,
+                    max_requests_per_minute=each.tenant.max_requests_per_minute,
+                )
+                for each in snapshot.policies
+            ],
+        )
+
+    async def SetLayerSwitch(
+        self, request: ledger_pb2.SetLayerSwitchRequest, context: Any
+    ) -> ledger_pb2.SetLayerSwitchResponse:
+        """Turn a layer off or on."""
+        check_name(request.tenant_id, "request.tenant_id")
+        if request.layer not in LAYERS:
+            raise invalid_argument(f"{request.layer!r} is none of {', '.join(LAYERS)}", field="request.layer")
+        _operator_of(request.tenant_id, "request.tenant_id")
+        layers = await self._admin.set_switch(request.tenant_id, request.layer, disabled=request.disabled)
+        return ledger_pb2.SetLayerSwitchResponse(disabled_layers=layers)
+
+    async def SetBudget(self, request: ledger_pb2.SetBudgetRequest, context: Any) -> ledger_pb2.SetBudgetResponse:
+        """Create or replace a budget."""
+        if not request.HasField("budget"):
+            raise required("request.budget")
+        budget = _budget(request.budget)
+        _operator_of(budget.tenant_id, "request.budget.tenant_id")
+        return ledger_pb2.SetBudgetResponse(status=budget_status(await self._admin.set_budget(budget)))
+
+    async def AddPrices(self, request: ledger_pb2.AddPricesRequest, context: Any) -> ledger_pb2.AddPricesResponse:
+        """Add dated prices."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        if not request.prices:
+            raise required("request.prices")
+        _check_count(request.prices, "request.prices")
+        rows = []
+        for index, message in enumerate(request.prices):
+            row = _dated_price(message, f"request.prices[{index}]")
+            check(row, f"request.prices[{index}]")
+            rows.append(row)
+        return ledger_pb2.AddPricesResponse(price_book_version=await self._book.prices.add(rows))
+
+    def _ttl(self, request: ledger_pb2.ReserveFundsRequest) -> int:
+        if not request.HasField("ttl"):
+            return self._ttl_ns
+        seconds = request.ttl.seconds + request.ttl.nanos / 1e9
+        if not 0 < seconds <= _LONGEST_TTL_SECONDS:
+            raise invalid_argument(f"not within 0..{_LONGEST_TTL_SECONDS} seconds", field="request.ttl")
+        return int(seconds * NANOS_PER_SECOND)
+
+    async def _books(
+        self, receipts: Sequence[receipt_pb2.Receipt]
+    ) -> dict[int, Callable[[int], PriceBook] | TenthError]:
+        books: dict[int, Callable[[int], PriceBook] | TenthError] = {}
+        for version in {each.facts.price_book_version for each in receipts}:
+            try:
+                books[version] = await self._book.prices.reader(version)
+            except TenthError as error:
+                if error.reason != Reason.UNKNOWN_PRICE_BOOK_VERSION:
+                    raise
+                books[version] = error
+        return books
+
+    def _settlement(
+        self,
+        receipt: receipt_pb2.Receipt,
+        books: dict[int, Callable[[int], PriceBook] | TenthError],
+        field: str,
+    ) -> Settlement | TenthError:
+        book = books[receipt.facts.price_book_version]
+        if isinstance(book, TenthError):
+            return invalid_argument(
+                book.message, field=f"{field}.facts.price_book_version", reason=Reason.INVALID_RECEIPT
+            )
+        if not _may_spend_for(receipt.facts.tenant_id):
+            return invalid_argument(
+                "the caller may settle for its own tenant only",
+                field=f"{field}.facts.tenant_id",
+                reason=Reason.INVALID_RECEIPT,
+            )
+        try:
+            return settlement(receipt, book, self._now_ns(), field)
+        except TenthError as error:
+            if error.reason not in _ITEM_REASONS:
+                raise
+            return error
+
+
+def price_message(row: DatedPrice) -> receipt_pb2.Price:
+    """A dated price for the wire."""
+    message = price_to_proto(row.price)
+    message.valid_from_time.FromNanoseconds(row.valid_from_ns)
+    if row.valid_to_ns is not None:
+        message.valid_to_time.FromNanoseconds(row.valid_to_ns)
+    message.source = row.source
+    return message
+
+
+def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
+    """A budget and where it stands for the wire."""
+    budget = position.budget
+    status = ledger_pb2.BudgetStatus(
+        budget=ledger_pb2.Budget(
+            name=budget.name,
+            tenant_id=budget.tenant_id,
+            user_id=budget.user_id,
+            project_id=budget.project_id,
+            window=_WIRE_WINDOWS[budget.window],
+            time_zone=budget.time_zone,
+            limit_nano_usd=budget.limit,
+            hard=budget.hard,
+        ),
+        spent_nano_usd=position.spent,
+        reserved_nano_usd=position.reserved,
+    )
+    status.window_start_time.FromNanoseconds(position.window_start_ns)
+    return status
+
+
+def _budget(message: ledger_pb2.Budget) -> Budget:
+    field = "request.budget"
+    check_name(message.name, f"{field}.name")
+    check_name(message.tenant_id, f"{field}.tenant_id")
+    check_name(message.user_id, f"{field}.user_id", optional=True)
+    check_name(message.project_id, f"{field}.project_id", optional=True)
+    if message.window not in _WINDOWS:
+        raise invalid_argument("none of day, month, total", field=f"{field}.window")
+    time_zone = message.time_zone or "UTC"
+    if not is_time_zone(time_zone):
+        raise invalid_argument(f"{time_zone!r} is no IANA time zone", field=f"{field}.time_zone")
+    if message.limit_nano_usd < 0:
+        raise invalid_argument("negative", field=f"{field}.limit_nano_usd")
+    return Budget(
+        name=message.name,
+        tenant_id=message.tenant_id,
+        limit=message.limit_nano_usd,
+        hard=message.hard,
+        user_id=message.user_id,
+        project_id=message.project_id,
+        window=_WINDOWS[message.window],
+        time_zone=time_zone,
+    )
+
+
+def _dated_price(message: receipt_pb2.Price, field: str) -> DatedPrice:
+    check_name(message.model, f"{field}.model")
+    return DatedPrice(
+        price_from_proto(message),
+        valid_from_ns=instant(message.valid_from_time, f"{field}.valid_from_time"),
+        source=message.source,
+        valid_to_ns=(
+            instant(message.valid_to_time, f"{field}.valid_to_time") if message.HasField("valid_to_time") else None
+        ),
+    )
+
+
+def _check_count(items: Sequence[object], field: str) -> None:
+    if len(items) > MOST_ITEMS:
+        raise too_many(field, MOST_ITEMS)
+
+
+def _may_spend_for(tenant_id: str) -> bool:
+    identity = current_identity()
+    return identity.service in SPENDERS or identity.tenant_id == tenant_id
+
+
+def _operator_of(tenant_id: str, field: str) -> None:
+    identity = current_identity()
+    if not identity.may_see_all_tenants and identity.tenant_id != tenant_id:
+        raise cross_tenant(field)
+
+
+def _result(request_id: str, error: TenthError | None) -> ledger_pb2.SettleResult:
+    if error is None:
+        return ledger_pb2.SettleResult(request_id=request_id)
+    message = f"{error.field}: {error.message}" if error.field else error.message
+    return ledger_pb2.SettleResult(request_id=request_id, error_reason=error.reason, error_message=message)

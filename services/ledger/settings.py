@@ -1,0 +1,50 @@
+"""The ledger's own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LedgerSettings(BaseSettings):
+    """Where the books are kept, what seeds them, and how soon what is left open is reconciled."""
+
+    model_config = SettingsConfigDict(env_prefix="TENTH_LEDGER_", frozen=True, extra="ignore")
+
+    database_url: str = Field(
+        default="",
+        description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/DB; empty: ledger.db in the data "
+        "directory",
+    )
+    database_password_file: Path | None = Field(
+        default=None, description="File with the database password, when the URL carries none"
+    )
+    catalog_file: Path | None = Field(
+        default=Path("deploy/catalog.yaml"), description="Catalogue whose `prices:` seed the price book; empty: none"
+    )
+    read_connection_count: int = Field(default=8, ge=1, le=100, description="Connections for reads, 1..100")
+    reservation_ttl_seconds: float = Field(
+        default=600, gt=0, le=86_400, description="Life of a reservation whose request names none, seconds, 0..86400"
+    )
+    attempt_ttl_seconds: float = Field(
+        default=600,
+        gt=0,
+        le=86_400,
+        description="Quiet time after which attempts without receipt and reservation are reconciled, seconds, 0..86400",
+    )
+    unfinished_grace_seconds: float = Field(
+        default=900,
+        ge=0,
+        le=86_400,
+        description="Further time before an attempt that started and never ended counts with its worst case, "
+        "seconds, 0..86400",
+    )
+    sweep_interval_seconds: float = Field(
+        default=5, gt=0, le=3_600, description="Time between sweeps, seconds, 0..3600"
+    )
+
+    def url(self, data_dir: Path) -> str:
+        """The database's URL; by default a SQLite file in the data directory."""
+        return self.database_url or f"sqlite+aiosqlite:///{data_dir / 'ledger.db'}"
