@@ -122,7 +122,7 @@ def compute(facts: Facts, prices: PriceBook) -> Amounts:
     base = price_of(facts.baseline_model, prices)
     baseline = _plain(base, facts.baseline_input, output)
     steps = [baseline, *((0,) * 6 if facts.cache_hit else _steps(facts, price_of(facts.model, prices), baseline))]
-    savings = {layer: before - after for layer, before, after in zip(Layer, steps, steps[1:], strict=True)}
+    savings = {layer: before - after for layer, before, after in zip(Layer, steps[:-1], steps[1:], strict=True)}
     return Amounts(
         baseline=baseline,
         baseline_prompt_cached=_baseline_cached(facts, base),
