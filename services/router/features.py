@@ -103,8 +103,8 @@ _MATHS_SHAPE = re.compile(
     r"|\b[fgh]\(x\)|\^\d|\d+\s*%|√|∫|∑|≤|≥|π"
 )
 _LOOKUP_EN = re.compile(
-    r"^\W*(?:hi|hello|hey|thanks?|ok(?:ay)?|yes|no|please|who|where|when|which|what(?:'s| is| are| was| time)|is|are|do|"
-    r"does|did|can|could|will|has|have|how (?:do|can|to) (?:i|we|you)?|i |my |the |tell me|show me|need)",
+    r"^\W*(?:hi|hello|hey|thanks?|ok(?:ay)?|yes|no|please|who|where|when|which|what(?:'s| is| are| was| time)|is|are|"
+    r"do|does|did|can|could|will|has|have|how (?:do|can|to) (?:i|we|you)?|i |my |the |tell me|show me|need)",
     re.IGNORECASE,
 )
 _CHOICES = re.compile(r"^\s*\(?[A-Ea-e①-⑤1-5][.):]?\s*\S.*(?:\n\s*\(?[A-Ea-e①-⑤1-5][.):]?\s*\S.*){2,}", re.MULTILINE)

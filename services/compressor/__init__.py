@@ -1,0 +1,1 @@
+"""The compressor: fewer tokens, the same answer."""

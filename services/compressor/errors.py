@@ -1,0 +1,14 @@
+"""The reasons that the compressor gives for a failure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Reasons of the compressor, beside those of ``mesh.errors``."""
+
+    UNKNOWN_MODEL = "UNKNOWN_MODEL"
+    """The catalogue has no model of that name, so its tokens cannot be counted."""
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    """The prompt does not fit the model's context window, not even compressed as far as the mode allows."""

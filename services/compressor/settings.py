@@ -1,0 +1,45 @@
+"""The compressor's settings, from TENTH_COMPRESSOR_*."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CompressorSettings(BaseSettings):
+    """Which tokenizers, and how far each mode goes."""
+
+    model_config = SettingsConfigDict(env_prefix="TENTH_COMPRESSOR_", frozen=True, extra="ignore")
+
+    catalog_file: Path = Field(
+        default=Path("deploy/catalog.yaml"), description="YAML of models; read for tokenizers and context windows"
+    )
+    catalog_check_seconds: float = Field(
+        default=1.0, gt=0, description="Time between looks at the catalogue file for changes, seconds"
+    )
+    models_dir: Path = Field(default=Path(".models"), description="Directory of model folders, for their tokenizers")
+    cache_address: str = Field(default="127.0.0.1:7101", description="host:port of cache, for embeddings")
+    embed_timeout_seconds: float = Field(
+        default=0.25, gt=0, le=10, description="Longest wait for embeddings before BM25 ranks, seconds, above 0 to 10"
+    )
+    embed_pause_seconds: float = Field(
+        default=2.0, ge=0, description="Time without asking for embeddings after a failure, seconds"
+    )
+    embedding_cache_entries: int = Field(default=20_000, ge=0, description="Chunk vectors kept in memory")
+    token_cache_mebibytes: int = Field(
+        default=64, ge=0, description="Texts kept with their token counts, MiB of text; 0 keeps none"
+    )
+    thread_bytes: int = Field(
+        default=50_000, ge=0, description="Prompts of more bytes are worked on in a thread, beside other requests"
+    )
+    safe_chunks: int = Field(default=10, ge=1, description="Most retrieved chunks in mode safe")
+    balanced_chunks: int = Field(default=5, ge=1, description="Most retrieved chunks in mode balanced")
+    aggressive_chunks: int = Field(default=3, ge=1, description="Most retrieved chunks in mode aggressive")
+    balanced_history_tokens: int = Field(
+        default=8_000, ge=1, description="Tokens of messages kept in mode balanced, system messages included"
+    )
+    aggressive_history_tokens: int = Field(
+        default=3_000, ge=1, description="Tokens of messages kept in mode aggressive, system messages included"
+    )
