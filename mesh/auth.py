@@ -253,7 +253,7 @@ class Authenticator:
         if kept is not None and kept[0] > self._now():
             return kept[1]
         payload, _, signature = token.partition(".")
-        if not self._key or not hmac.compare_digest(_signature(self._key, payload), signature):
+        if not self._key or not hmac.compare_digest(_signature(self._key, payload).encode(), signature.encode()):
             raise TenthError(Code.UNAUTHENTICATED, Reason.UNAUTHENTICATED, "the identity is not signed by this mesh")
         try:
             body = json.loads(base64.urlsafe_b64decode(payload))
