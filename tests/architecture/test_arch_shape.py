@@ -62,7 +62,9 @@ def test_settings_are_frozen_named_and_described(service: str) -> None:
             if field.annotation is float:
                 named = any(re.search(rf"(^|_){unit}(_|$)", name) for unit in UNITS)
                 told = re.search(
-                    r"0\.\.1|threshold|overlap|share|factor|multiple|ratio", field.description, re.IGNORECASE
+                    r"0\.\.1|threshold|overlap|share|factor|multiple|ratio",
+                    f"{name} {field.description}",
+                    re.IGNORECASE,
                 )
                 assert named or told, f"{kind.__name__}.{name}: no unit"
 
