@@ -19,7 +19,7 @@ from tenth_client.errors import TenthClientError
 from tenth_client.money import usd
 from tenth_client.openai_format import FormatError
 from tenth_client.processes import StartError
-from tenth_client.up import Mesh, MeshOptions
+from tenth_client.up import Mesh, MeshOptions, missing_local_model
 
 _COLOURS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_yellow")
 
@@ -186,11 +186,14 @@ async def _nothing(arguments: argparse.Namespace, console: Console) -> int:
 
 
 async def _up(arguments: argparse.Namespace, console: Console) -> int:
+    absent = "" if arguments.no_model else missing_local_model(arguments.deploy_dir, arguments.models_dir)
+    if absent:
+        console.print(f"[yellow]without the local model:[/] {absent}")
     options = MeshOptions(
         data_dir=arguments.data_dir,
         models_dir=arguments.models_dir,
         deploy_dir=arguments.deploy_dir,
-        local_model=not arguments.no_model,
+        local_model=not (arguments.no_model or absent),
         sandbox=arguments.sandbox,
         free_ports=arguments.free_ports,
         replicas=_counts(arguments.replicas),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -334,6 +335,23 @@ _CALLS: Mapping[str, tuple[str, ...]] = {
     "inference": ("ledger",),
 }
 """Whose address each service is given."""
+
+
+def missing_local_model(deploy_dir: Path, models_dir: Path) -> str:
+    """Why the catalogue's local model cannot run here, in words; empty when it can (or the catalogue has none)."""
+    catalog = _read_yaml(deploy_dir / "catalog.yaml")
+    local = {name for name, entry in catalog.get("providers", {}).items() if entry.get("backend") == "vllm"}
+    entries = [entry for entry in catalog.get("models", {}).values() if entry.get("provider") in local]
+    if not entries:
+        return ""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed (it has no wheel for some machines): a remote OpenAI-compatible URL can serve"
+    for entry in entries:
+        name = str(entry.get("provider_model", ""))
+        # A name with a slash is a hub's model id, a folder of no concern here.
+        if "/" not in name and not (models_dir / name).is_dir():
+            return f"{models_dir / name} is absent; `make models` builds it"
+    return ""
 
 
 def free_ports(names: Sequence[str]) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""The demo: the whole mesh on one machine, 200 requests, and what they cost."""
