@@ -1,0 +1,1 @@
+"""The semantic cache: the same question costs nothing."""

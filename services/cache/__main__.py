@@ -1,0 +1,65 @@
+"""`python -m services.cache`: the wiring of the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import AsyncExitStack
+
+from tenth.cache.v1 import cache_pb2_grpc
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
+
+from mesh.auth import Authenticator, read_key
+from mesh.server import MeshServer
+from mesh.settings import MeshSettings, load
+from mesh.telemetry import start_telemetry
+from services.cache.answers import AnswerCache
+from services.cache.embedding import Embedder, load_encoder
+from services.cache.flights import FlightBoard
+from services.cache.policy import CachePolicy
+from services.cache.servicer import Board, CacheServicer, piece_size
+from services.cache.settings import CacheSettings
+from services.cache.stores import make_store
+
+
+async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
+    """Run the cache until it is told to stop."""
+    async with AsyncExitStack() as stack:
+        telemetry = start_telemetry("cache", mesh)
+        stack.callback(telemetry.close)
+        # One BLAS thread: more of them fight the model's own on the same cores.
+        stack.enter_context(threadpool_limits(1))
+        encoder = load_encoder(settings.models_dir, settings.embedder)
+        embedder = Embedder(
+            encoder, settings.embedder, settings.embed_batch_count, settings.embed_memory_count,
+            settings.embed_queue_count,
+        )  # fmt: skip
+        stack.push_async_callback(embedder.close)
+        store = make_store(settings, mesh.data_dir, embedder.dimension)
+        stack.push_async_callback(store.close)
+        await store.open()
+        policy = CachePolicy(**settings.model_dump(include=set(CachePolicy.__slots__)))
+        answers = AnswerCache(
+            store, embedder, policy, time.time,
+            max_entry_count=settings.max_entry_count,
+            memory_entry_count=settings.memory_entry_count,
+            memory_bytes=int(settings.memory_megabytes * 1_000_000),
+            memory_seconds=settings.shared_store_memory_seconds if settings.qdrant_url else 0.0,
+        )  # fmt: skip
+        sweeper = asyncio.create_task(answers.sweep_for_ever(settings.sweep_seconds))
+        stack.callback(sweeper.cancel)
+        board: Board = FlightBoard(
+            settings.lease_ttl_seconds, lambda: uuid.uuid4().hex, piece_size, settings.max_flight_count,
+            settings.max_flight_bytes,
+        )  # fmt: skip
+        stack.callback(board.close)
+        authenticator = Authenticator(mesh.callers_file, read_key(mesh.identity_key_file))
+        server = MeshServer(mesh, telemetry, authenticator, {"store": store.ping})
+        servicer = CacheServicer(answers, board, policy, store.name)
+        server.add(cache_pb2_grpc.add_CacheServiceServicer_to_server, servicer, "tenth.cache.v1.CacheService")
+        await server.serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(load(MeshSettings), load(CacheSettings)))

@@ -1,0 +1,178 @@
+"""The one embedder of the mesh: a local sentence encoder on a thread of its own.
+
+Texts that arrive while a batch runs form the next batch, so that concurrency makes batches and a lone request never
+waits for company. Vectors of recent texts are kept: a lookup and the store that follows it embed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mesh.errors import Code, TenthError
+from services.cache.bert import BertEncoder, UnsupportedModelError
+from services.cache.errors import Reason, embedder_missing
+
+Vector = npt.NDArray[np.float32]
+_FORM = 1
+"""Version of the text form and of the pooling; a change of either makes old vectors meet no new ones."""
+
+
+class Encoder(Protocol):
+    """A loaded model. Called from the embedder's thread, but for ``fits``."""
+
+    dimension: int
+
+    def encode(self, texts: Sequence[str]) -> Vector:
+        """One L2-normalised float32 row per text."""
+
+    def fits(self, text: str) -> bool:
+        """True if the whole text is read."""
+
+    def reads_korean(self) -> bool:
+        """False when Hangul is lost on the tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors in the order of the texts, and the CPU time they took (0 for remembered ones), microseconds."""
+
+    vectors: tuple[Vector, ...]
+    compute_micros: int
+
+
+class Embedder:
+    """Embeds texts in one fixed form. Close it to stop its thread."""
+
+    def __init__(
+        self, encoder: Encoder, name: str, batch_count: int = 32, memory_count: int = 4096, queue_count: int = 8192
+    ) -> None:
+        self.version = f"{name}@{_FORM}"
+        self.dimension = encoder.dimension
+        self.reads_korean = encoder.reads_korean()
+        self._encoder = encoder
+        self._batch_count = batch_count
+        self._memory_count = memory_count
+        self._queue_count = queue_count
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+        self._memory: OrderedDict[str, Vector] = OrderedDict()
+        self._waiting: OrderedDict[str, asyncio.Future[tuple[Vector, int]]] = OrderedDict()
+        self._running: dict[str, asyncio.Future[tuple[Vector, int]]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """Embed texts. Raises RESOURCE_EXHAUSTED when too many wait already."""
+        pending: dict[str, asyncio.Future[tuple[Vector, int]]] = {}
+        own: set[str] = set()
+        found: dict[str, Vector] = {}
+        for text in texts:
+            if text in found or text in pending:
+                continue
+            known = self._memory.get(text)
+            if known is not None:
+                self._memory.move_to_end(text)
+                found[text] = known
+                continue
+            shared = self._running.get(text) or self._waiting.get(text)
+            if shared is None:
+                shared = self._enqueue(text)
+                own.add(text)
+            pending[text] = shared
+        micros = 0
+        for text, future in pending.items():
+            # Shielded, because other requests may wait for the same text.
+            found[text], cost = await asyncio.shield(future)
+            if text in own:
+                micros += cost
+        return Embedded(tuple(found[text] for text in texts), micros)
+
+    def remembered(self, text: str) -> bool:
+        """True if embedding this text costs nothing now."""
+        return text in self._memory
+
+    def fits(self, text: str) -> bool:
+        """True if the model reads the whole text. Short texts are not even tokenised."""
+        # A WordPiece token is at least one character, and Hangul comes apart into at most three jamo.
+        return len(text) <= 60 or self._encoder.fits(text)
+
+    async def close(self) -> None:
+        """Finish what runs and stop the thread."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _enqueue(self, text: str) -> asyncio.Future[tuple[Vector, int]]:
+        if len(self._waiting) >= self._queue_count:
+            raise TenthError(
+                Code.RESOURCE_EXHAUSTED,
+                Reason.EMBED_QUEUE_FULL,
+                f"{len(self._waiting)} texts wait for the embedder",
+                retry_after_seconds=1.0,
+            )
+        future: asyncio.Future[tuple[Vector, int]] = asyncio.get_running_loop().create_future()
+        self._waiting[text] = future
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            count = min(self._batch_count, len(self._waiting))
+            self._running = dict(self._waiting.popitem(last=False) for _ in range(count))
+            batch = self._running
+            try:
+                vectors, micros = await loop.run_in_executor(self._thread, self._encode, list(batch))
+            except asyncio.CancelledError:
+                for future in (*batch.values(), *self._waiting.values()):
+                    future.cancel()
+                raise
+            except Exception as error:
+                # One bad text must not leave the others waiting for ever.
+                for future in batch.values():
+                    future.set_exception(error)
+                    future.exception()  # Marks it as seen: all who asked may be gone.
+                continue
+            finally:
+                self._running = {}
+            for (text, future), vector in zip(batch.items(), vectors, strict=True):
+                self._remember(text, vector)
+                if not future.done():
+                    future.set_result((vector, micros // count))
+
+    def _encode(self, texts: list[str]) -> tuple[Vector, int]:
+        started = time.thread_time_ns()
+        vectors = self._encoder.encode(texts)
+        return vectors, (time.thread_time_ns() - started) // 1000
+
+    def _remember(self, text: str, vector: Vector) -> None:
+        self._memory[text] = vector
+        while len(self._memory) > self._memory_count:
+            self._memory.popitem(last=False)
+
+
+def load_encoder(models_dir: Path, name: str) -> BertEncoder:
+    """The encoder of a model folder. Raises EMBEDDER_MISSING, EMBEDDER_UNSUPPORTED."""
+    folder = models_dir / name
+    for needed in ("config.json", "tokenizer.json", "model.safetensors"):
+        if not (folder / needed).is_file():
+            raise embedder_missing(str(folder), needed)
+    try:
+        return BertEncoder(folder)
+    except UnsupportedModelError as error:
+        raise TenthError(
+            Code.FAILED_PRECONDITION,
+            Reason.EMBEDDER_UNSUPPORTED,
+            f"{folder}: {error}",
+            metadata={"folder": str(folder)},
+        ) from error

@@ -1,0 +1,230 @@
+"""What makes two requests the same: the exact key and the semantic scope. Pure.
+
+Both are SHA-256 over a canonical form in which every value carries its type and its length, so that no text can
+pretend to be a field boundary. The tenant is the first field of either.
+
+- The exact key covers the tenant and everything that changes the answer.
+- The semantic scope is the hard filter of the vector search: the same, less the tier floor (checked against the
+  tier of the stored answer instead) and less the wording of the last user turn, plus the embedder's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL = 1, 2, 3, 4
+"""The numbers of tenth.type.v1.Role."""
+
+Value = str | bytes | int | float | bool | None | tuple["Value", ...]
+
+
+class Language(StrEnum):
+    """The script that a question is written in."""
+
+    KOREAN = "ko"
+    ENGLISH = "en"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message: what of it reaches the model."""
+
+    role: int
+    parts: tuple[tuple[str, str], ...]
+    """(kind, content): ("text", the text) or ("image", detail and URL)."""
+    name: str = ""
+    tool_calls: tuple[tuple[str, str, str], ...] = ()
+    tool_call_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "\n".join(content for kind, content in self.parts if kind == "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that the model may call."""
+
+    name: str
+    description: str
+    parameters: str
+    has_side_effects: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request, as far as the cache has to know it. ``sampling`` holds (name, value) of the fields that are set."""
+
+    tenant_id: str
+    namespace: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: tuple[int, str] = (0, "")
+    response_format: tuple[int, str, str] = (0, "", "")
+    sampling: tuple[tuple[str, Value], ...] = ()
+    chunks: tuple[tuple[str, str, str], ...] = ()
+    """(chunk id, document id, text) in order."""
+    tier_floor: int = 0
+    quality_target: float | None = None
+    model: str = ""
+    user_id: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    cache_mode: int = 0
+    max_age_seconds: float | None = None
+
+    @property
+    def last_turn(self) -> str:
+        """The text of the last user message; empty when the conversation does not end with one."""
+        last = self.messages[-1] if self.messages else None
+        return canonical_text(last.text) if last is not None and last.role == ROLE_USER else ""
+
+    @property
+    def is_follow_up(self) -> bool:
+        """True when a user turn came before the last one."""
+        return sum(message.role == ROLE_USER for message in self.messages) > 1
+
+    @property
+    def character_count(self) -> int:
+        """All text of the request, characters."""
+        count = sum(len(content) for message in self.messages for _, content in message.parts)
+        count += sum(len(call[2]) for message in self.messages for call in message.tool_calls)
+        count += sum(len(text) for _, _, text in self.chunks)
+        return count + sum(len(tool.description) + len(tool.parameters) for tool in self.tools)
+
+
+def exact_key(question: Question) -> str:
+    """Hex SHA-256 of everything that decides the answer. Requests with the same key are the same request."""
+    return _digest(
+        (
+            "exact",
+            1,
+            question.tenant_id,
+            question.namespace,
+            question.tier_floor,
+            *_circumstances(question),
+            *(_message(message) for message in question.messages),
+        )
+    )
+
+
+def semantic_scope(question: Question, embedder: str) -> str:
+    """Hex SHA-256 of the hard filter: entries of other scopes are never compared.
+
+    All messages but the last are part of it word for word, so a follow-up meets only entries of the same
+    conversation so far.
+    """
+    last = question.messages[-1]
+    # The last turn's text is what similarity is for; its name and role stay hard.
+    turn: tuple[Value, ...] = (last.role, last.name)
+    return _digest(
+        (
+            "scope",
+            1,
+            question.tenant_id,
+            question.namespace,
+            embedder,
+            language(question.last_turn).value,
+            *_circumstances(question),
+            *(_message(message) for message in question.messages[:-1]),
+            turn,
+        )
+    )
+
+
+def embedded_text(question: Question, context_characters: int = 240) -> str:
+    """The one text that stands for the question: the last turn, after a compact piece of the user turn before it.
+
+    A follow-up such as "and on a phone?" means nothing to router and compressor alone.
+    """
+    turn = question.last_turn
+    earlier = [message.text for message in question.messages[:-1] if message.role == ROLE_USER]
+    if not turn or not earlier:
+        return turn
+    context = " ".join(canonical_text(earlier[-1]).split())
+    if len(context) > context_characters:
+        context = context[:context_characters].rsplit(" ", 1)[0]
+    return f"{context}\n{turn}"
+
+
+def language(text: str) -> Language:
+    """Korean with any Hangul letter; English when all letters are Latin; else other. By script, not by dictionary."""
+    latin = True
+    for letter in text:
+        if letter < "\u0080":
+            continue
+        if _is_hangul(letter):
+            return Language.KOREAN
+        # Letters with accents and typographic signs do not make a text foreign.
+        if letter.isalpha() and letter >= "\u0250":
+            latin = False
+    return Language.ENGLISH if latin else Language.OTHER
+
+
+def canonical_text(text: str) -> str:
+    """NFC (Hangul typed on a Mac is decomposed), Unix line ends, no white space around."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return text.replace("\r\n", "\n").strip()
+
+
+def canonical(values: Iterable[Value]) -> bytes:
+    """The canonical form: injective, because each value is written as type, length and content."""
+    out = bytearray()
+    for value in values:
+        _write(out, value)
+    return bytes(out)
+
+
+def _is_hangul(letter: str) -> bool:
+    return "\uac00" <= letter <= "\ud7a3" or "\u1100" <= letter <= "\u11ff" or "\u3130" <= letter <= "\u318f"
+
+
+def _circumstances(question: Question) -> tuple[Value, ...]:
+    # Compression mode, tier ceiling and completion window are left out: they decide what an answer may cost.
+    return (
+        question.model,
+        question.quality_target,
+        tuple((tool.name, tool.description, tool.parameters, tool.has_side_effects) for tool in question.tools),
+        question.tool_choice,
+        question.response_format,
+        question.sampling,
+        tuple((chunk_id, document, canonical_text(text)) for chunk_id, document, text in question.chunks),
+    )
+
+
+def _message(message: Message) -> Value:
+    parts = tuple((kind, canonical_text(content)) for kind, content in message.parts)
+    return (message.role, parts, message.name, message.tool_calls, message.tool_call_id)
+
+
+def _digest(values: tuple[Value, ...]) -> str:
+    return hashlib.sha256(canonical(values)).hexdigest()
+
+
+def _write(out: bytearray, value: Value) -> None:
+    if isinstance(value, str):
+        # Lone surrogates cannot come over the wire, but must not break the key of a test or a tool.
+        data = value.encode("utf-8", "surrogatepass")
+        out += b"s%d:" % len(data)
+        out += data
+    elif isinstance(value, tuple):
+        out += b"t%d:" % len(value)
+        for item in value:
+            _write(out, item)
+    elif value is None:
+        out += b"n"
+    elif isinstance(value, bool):
+        out += b"b1" if value else b"b0"
+    elif isinstance(value, int):
+        out += b"i%d;" % value
+    elif isinstance(value, float):
+        out += b"f%s;" % repr(value).encode()
+    else:
+        out += b"y%d:" % len(value)
+        out += value

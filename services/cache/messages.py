@@ -1,0 +1,99 @@
+"""Wire messages to and from the plain types of keys, policy and store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tenth.type.v1 import chat_pb2
+
+from mesh.errors import invalid_argument, required
+from services.cache.keys import Message, Question, Tool, Value
+from services.cache.policy import Answer
+from services.cache.store import tag
+
+DEFAULT_NAMESPACE = "default"
+_MAX_NAMESPACE_CHARACTERS = 128
+_SAMPLING = ("temperature", "top_p", "max_output_tokens", "seed", "frequency_penalty", "presence_penalty")
+
+
+def question_from_proto(request: chat_pb2.CompletionRequest, tenant_id: str) -> Question:
+    """A request as the cache sees it. Raises INVALID_ARGUMENT naming the field."""
+    if not request.messages:
+        raise required("request.messages")
+    if len(request.namespace) > _MAX_NAMESPACE_CHARACTERS:
+        raise invalid_argument(
+            f"a namespace has at most {_MAX_NAMESPACE_CHARACTERS} characters", field="request.namespace"
+        )
+    policy = request.policy
+    return Question(
+        tenant_id=tenant_id,
+        namespace=request.namespace or DEFAULT_NAMESPACE,
+        messages=tuple(_message(message, index) for index, message in enumerate(request.messages)),
+        tools=tuple(
+            Tool(tool.name, tool.description, tool.parameters_json_schema, tool.has_side_effects)
+            for tool in request.tools
+        ),
+        tool_choice=(int(request.tool_choice.mode), request.tool_choice.name),
+        response_format=(
+            int(request.response_format.kind),
+            request.response_format.name,
+            request.response_format.json_schema,
+        ),
+        sampling=_sampling(request.sampling),
+        chunks=tuple((chunk.chunk_id, chunk.document_id, chunk.text) for chunk in request.retrieved_chunks),
+        tier_floor=int(policy.tier_floor),
+        quality_target=policy.quality_target if policy.HasField("quality_target") else None,
+        model=policy.model,
+        user_id=request.user_id,
+        tags=tuple(sorted(request.tags.items())),
+        cache_mode=int(policy.cache_mode),
+        max_age_seconds=policy.cache_max_age.ToNanoseconds() / 1e9 if policy.HasField("cache_max_age") else None,
+    )
+
+
+def answer_from_proto(completion: chat_pb2.Completion) -> Answer:
+    """What of an answer decides whether it is stored."""
+    message = completion.message
+    text = any(part.text.strip() for part in message.parts)
+    return Answer(
+        finish_reason=int(completion.finish_reason),
+        model=completion.model,
+        tier=int(completion.tier),
+        is_empty=not text and not message.tool_calls,
+    )
+
+
+def tag_keywords(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Tags as keywords of an entry."""
+    return tuple(tag(key, value) for key, value in sorted(tags.items()))
+
+
+def _message(message: chat_pb2.ChatMessage, index: int) -> Message:
+    if message.role == chat_pb2.ROLE_UNSPECIFIED or message.role not in chat_pb2.Role.values():
+        raise invalid_argument("a message needs a known role", field=f"request.messages[{index}].role")
+    return Message(
+        role=int(message.role),
+        parts=tuple(_part(part) for part in message.parts),
+        name=message.name,
+        tool_calls=tuple((call.id, call.name, call.arguments_json) for call in message.tool_calls),
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _part(part: chat_pb2.ContentPart) -> tuple[str, str]:
+    if part.HasField("image"):
+        return ("image", f"{part.image.detail or 'auto'} {part.image.url}")
+    return ("text", part.text)
+
+
+def _sampling(sampling: chat_pb2.SamplingParameters) -> tuple[tuple[str, Value], ...]:
+    values: list[tuple[str, Value]] = []
+    for field, value in sampling.ListFields():
+        if field.name in _SAMPLING:
+            values.append((field.name, value))
+        elif field.name == "stop":
+            values.append((field.name, tuple(value)))
+        else:
+            # Also fields that a newer revision adds: unknown to us, they still change the answer.
+            values.append((field.name, str(value)))
+    return tuple(values)

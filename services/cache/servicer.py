@@ -1,0 +1,364 @@
+"""tenth.cache.v1.CacheService: translates between the wire and the cache, and keeps the counts."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
+from tenth.type.v1 import chat_pb2
+
+from mesh.auth import current_identity
+from mesh.errors import Code, TenthError, invalid_argument, required
+from mesh.telemetry import annotate
+from services.cache.answers import AnswerCache, Asked
+from services.cache.embedding import Embedder, Vector
+from services.cache.errors import Reason
+from services.cache.flights import Delta, Finished, FlightBoard, Lease
+from services.cache.messages import answer_from_proto, question_from_proto, tag_keywords
+from services.cache.policy import MODE_WRITE, BypassReason, CachePolicy, bypass_reason, not_stored_reason
+from services.cache.store import Condition, Found
+
+MAX_EMBED_TEXTS = 512
+MAX_EMBED_CHARACTERS = 32_768
+MAX_CANDIDATES = 100
+_REMEMBERED_STORES = 4096
+
+Board = FlightBoard[chat_pb2.CompletionDelta, chat_pb2.Completion]
+
+
+class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
+    """The RPCs. The tenant is always the identity's."""
+
+    def __init__(self, answers: AnswerCache, board: Board, policy: CachePolicy, store_name: str) -> None:
+        self._answers = answers
+        self._board = board
+        self._policy = policy
+        self._store_name = store_name
+        self._counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._stored: OrderedDict[tuple[str, str], cache_pb2.StoreCompletionResponse] = OrderedDict()
+
+    async def LookupCompletion(
+        self, request: cache_pb2.LookupCompletionRequest, context: Any
+    ) -> cache_pb2.LookupCompletionResponse:
+        """Exact, then semantic, then lease or flight."""
+        tenant = current_identity().tenant_id
+        question = question_from_proto(request.request, tenant)
+        counts = self._counts[tenant, question.namespace]
+        reason = bypass_reason(question, self._policy)
+        if reason is not None:
+            annotate({"tenth.cache.outcome": "bypass", "tenth.cache.reason": reason.value})
+            if not request.dry_run:
+                counts[f"bypass:{reason.value}"] += 1
+            return cache_pb2.LookupCompletionResponse(bypass=cache_pb2.Bypass(reason=reason.value))
+        asked = self._answers.ask(question)
+        if question.cache_mode == MODE_WRITE:
+            annotate({"tenth.cache.outcome": "lease", "tenth.cache.reason": "cache_mode_write"})
+            lease = Lease("", 0.0) if request.dry_run else self._board.lead(asked.key, tenant)
+            if not request.dry_run:
+                counts["miss"] += 1
+            return cache_pb2.LookupCompletionResponse(lease=_lease(lease))
+        # A request that is already in the air is followed without embedding it again.
+        outcome = await self._answers.find(
+            asked, count_hit=not request.dry_run, skip_semantic=lambda: bool(self._board.in_flight(asked.key))
+        )
+        response = cache_pb2.LookupCompletionResponse(compute_micros=outcome.compute_micros)
+        if outcome.vector is not None:
+            response.embedding.CopyFrom(_embedding(outcome.vector, self._answers.embedder))
+        annotate({"tenth.cache.reason": outcome.reason, "tenth.cache.compute_micros": outcome.compute_micros})
+        if outcome.found is None:
+            self._miss(asked, request.dry_run, response, counts)
+            return response
+        kind = "exact" if outcome.exact else "semantic"
+        response.hit.CopyFrom(_hit(outcome.found, outcome.exact))
+        annotate(
+            {
+                "tenth.cache.outcome": "hit",
+                "tenth.cache.kind": kind,
+                "tenth.cache.similarity": outcome.found.similarity,
+                "tenth.cache.entry_id": outcome.found.entry.entry_id,
+            }
+        )
+        if not request.dry_run:
+            counts[kind] += 1
+        return response
+
+    async def StoreCompletion(
+        self, request: cache_pb2.StoreCompletionRequest, context: Any
+    ) -> cache_pb2.StoreCompletionResponse:
+        """Answer the followers at once, then keep the answer, then let the flight go."""
+        tenant = current_identity().tenant_id
+        done = self._stored.get((tenant, request.lease_id)) if request.lease_id else None
+        if done is not None:
+            return done
+        if not request.HasField("completion"):
+            raise required("completion")
+        question = question_from_proto(request.request, tenant)
+        asked = self._answers.ask(question)
+        leased_key = self._board.key_of(request.lease_id, tenant)
+        if leased_key and leased_key != asked.key:
+            raise invalid_argument("the lease is for another request", field="request", reason=Reason.LEASE_MISMATCH)
+        # A lease that is no longer in force changes nothing about the answer: it is kept all the same.
+        if leased_key:
+            self._board.finish(request.lease_id, request.completion, settled=False)
+        try:
+            response = await self._keep(asked, request)
+        finally:
+            self._board.settle(request.lease_id)
+        if request.lease_id:
+            self._stored[tenant, request.lease_id] = response
+            while len(self._stored) > _REMEMBERED_STORES:
+                self._stored.popitem(last=False)
+        return response
+
+    async def PublishCompletion(
+        self, requests: AsyncIterator[cache_pb2.PublishCompletionRequest], context: Any
+    ) -> cache_pb2.PublishCompletionResponse:
+        """Pass the leader's pieces to the followers of its flight."""
+        tenant = current_identity().tenant_id
+        lease_id = ""
+        try:
+            async for request in requests:
+                if not lease_id:
+                    lease_id = request.lease_id
+                    if not lease_id:
+                        raise required("lease_id")
+                    if not self._board.open_stream(lease_id, tenant):
+                        lease_id = ""
+                        raise _lease_gone()
+                if request.HasField("delta") and not self._board.publish(lease_id, request.delta):
+                    raise _lease_gone()
+                if request.HasField("finished"):
+                    count = self._board.finish(lease_id, request.finished, settled=False)
+                    annotate({"tenth.cache.followers": count})
+                    return cache_pb2.PublishCompletionResponse(follower_count=count)
+            raise TenthError(
+                Code.INVALID_ARGUMENT, Reason.PUBLISH_UNFINISHED, "the stream ended without finished", "finished"
+            )
+        finally:
+            # Also on cancellation: a leader that died passes its lease on.
+            if lease_id:
+                self._board.close_stream(lease_id)
+
+    async def FollowCompletion(
+        self, request: cache_pb2.FollowCompletionRequest, context: Any
+    ) -> AsyncIterator[cache_pb2.FollowCompletionResponse]:
+        """The events of a flight; the stored answer when the flight is over."""
+        tenant = current_identity().tenant_id
+        async with contextlib.aclosing(self._board.follow(request.flight_id, tenant)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    yield cache_pb2.FollowCompletionResponse(delta=event.piece)
+                elif isinstance(event, Finished):
+                    annotate({"tenth.cache.outcome": "followed"})
+                    yield cache_pb2.FollowCompletionResponse(finished=event.answer)
+                    return
+                else:
+                    annotate({"tenth.cache.outcome": "promoted"})
+                    yield cache_pb2.FollowCompletionResponse(promoted=_lease(event.lease))
+                    return
+        # The flight is over or was another process's: its id begins with the exact key.
+        key = request.flight_id.partition(".")[0]
+        entry = await self._answers.find_exact(key, tenant) if key else None
+        if entry is None:
+            raise TenthError(Code.NOT_FOUND, Reason.FLIGHT_GONE, "the flight is over; look the request up again")
+        annotate({"tenth.cache.outcome": "followed", "tenth.cache.entry_id": entry.entry_id})
+        yield cache_pb2.FollowCompletionResponse(finished=chat_pb2.Completion.FromString(entry.completion))
+
+    async def ReleaseLease(
+        self, request: cache_pb2.ReleaseLeaseRequest, context: Any
+    ) -> cache_pb2.ReleaseLeaseResponse:
+        """A follower is promoted, or the next request leads."""
+        if not request.lease_id:
+            raise required("lease_id")
+        tenant = current_identity().tenant_id
+        released, followers = self._board.release(request.lease_id, tenant, request.only_if_unfollowed)
+        return cache_pb2.ReleaseLeaseResponse(released=released, follower_count=followers)
+
+    async def Embed(self, request: cache_pb2.EmbedRequest, context: Any) -> cache_pb2.EmbedResponse:
+        """Texts to vectors."""
+        if len(request.texts) > MAX_EMBED_TEXTS:
+            raise invalid_argument(
+                f"at most {MAX_EMBED_TEXTS} texts", field="texts", reason=Reason.EMBED_TOO_MANY_TEXTS
+            )
+        for index, text in enumerate(request.texts):
+            if len(text) > MAX_EMBED_CHARACTERS:
+                raise invalid_argument(
+                    f"at most {MAX_EMBED_CHARACTERS} characters",
+                    field=f"texts[{index}]",
+                    reason=Reason.EMBED_TEXT_TOO_LONG,
+                )
+        embedded = await self._answers.embed(request.texts)
+        annotate({"tenth.cache.texts": len(request.texts), "tenth.cache.compute_micros": embedded.compute_micros})
+        embedder = self._answers.embedder
+        return cache_pb2.EmbedResponse(
+            embeddings=[_embedding(vector, embedder) for vector in embedded.vectors],
+            compute_micros=embedded.compute_micros,
+        )
+
+    async def ReportAnswerQuality(
+        self, request: cache_pb2.ReportAnswerQualityRequest, context: Any
+    ) -> cache_pb2.ReportAnswerQualityResponse:
+        """Retire an entry that answered wrongly."""
+        if not request.entry_id:
+            raise required("entry_id")
+        if request.correct:
+            return cache_pb2.ReportAnswerQualityResponse(retired=False)
+        ids = [_uuid(request.entry_id, "entry_id")]
+        own = (Condition("tenant", (current_identity().tenant_id,)),)
+        return cache_pb2.ReportAnswerQualityResponse(retired=await self._answers.delete(own, ids, False) > 0)
+
+    async def InspectLookup(
+        self, request: cache_pb2.InspectLookupRequest, context: Any
+    ) -> cache_pb2.InspectLookupResponse:
+        """What a lookup would find, and why."""
+        if not 0 <= request.candidate_count <= MAX_CANDIDATES:
+            raise invalid_argument(f"0..{MAX_CANDIDATES}", field="candidate_count")
+        question = question_from_proto(request.request, current_identity().tenant_id)
+        asked = self._answers.ask(question)
+        response = cache_pb2.InspectLookupResponse(exact_key=asked.key, embedded_text=asked.text)
+        bypass = bypass_reason(question, self._policy)
+        if bypass is BypassReason.TOO_LARGE:
+            response.outcome, response.reason = "bypass", bypass.value
+            return response
+        outcome = await self._answers.find(asked, count_hit=False)
+        response.outcome = "hit" if outcome.found is not None else "miss"
+        response.reason = outcome.reason
+        if bypass is not None:
+            response.outcome, response.reason = "bypass", bypass.value
+        for found, verdict in await self._answers.inspect(asked, request.candidate_count or 5):
+            response.candidates.add(
+                entry_id=found.entry.entry_id,
+                question=found.entry.question,
+                similarity=found.similarity,
+                would_serve=verdict.serve and bypass is None,
+                reasons=verdict.reasons,
+            )
+        return response
+
+    async def InvalidateEntries(
+        self, request: cache_pb2.InvalidateEntriesRequest, context: Any
+    ) -> cache_pb2.InvalidateEntriesResponse:
+        """Delete by filter, within the tenant."""
+        conditions = [Condition("tenant", (current_identity().tenant_id,))]
+        if request.namespace:
+            conditions.append(Condition("namespace", (request.namespace,)))
+        if request.document_id:
+            conditions.append(Condition("document_ids", (request.document_id,)))
+        conditions.extend(Condition("tags", (keyword,)) for keyword in tag_keywords(request.tags))
+        ids = [_uuid(value, f"entry_ids[{index}]") for index, value in enumerate(request.entry_ids)]
+        if len(conditions) == 1 and not ids and not request.all:
+            raise invalid_argument("no filter is set; set `all` to delete every entry of the tenant", field="all")
+        count = await self._answers.delete(tuple(conditions), ids, request.dry_run)
+        annotate({"tenth.cache.entries": count, "tenth.cache.dry_run": request.dry_run})
+        return cache_pb2.InvalidateEntriesResponse(entry_count=count)
+
+    async def DeleteUserEntries(
+        self, request: cache_pb2.DeleteUserEntriesRequest, context: Any
+    ) -> cache_pb2.DeleteUserEntriesResponse:
+        """Delete what came from one end user."""
+        if not request.user_id:
+            raise required("user_id")
+        tenant = current_identity().tenant_id
+        conditions = (Condition("tenant", (tenant,)), Condition("user_id", (request.user_id,)))
+        return cache_pb2.DeleteUserEntriesResponse(entry_count=await self._answers.delete(conditions, (), False))
+
+    async def GetStats(self, request: cache_pb2.GetStatsRequest, context: Any) -> cache_pb2.GetStatsResponse:
+        """Counts of the tenant."""
+        tenant = current_identity().tenant_id
+        conditions = [Condition("tenant", (tenant,))]
+        if request.namespace:
+            conditions.append(Condition("namespace", (request.namespace,)))
+        total: Counter[str] = Counter()
+        for (owner, namespace), counts in self._counts.items():
+            if owner == tenant and request.namespace in ("", namespace):
+                total.update(counts)
+        return cache_pb2.GetStatsResponse(
+            entry_count=await self._answers.count(tuple(conditions)),
+            exact_hit_count=total["exact"],
+            semantic_hit_count=total["semantic"],
+            follow_count=total["follow"],
+            miss_count=total["miss"],
+            bypass_counts={
+                name.removeprefix("bypass:"): count for name, count in total.items() if name.startswith("bypass:")
+            },
+            embedder=self._answers.embedder.version,
+            store=self._store_name,
+        )
+
+    def _miss(
+        self, asked: Asked, dry_run: bool, response: cache_pb2.LookupCompletionResponse, counts: Counter[str]
+    ) -> None:
+        tenant = asked.question.tenant_id
+        joined = self._explain(asked) if dry_run else self._board.join(asked.key, tenant)
+        if isinstance(joined, Lease):
+            response.lease.CopyFrom(_lease(joined))
+        else:
+            response.follow.flight_id = joined
+        outcome = "lease" if isinstance(joined, Lease) else "follow"
+        annotate({"tenth.cache.outcome": outcome})
+        if not dry_run:
+            counts["miss" if outcome == "lease" else "follow"] += 1
+
+    def _explain(self, asked: Asked) -> Lease | str:
+        return self._board.in_flight(asked.key) or Lease("", 0.0)
+
+    async def _keep(self, asked: Asked, request: cache_pb2.StoreCompletionRequest) -> cache_pb2.StoreCompletionResponse:
+        reason: str | None = bypass_reason(asked.question, self._policy)
+        reason = reason or not_stored_reason(asked.question, answer_from_proto(request.completion), request.share_only)
+        if reason is not None:
+            annotate({"tenth.cache.not_stored_reason": str(reason)})
+            return cache_pb2.StoreCompletionResponse(not_stored_reason=str(reason))
+        embedder = self._answers.embedder
+        given = request.embedding
+        usable = given.embedder == embedder.version and len(given.values) == embedder.dimension
+        entry = await self._answers.keep(
+            asked,
+            request.completion.SerializeToString(),
+            request.completion.model,
+            int(request.completion.tier),
+            tag_keywords(request.request.tags),
+            list(given.values) if usable else None,
+        )
+        annotate({"tenth.cache.entry_id": entry.entry_id})
+        return cache_pb2.StoreCompletionResponse(entry_id=entry.entry_id)
+
+
+def piece_size(delta: chat_pb2.CompletionDelta) -> int:
+    """Bytes that a kept piece counts for."""
+    return delta.ByteSize() + 64
+
+
+def _lease(lease: Lease) -> cache_pb2.Lease:
+    message = cache_pb2.Lease(lease_id=lease.lease_id)
+    message.ttl.FromNanoseconds(int(lease.ttl_seconds * 1e9))
+    return message
+
+
+def _hit(found: Found, exact: bool) -> cache_pb2.CacheHit:
+    hit = cache_pb2.CacheHit(
+        completion=chat_pb2.Completion.FromString(found.entry.completion),
+        kind=cache_pb2.HIT_KIND_EXACT if exact else cache_pb2.HIT_KIND_SEMANTIC,
+        similarity=found.similarity,
+        entry_id=found.entry.entry_id,
+    )
+    hit.create_time.FromNanoseconds(int(found.entry.created * 1e9))
+    return hit
+
+
+def _embedding(vector: Vector, embedder: Embedder) -> chat_pb2.Embedding:
+    return chat_pb2.Embedding(values=vector.tolist(), embedder=embedder.version)
+
+
+def _uuid(value: str, field: str) -> str:
+    try:
+        return str(uuid.UUID(value))
+    except ValueError:
+        raise invalid_argument("not the id of an entry", field=field) from None
+
+
+def _lease_gone() -> TenthError:
+    return TenthError(Code.NOT_FOUND, Reason.LEASE_GONE, "the lease has passed on or is over", "lease_id")

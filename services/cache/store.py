@@ -1,0 +1,165 @@
+"""What an entry is, and what a vector store must be able to do. Pure; the adapters stand beside.
+
+Filters are a small language of their own (``Condition``), so that both adapters run the same queries.
+"""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+_ENTRY_NAMESPACE = uuid.UUID("6ba9cf06-7d24-4c0c-9a0d-4b2f4d0a6c51")
+
+KEYWORD_FIELDS = ("scope", "tenant", "namespace", "user_id", "document_ids", "tags")
+"""Payload fields with a keyword index; ``tenant`` is the tenant index on a Qdrant server."""
+NUMBER_FIELDS = ("tier", "created", "expires", "used")
+"""Payload fields with a float index; times are Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored answer with what it takes to find, check and delete it."""
+
+    entry_id: str
+    exact_key: str
+    scope: str
+    """Empty: found by its exact key alone."""
+    tenant: str
+    namespace: str
+    user_id: str
+    question: str
+    """The text that was embedded."""
+    turn: str
+    """The last user turn alone, which the guards read."""
+    completion: bytes
+    """The serialised tenth.type.v1.Completion."""
+    created: float
+    expires: float
+    model: str
+    tier: int
+    document_ids: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    hits: int = 0
+    used: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry near a vector; cosine similarity, -1..1."""
+
+    entry: Entry
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One test of a payload field: equal to any of ``values``, or within the bounds given."""
+
+    field: str
+    values: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+
+Conditions = tuple[Condition, ...]
+"""All must hold."""
+
+
+class VectorStore(Protocol):
+    """A store of entries by vector. Every method raises TenthError UNAVAILABLE when the store is down or slow."""
+
+    @property
+    def name(self) -> str:
+        """ "qdrant_edge" or "qdrant_server"."""
+
+    async def open(self) -> None:
+        """Connect and create what is absent. Raises STORE_DIMENSION_MISMATCH, STORE_IN_USE."""
+
+    async def close(self) -> None:
+        """Write what is pending and let go."""
+
+    async def ping(self) -> None:
+        """Raise when the store cannot work."""
+
+    async def put(self, entry: Entry, vector: Sequence[float]) -> None:
+        """Insert, or replace the entry of the same id. Durable when it returns."""
+
+    async def get(self, entry_id: str) -> Entry | None:
+        """The entry of an id, expired or not."""
+
+    async def search(self, vector: Sequence[float], conditions: Conditions, limit: int) -> list[Found]:
+        """The nearest entries that meet all conditions, best first."""
+
+    async def count(self, conditions: Conditions, entry_ids: Sequence[str] = ()) -> int:
+        """How many meet all conditions (and are among the ids, when any are given)."""
+
+    async def delete(self, conditions: Conditions, entry_ids: Sequence[str] = ()) -> int:
+        """Delete those that ``count`` counts. Returns how many."""
+
+    async def touch(self, used: Mapping[str, tuple[int, float]]) -> None:
+        """Set hits and time of last use by entry id; ids that are gone are ignored."""
+
+    async def least_recently_used(self, limit: int) -> list[str]:
+        """The ids of the entries whose last use is longest ago."""
+
+    async def flush(self) -> None:
+        """Move what the write-ahead log holds into segments, where the store has the two."""
+
+
+def entry_id(exact_key: str) -> str:
+    """The id of a request's entry: the same request has one entry, and finding it by key is finding it by id."""
+    return str(uuid.uuid5(_ENTRY_NAMESPACE, exact_key))
+
+
+def to_payload(entry: Entry) -> dict[str, Any]:
+    """The stored form; JSON types only."""
+    return {
+        "exact_key": entry.exact_key,
+        "scope": entry.scope,
+        "tenant": entry.tenant,
+        "namespace": entry.namespace,
+        "user_id": entry.user_id,
+        "question": entry.question,
+        "turn": entry.turn,
+        "completion": base64.b64encode(entry.completion).decode("ascii"),
+        "created": float(entry.created),
+        "expires": float(entry.expires),
+        "model": entry.model,
+        "tier": float(entry.tier),
+        "document_ids": list(entry.document_ids),
+        "tags": list(entry.tags),
+        "hits": entry.hits,
+        "used": float(entry.used),
+    }
+
+
+def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
+    """The entry of a stored form. Raises KeyError or ValueError when it is not one of ours."""
+    return Entry(
+        entry_id=identifier,
+        exact_key=payload["exact_key"],
+        scope=payload["scope"],
+        tenant=payload["tenant"],
+        namespace=payload["namespace"],
+        user_id=payload["user_id"],
+        question=payload["question"],
+        turn=payload["turn"],
+        completion=base64.b64decode(payload["completion"]),
+        created=float(payload["created"]),
+        expires=float(payload["expires"]),
+        model=payload["model"],
+        tier=int(payload["tier"]),
+        document_ids=tuple(payload["document_ids"]),
+        tags=tuple(payload["tags"]),
+        hits=int(payload["hits"]),
+        used=float(payload["used"]),
+    )
+
+
+def tag(key: str, value: str) -> str:
+    """A tag as one keyword; the length keeps "a=b": "c" and "a": "b=c" apart."""
+    return f"{len(key)}:{key}={value}"
