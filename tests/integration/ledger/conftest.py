@@ -1,0 +1,89 @@
+"""The ledger's books on both stores: a SQLite file, and a database of a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import asyncpg
+import pytest
+from ledger_books import Books, open_books
+from ledger_postgres import postgres
+from sqlalchemy import text, update
+
+from services.ledger import tables
+from services.ledger.migrate import migrate
+from services.ledger.store import write_engine
+from services.ledger.tables import metadata
+
+
+@pytest.fixture(scope="session")
+def postgres_socket() -> Iterator[Path]:
+    """One Postgres server for the whole run."""
+    with postgres() as socket:
+        yield socket
+
+
+@pytest.fixture(scope="session")
+def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The URL of a migrated database by store, made once: a file to copy, or a database to empty."""
+
+    @cache
+    def make(store: str) -> str:
+        if store == "sqlite":
+            url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('ledger') / 'ledger.db'}"
+        else:
+            url = asyncio.run(_create(request.getfixturevalue("postgres_socket")))
+        asyncio.run(migrate(url))
+        return url
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without any table, on each store in turn."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
+    return await _create(request.getfixturevalue("postgres_socket"))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, migrated: Callable[[str], str], tmp_path: Path) -> str:
+    """The URL of a migrated database with nothing in it, on each store in turn."""
+    url = migrated(request.param)
+    if request.param == "sqlite":
+        shutil.copy(url.partition("///")[2], tmp_path / "ledger.db")
+        return f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
+    asyncio.run(_empty(url))
+    return url
+
+
+@pytest.fixture
+async def books(database_url: str) -> AsyncIterator[Books]:
+    """Books with the test prices and the tenants acme and umbrella."""
+    async with open_books(database_url) as opened:
+        yield opened
+
+
+async def _create(socket: Path) -> str:
+    name = f"ledger_{uuid.uuid4().hex}"
+    connection = await asyncpg.connect(host=str(socket), user="tenth", database="postgres")
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return f"postgresql+asyncpg://tenth@/{name}?host={socket}"
+
+
+async def _empty(url: str) -> None:
+    engine = write_engine(url)
+    names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables if table.name != "books")
+    async with engine.begin() as connection:
+        await connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+        await connection.execute(update(tables.books).values(price_book_version=0, policy_version=0))
+    await engine.dispose()
