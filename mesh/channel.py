@@ -188,7 +188,10 @@ class _Call:
         stub = self._stubs.get(connection)
         if stub is None:
             stub = self._stubs[connection] = getattr(connection, self._kind)(self._method)
-        return stub(request, timeout=seconds, metadata=metadata)
+        call = stub(request, timeout=seconds, metadata=metadata)
+        if self._streams_requests and hasattr(call, "_cython_call"):
+            call._cython_call = _TrueStatus(call._cython_call)
+        return call
 
     def _decode(self, raw: bytes) -> Any:
         try:
@@ -269,6 +272,23 @@ class _StreamCall(_Call):
             span.end()
             if requests is not None:
                 await requests.close(call)
+
+
+class _TrueStatus:
+    """A client-streaming call that ends with the status that the server gave.
+
+    When a write meets a stream that the server has just ended, grpc.aio 1.85 reports "Internal error from Core" in
+    place of the server's status, which is on its way. Without that report it waits for the real one.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def set_internal_error(self, _: str) -> None:
+        """Left out."""
 
 
 class _Requests:
