@@ -37,7 +37,19 @@ def postgres() -> Iterator[Path]:
             run |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             binaries = _reachable(binaries, root)
         data = root / "data"
-        initdb = [binaries / "initdb", "-D", data, "-U", "tenth", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C"]
+        initdb = [
+            binaries / "initdb",
+            "-D",
+            data,
+            "-U",
+            "tenth",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+            "--locale=C",
+        ]
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **run)
         # No fsync: these databases live for one test run.
         options = ["listen_addresses=", f"unix_socket_directories={root}", "fsync=off", "max_connections=200"]
