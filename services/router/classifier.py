@@ -19,7 +19,7 @@ _WEIGHTS = {
     "code": 1.7,
     "code_task": 1.6,
     "maths": 2.5,
-    "reasoning": 1.9,
+    "reasoning": 2.5,
     "multi_step": 0.9,
     "choices": 1.3,
     "creative": 2.2,
