@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 
@@ -20,7 +20,13 @@ SERVICE = "tenth.cache.v1.CacheService"
 REGISTER = cast(Any, cache_pb2_grpc.add_CacheServiceServicer_to_server)
 
 
-class Fake(cache_pb2_grpc.CacheServiceServicer):
+if TYPE_CHECKING:
+    Base = object  # The typed stand-in is abstract; a fake has only the methods that its tests use.
+else:
+    Base = cache_pb2_grpc.CacheServiceServicer
+
+
+class Fake(Base):
     """Embed (unary), FollowCompletion (server stream) and PublishCompletion (client stream), as given."""
 
     def __init__(

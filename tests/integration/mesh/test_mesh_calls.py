@@ -12,7 +12,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from mesh_fakes import SERVICE, Fake, piece, serving, until
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.type.v1 import receipt_pb2
 
@@ -23,6 +22,7 @@ from mesh.errors import Code, Reason, TenthError, invalid_argument, unavailable
 from mesh.settings import MeshSettings
 from mesh.status import detail
 from mesh.testing import TEST_IDENTITY, dial, memory_telemetry
+from tests.integration.mesh.mesh_fakes import SERVICE, Fake, piece, serving, until
 
 ASK = cache_pb2.EmbedRequest(texts=["a"])
 FOLLOW = cache_pb2.FollowCompletionRequest(flight_id="f")
@@ -207,8 +207,8 @@ async def test_the_identity_arrives_and_is_the_callers(tmp_path: Path) -> None:
     assert (seen[0].tenant_id, seen[0].service) == (TEST_IDENTITY.tenant_id, "test")
 
 
-@pytest.mark.parametrize(("timeout", "low", "high"), [(2.0, 1.5, 2.0), (None, 100, 120)])
-async def test_every_unary_call_has_a_deadline(tmp_path: Path, timeout: float | None, low: float, high: float) -> None:
+@pytest.mark.parametrize(("seconds", "low", "high"), [(2.0, 1.5, 2.0), (None, 100, 120)])
+async def test_every_unary_call_has_a_deadline(tmp_path: Path, seconds: float | None, low: float, high: float) -> None:
     seen: list[float | None] = []
 
     async def embed(request: Any, context: Any) -> Any:
@@ -216,7 +216,7 @@ async def test_every_unary_call_has_a_deadline(tmp_path: Path, timeout: float | 
         return cache_pb2.EmbedResponse()
 
     async with serving(Fake(embed), tmp_path) as (_, target), dial(target) as channel:
-        await stub_of(channel).Embed(ASK, timeout=timeout)
+        await stub_of(channel).Embed(ASK, timeout=seconds)
     assert seen[0] is not None
     assert low < seen[0] <= high
 
@@ -225,11 +225,14 @@ async def test_a_client_without_deadline_gets_the_servers(tmp_path: Path) -> Non
     async def embed(request: Any, context: Any) -> Any:
         await asyncio.sleep(30)
 
-    async with serving(Fake(embed), tmp_path, default_deadline_seconds=0.2) as (_, target):
-        async with dial(target) as ours, grpc.aio.insecure_channel(target) as bare:
-            headers = ours.metadata(memory_telemetry()[0].tracer.start_span("s"))
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await cache_pb2_grpc.CacheServiceStub(bare).Embed(ASK, metadata=headers)
+    async with (
+        serving(Fake(embed), tmp_path, default_deadline_seconds=0.2) as (_, target),
+        dial(target) as ours,
+        grpc.aio.insecure_channel(target) as bare,
+    ):
+        headers = ours.metadata(memory_telemetry()[0].tracer.start_span("s"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await cache_pb2_grpc.CacheServiceStub(bare).Embed(ASK, metadata=headers)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from mesh_fakes import Fake, piece, serving
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
@@ -23,6 +22,7 @@ from mesh.errors import TenthError, unavailable
 from mesh.settings import MeshSettings
 from mesh.telemetry import annotate, current_trace_id, start_telemetry
 from mesh.testing import dial, memory_telemetry
+from tests.integration.mesh.mesh_fakes import Fake, piece, serving
 
 ASK = cache_pb2.EmbedRequest(texts=["a"])
 
@@ -82,7 +82,7 @@ async def test_one_trace_over_two_hops_with_attributes_and_status(tmp_path: Path
         assert span.attributes is not None
         assert span.attributes["rpc.system"] == "grpc"
         assert span.attributes["rpc.service"] == "tenth.cache.v1.CacheService"
-        assert span.name == f"tenth.cache.v1.CacheService/{span.attributes['rpc.method']}"
+        assert span.name == "tenth.cache.v1.CacheService/" + str(span.attributes["rpc.method"])
     assert [span.status.status_code for span in chain] == [
         StatusCode.UNSET,
         StatusCode.UNSET,
@@ -140,8 +140,8 @@ class Receiver:
                 return metrics_service_pb2.ExportMetricsServiceResponse()
 
         self.server = grpc.server(futures.ThreadPoolExecutor(2))
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), self.server)
-        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(Metrics(), self.server)
+        cast(Any, trace_service_pb2_grpc).add_TraceServiceServicer_to_server(Traces(), self.server)
+        cast(Any, metrics_service_pb2_grpc).add_MetricsServiceServicer_to_server(Metrics(), self.server)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,6 @@ from typing import Any, cast
 import pytest
 import trustme
 import yaml
-from mesh_fakes import REGISTER, SERVICE, Fake
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 
 import mesh.channel
@@ -21,6 +21,7 @@ from mesh.errors import Code, TenthError
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings
 from mesh.testing import KEY, memory_telemetry
+from tests.integration.mesh.mesh_fakes import REGISTER, SERVICE, Fake
 
 ASK = cache_pb2.EmbedRequest(texts=["a"])
 
@@ -134,12 +135,12 @@ def served_serial(port: int, files: Files) -> int:
     context = ssl.create_default_context(cafile=str(files.ca))
     context.load_cert_chain(files.cert, files.key)
     context.set_alpn_protocols(["h2"])
-    import socket
-
-    with socket.create_connection(("localhost", port), timeout=5) as raw:
-        with context.wrap_socket(raw, server_hostname="localhost") as wrapped:
-            peer = cast(dict[str, Any], wrapped.getpeercert())
-            return int(peer["serialNumber"], 16)
+    with (
+        socket.create_connection(("localhost", port), timeout=5) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as wrapped,
+    ):
+        peer = cast(dict[str, Any], wrapped.getpeercert())
+        return int(peer["serialNumber"], 16)
 
 
 async def test_new_connections_get_the_new_certificate(tmp_path: Path, ca: trustme.CA) -> None:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenth.type.v1 import receipt_pb2
 
@@ -106,6 +106,7 @@ def test_a_huge_error_still_fits_into_metadata(change: dict[str, Any]) -> None:
     assert (got.code, got.reason) == (Code.ABORTED, "R")
 
 
+@settings(deadline=None)  # A shared machine pauses; the property is no question of time.
 @given(st.text(alphabet=st.characters(), max_size=300), st.text(max_size=50))
 def test_any_text_is_carried(message: str, field: str) -> None:
     got = over_the_wire(TenthError(Code.ABORTED, "R", message + "\ud800", field))
