@@ -1,0 +1,74 @@
+"""Renders the Helm chart with Helm's own engine and validates every manifest against the Kubernetes schemas.
+
+Needs 350 MB of tools, so they live in an environment of their own (.venv-chart), made at the first run: ``make chart``.
+No cluster and no network are involved after that.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "deploy" / "helm" / "tenth"
+TOOLS = ("helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0", "pyyaml>=6.0")
+KUBERNETES = "1.34"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "tls": {"tls": {"existingSecret": "tenth-tls", "serverName": "tenth.internal"}},
+    "shared models": {"models": {"existingClaim": "models"}},
+    "gpu": {
+        "services": {
+            "inference": {
+                "resources": {"limits": {"nvidia.com/gpu": 1}},
+                "nodeSelector": {"accelerator": "h100"},
+                "image": "tenth-inference-cuda:1.2.3",
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            }
+        }
+    },
+    "no outbox volume": {"services": {"orchestrator": {"persistent": None}}},
+    "private registry": {"image": {"pullSecrets": [{"name": "pull"}], "tag": "1.2.3"}},
+}
+
+
+def main() -> None:
+    """Make the environment if it is absent, and check inside it."""
+    venv = ROOT / ".venv-chart"
+    python = venv / "bin" / "python"
+    if sys.prefix == str(venv):
+        check()
+        return
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *TOOLS], check=True)
+    sys.exit(subprocess.run([str(python), __file__]).returncode)
+
+
+def check() -> None:
+    """Lint, render and validate; raises on the first thing that is wrong."""
+    # Imported here: they exist in .venv-chart alone.
+    import helm_python.chart as helm  # type: ignore[import-not-found]  # see above
+    import kubernetes_validate  # type: ignore[import-not-found]  # see above
+    import yaml
+
+    report = helm.lint(str(CHART))
+    problems = [message for message in report["messages"] if message["severity"] > 1]
+    if report["errors"] or problems:
+        sys.exit(f"helm lint: {report['errors']} {problems}")
+    for variant, values in VARIANTS.items():
+        with helm.Chart.load(str(CHART)) as chart:
+            rendered = chart.render(values=values, name="mesh")
+        text = "\n---\n".join(body for path, body in rendered.items() if path.endswith(".yaml"))
+        manifests = [one for one in yaml.safe_load_all(text) if isinstance(one, dict) and "kind" in one]
+        for manifest in manifests:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        kinds = sorted({manifest["kind"] for manifest in manifests})
+        print(f"{variant}: {len(manifests)} manifests valid for Kubernetes {KUBERNETES}: {', '.join(kinds)}")
+
+
+if __name__ == "__main__":
+    main()
