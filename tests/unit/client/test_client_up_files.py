@@ -1,0 +1,186 @@
+"""What the supervisor writes and decides before it starts anything, and the demo's workload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tenth_client.connection import Connection, Tls, find, target
+from tenth_client.demo import workload
+from tenth_client.rpc import replicas
+from tenth_client.up import Mesh, MeshOptions, free_ports, missing_local_model, with_local_caller, without_local_model
+
+CATALOG = {
+    "providers": {"local": {"backend": "vllm"}, "openai": {"backend": "openai", "key_env": "OPENAI_API_KEY"}},
+    "routing": {"default_tier": "medium"},
+    "models": {
+        "tiny": {"provider": "local", "provider_model": "tiny-folder"},
+        "mini": {"provider": "openai", "provider_model": "mini"},
+    },
+    "prices": [{"model": "tiny"}, {"model": "mini"}, {"model": "cpu"}],
+}
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Path:
+    folder = tmp_path / "deploy"
+    folder.mkdir()
+    (folder / "catalog.yaml").write_text(yaml.safe_dump(CATALOG))
+    (folder / "callers.yaml").write_text(yaml.safe_dump({"callers": [], "services": {"a": ["*"]}, "tenants": []}))
+    return folder
+
+
+def prepared(deploy: Path, environ: dict[str, str] | None = None, **options: object) -> Mesh:
+    made = MeshOptions(data_dir=deploy.parent / "data", deploy_dir=deploy, free_ports=True, **options)  # type: ignore[arg-type]  # the tests' own
+    mesh = Mesh(made, environ=environ or {})
+    mesh._prepare()
+    return mesh
+
+
+def test_local_files(deploy: Path) -> None:
+    mesh = prepared(deploy)
+    saved = deploy.parent / "data" / "client.json"
+    content = json.loads(saved.read_text())
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert stat.S_IMODE((deploy.parent / "data" / "identity.key").stat().st_mode) == 0o600
+    assert content == {"addresses": mesh.addresses, "api_key": mesh.api_key}
+    callers = yaml.safe_load((deploy.parent / "data" / "callers.yaml").read_text())
+    assert callers["services"] == {"a": ["*"]}
+    (local,) = callers["callers"]
+    assert local["key_sha256"] == hashlib.sha256(mesh.api_key.encode()).hexdigest()
+    assert local["may_assert_user"] is True
+    assert mesh.api_key not in (deploy.parent / "data" / "callers.yaml").read_text()
+    again = prepared(deploy)
+    assert again.api_key == mesh.api_key, "a restart must not lock clients out"
+
+
+def test_another_callers_entry_stays(deploy: Path) -> None:
+    kept = {"name": "desk", "tenant_id": "acme", "may_call": []}
+    callers = with_local_caller({"callers": [kept, {"name": "local", "may_call": []}]}, "key")
+    assert [caller["name"] for caller in callers["callers"]] == ["desk", "local"]
+
+
+def test_without_local_model() -> None:
+    catalog = json.loads(json.dumps(CATALOG))
+    without_local_model(catalog)
+    assert set(catalog["providers"]) == {"openai"}
+    assert set(catalog["models"]) == {"mini"}
+    assert [row["model"] for row in catalog["prices"]] == ["mini", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "sandbox", "played"),
+    [({}, "auto", ("openai",)), ({"OPENAI_API_KEY": "k"}, "auto", ()), ({}, "off", ()), ({}, "instant", ("openai",))],
+)
+def test_who_is_played(deploy: Path, environ: dict[str, str], sandbox: str, played: tuple[str, ...]) -> None:
+    mesh = prepared(deploy, environ, sandbox=sandbox)
+    assert mesh.played_providers == played
+    assert ("sandbox" in mesh.addresses) is bool(played)
+    assert ("TENTH_INFERENCE_SANDBOX_URL" in mesh._env("inference", "inference")) is bool(played)
+
+
+def test_environment_of_a_service(deploy: Path) -> None:
+    mesh = prepared(deploy, {"PATH": "/bin"}, replicas={"cache": 2, "orchestrator": 2}, env={"cache": {"A": "1"}})
+    first, second = mesh.process_address("cache-1"), mesh.process_address("cache-2")
+    orchestrator = mesh._env("orchestrator-2", "orchestrator")
+    assert orchestrator["TENTH_ORCHESTRATOR_CACHE_ADDRESS"] == f"{first},{second}", "sharded: a plain list"
+    assert orchestrator["TENTH_LISTEN"] == mesh.process_address("orchestrator-2")
+    assert orchestrator["TENTH_DATA_DIR"].endswith("/orchestrator-2")
+    assert orchestrator["OMP_NUM_THREADS"] == "1"
+    assert orchestrator["TENTH_OTLP_ENDPOINT"] == mesh.address("collector")
+    assert orchestrator["PATH"] == "/bin"
+    assert mesh.address("orchestrator").startswith("ipv4:127.0.0.1:")
+    assert mesh._env("cache-1", "cache")["A"] == "1"
+    assert set(mesh.addresses) == {
+        "collector",
+        "ledger",
+        "inference",
+        "cache",
+        "sandbox",
+        "router",
+        "compressor",
+        "orchestrator",
+    }
+
+
+def test_missing_local_model(deploy: Path, tmp_path: Path) -> None:
+    reason = missing_local_model(deploy, tmp_path)
+    assert reason
+    without = {**CATALOG, "models": {}}
+    (deploy / "catalog.yaml").write_text(yaml.safe_dump(without))
+    assert missing_local_model(deploy, tmp_path) == ""
+
+
+def test_missing_deploy_folder_is_named(tmp_path: Path) -> None:
+    mesh = Mesh(MeshOptions(data_dir=tmp_path / "data", deploy_dir=tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere/catalog\.yaml is absent"):
+        mesh._prepare()
+
+
+def test_free_ports_differ() -> None:
+    ports = free_ports([f"s{number}" for number in range(20)])
+    assert len(set(ports.values())) == 20
+    assert all(port < 32_768 for port in ports.values())
+
+
+def test_wrong_sandbox_mode() -> None:
+    with pytest.raises(ValueError, match="sandbox"):
+        Mesh(MeshOptions(sandbox="loud"))
+
+
+def test_connection_from_flags_environment_and_file(tmp_path: Path) -> None:
+    (tmp_path / "client.json").write_text(
+        json.dumps({"addresses": {"orchestrator": "a:1", "ledger": "a:2"}, "api_key": "k"})
+    )
+    saved = find(data_dir=tmp_path, environ={})
+    assert (saved.address("orchestrator"), saved.address("ledger"), saved.api_key) == ("a:1", "a:2", "k")
+    environ = {"TENTH_ADDRESS": "b:1", "TENTH_LEDGER_ADDRESS": "b:2", "TENTH_API_KEY": "e", "TENTH_TLS_CA_FILE": "ca"}
+    from_env = find(data_dir=tmp_path, environ=environ)
+    assert (from_env.address("orchestrator"), from_env.address("ledger"), from_env.api_key) == ("b:1", "b:2", "e")
+    assert from_env.tls == Tls(Path("ca"))
+    from_flags = find(address="c:1", api_key="f", data_dir=tmp_path, environ=environ)
+    assert (from_flags.address("orchestrator"), from_flags.api_key) == ("c:1", "f")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_no_connection_is_said_clearly(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "client.json").write_text(content)
+    with pytest.raises(LookupError, match=r"client\.json"):
+        find(data_dir=tmp_path, environ={})
+
+
+def test_unknown_address_names_the_variable() -> None:
+    with pytest.raises(LookupError, match="TENTH_LEDGER_ADDRESS"):
+        Connection({"orchestrator": "a:1"}).address("ledger")
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted", "single"),
+    [
+        ("a:1", "a:1", ["a:1"]),
+        ("1.1.1.1:1,1.1.1.2:2", "ipv4:1.1.1.1:1,1.1.1.2:2", ["1.1.1.1:1", "1.1.1.2:2"]),
+        ("ipv4:1.1.1.1:1,1.1.1.2:2", "ipv4:1.1.1.1:1,1.1.1.2:2", ["1.1.1.1:1", "1.1.1.2:2"]),
+        ("dns:///orchestrator:7100", "dns:///orchestrator:7100", ["dns:///orchestrator:7100"]),
+    ],
+)
+def test_targets(address: str, wanted: str, single: list[str]) -> None:
+    assert target(address) == wanted
+    assert replicas(address) == single
+
+
+def test_workload() -> None:
+    bodies = workload.bodies()
+    assert len(bodies) == 200
+    assert bodies == workload.bodies(), "the same order every time"
+    korean = sum(body["tenth"]["tags"]["language"] == "ko" for body in bodies)
+    assert 60 <= korean <= 75
+    seen = Counter(json.dumps(body, sort_keys=True) for body in bodies)
+    assert sum(count - 1 for count in seen.values()) == 32, "exact repeats"
+    assert all(request.sampling.max_output_tokens == 48 for request in workload.requests())
