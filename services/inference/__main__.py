@@ -1,0 +1,55 @@
+"""Runs inference: ``python -m services.inference``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+from tenth.inference.v1 import inference_pb2_grpc
+from tenth.ledger.v1 import ledger_pb2_grpc
+
+from mesh.auth import Authenticator, Signer, read_key
+from mesh.channel import connect
+from mesh.server import MeshServer
+from mesh.settings import MeshSettings, load
+from mesh.telemetry import start_telemetry
+from services.inference.attempts import AttemptDelivery, AttemptLog, DeliveryPace
+from services.inference.servicer import InferenceServicer
+from services.inference.serving import open_models, read_catalog
+from services.inference.settings import InferenceSettings
+from services.inference.tokens import count_tokens
+
+
+async def main() -> None:
+    """Wire and serve."""
+    mesh, settings = load(MeshSettings), load(InferenceSettings)
+    catalog, local = read_catalog(settings)
+    key = read_key(mesh.identity_key_file)
+    async with AsyncExitStack() as stack:
+        telemetry = start_telemetry("inference", mesh)
+        stack.callback(telemetry.close)
+        attempts = AttemptLog(mesh.data_dir / "attempts.db", time.time, sync=settings.attempt_log_sync)
+        stack.callback(attempts.close)
+        if settings.ledger_address:
+            channel = await stack.enter_async_context(
+                connect(settings.ledger_address, mesh, telemetry, Signer(key, "inference"))
+            )
+            pace = DeliveryPace(settings.delivery_interval_seconds)
+            delivery = AttemptDelivery(attempts, ledger_pb2_grpc.LedgerServiceStub(channel), pace)
+            stack.push_async_callback(delivery.finish)
+            stack.callback(asyncio.create_task(delivery.run()).cancel)
+        served, pings = await open_models(catalog, local, settings, mesh.otlp_endpoint, stack)
+        servicer = InferenceServicer(served, attempts, telemetry, count_tokens, time.time)
+        stack.push_async_callback(servicer.close)
+        server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)
+        server.add(
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+            servicer,
+            "tenth.inference.v1.InferenceService",
+        )
+        await server.serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

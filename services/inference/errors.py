@@ -1,0 +1,72 @@
+"""Reasons that inference gives, and the errors that carry them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from mesh.errors import Code, TenthError
+
+
+class Reason(StrEnum):
+    """Why a generation failed."""
+
+    MODEL_UNKNOWN = "MODEL_UNKNOWN"
+    """The catalogue has no such model."""
+    MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
+    """This replica cannot serve the local model: no engine, no model folder, or still starting."""
+    UNSUPPORTED = "UNSUPPORTED"
+    """The model or its engine cannot do what a field asks for; `field` names it."""
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    """The prompt does not fit the model's context window; metadata has `prompt_tokens` where they are known."""
+    PURPOSE_FORBIDDEN = "PURPOSE_FORBIDDEN"
+    """Unmetered generation was asked for by somebody other than the sandbox."""
+    ATTEMPT_RUNNING = "ATTEMPT_RUNNING"
+    """The same attempt of the same request is running now."""
+    ATTEMPT_LOG_UNAVAILABLE = "ATTEMPT_LOG_UNAVAILABLE"
+    """The attempt could not be written down, so the provider was not called: spend must never be lost."""
+    PROVIDER_NOT_CONFIGURED = "PROVIDER_NOT_CONFIGURED"
+    """The provider has no key and no sandbox plays it."""
+    PROVIDER_UNHEALTHY = "PROVIDER_UNHEALTHY"
+    """The last calls to this model failed in a row; it is tried again in a few seconds."""
+    PROVIDER_UNREACHABLE = "PROVIDER_UNREACHABLE"
+    """No connection to the provider, or it broke before an answer began."""
+    PROVIDER_TIMEOUT = "PROVIDER_TIMEOUT"
+    """The provider did not answer within the deadline."""
+    PROVIDER_REJECTED = "PROVIDER_REJECTED"
+    """The provider refused the request as invalid (400, 413, 422); its words are in the message."""
+    PROVIDER_UNAUTHENTICATED = "PROVIDER_UNAUTHENTICATED"
+    """The provider does not accept the key (401)."""
+    PROVIDER_FORBIDDEN = "PROVIDER_FORBIDDEN"
+    """The key may not use this model (403), or the provider's account is out of credit (402)."""
+    PROVIDER_MODEL_NOT_FOUND = "PROVIDER_MODEL_NOT_FOUND"
+    """The provider has no such model or path (404)."""
+    PROVIDER_RATE_LIMITED = "PROVIDER_RATE_LIMITED"
+    """The provider limits the rate (429); RetryInfo says when to come back, where it said so."""
+    PROVIDER_FAILED = "PROVIDER_FAILED"
+    """The provider failed (5xx, or an error event in its stream)."""
+    PROVIDER_GARBAGE = "PROVIDER_GARBAGE"
+    """The provider's answer is not what the OpenAI format says."""
+    PROVIDER_INCOMPLETE = "PROVIDER_INCOMPLETE"
+    """The provider's stream ended before the answer did."""
+    ENGINE_FAILED = "ENGINE_FAILED"
+    """The local engine failed; the log has it."""
+
+
+def unsupported(message: str, field: str) -> TenthError:
+    """What a field asks for cannot be done by this model."""
+    return TenthError(Code.UNIMPLEMENTED, Reason.UNSUPPORTED, message, field)
+
+
+def prompt_too_long(model: str, context_window: int, prompt_tokens: int | None = None) -> TenthError:
+    """The prompt does not fit; ``prompt_tokens`` None: nobody counted, it is certain from its length."""
+    said = "far more" if prompt_tokens is None else str(prompt_tokens)
+    metadata = {"context_window_tokens": str(context_window)}
+    if prompt_tokens is not None:
+        metadata["prompt_tokens"] = str(prompt_tokens)
+    return TenthError(
+        Code.INVALID_ARGUMENT,
+        Reason.PROMPT_TOO_LONG,
+        f"{model} holds {context_window} tokens, the prompt has {said}",
+        "generation.messages",
+        metadata=metadata,
+    )

@@ -1,0 +1,399 @@
+"""InferenceService: translates, writes the attempt down on both sides of the backend, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
+from tenth.ledger.v1 import ledger_pb2
+from tenth.type.v1 import chat_pb2, receipt_pb2
+
+from mesh.auth import current_identity
+from mesh.errors import Code, TenthError
+from mesh.telemetry import Telemetry, current_trace_id, traceparent
+from services.inference import convert
+from services.inference.attempts import AttemptLog, timestamp
+from services.inference.backend import Backend
+from services.inference.errors import Reason
+from services.inference.models import Model
+from services.inference.policy import (
+    Circuit,
+    CountTokens,
+    Finished,
+    Generation,
+    Meter,
+    Usage,
+    check_abilities,
+    worst_case,
+)
+
+_NOT_THE_PROVIDERS_FAULT = frozenset(
+    {
+        Reason.PROVIDER_REJECTED,
+        Reason.PROMPT_TOO_LONG,
+        Reason.UNSUPPORTED,
+        Reason.PROVIDER_RATE_LIMITED,
+        Reason.PROVIDER_NOT_CONFIGURED,
+        Reason.MODEL_UNAVAILABLE,
+    }
+)
+"""Failures that say nothing about whether the next call will work."""
+
+_FAIR_SECONDS = 2.0
+"""A provider that does not answer within a caller's shorter deadline is not taken for dead."""
+
+
+@dataclass(slots=True)
+class Served:
+    """A catalogue model, what runs it, and how it is doing."""
+
+    model: Model
+    backend: Backend
+    circuit: Circuit
+    running: int = 0
+
+
+class _Attempt:
+    """One attempt in progress: its span, its meter, its records."""
+
+    __slots__ = ("first_token_seconds", "generation", "meter", "served", "span", "started")
+
+    def __init__(self, generation: Generation, served: Served, span: Span, meter: Meter, started: float) -> None:
+        self.generation = generation
+        self.served = served
+        self.span = span
+        self.started = started
+        self.meter = meter
+        self.first_token_seconds: float | None = None
+
+    def first_token(self, now: float) -> None:
+        if self.first_token_seconds is None:
+            self.first_token_seconds = now - self.started
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Generates on the named model."""
+
+    def __init__(
+        self,
+        served: Mapping[str, Served],
+        attempts: AttemptLog,
+        telemetry: Telemetry,
+        count_tokens: CountTokens,
+        now: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``now`` is wall time in seconds since 1970, ``clock`` a monotonic one."""
+        self._served = served
+        self._attempts = attempts
+        self._telemetry = telemetry
+        self._count_tokens = count_tokens
+        self._now = now
+        self._clock = clock
+        self._abandoned: set[asyncio.Future[Any]] = set()
+
+    async def GenerateText(
+        self, request: inference_pb2.GenerateTextRequest, context: Any
+    ) -> inference_pb2.GenerateTextResponse:
+        """The whole answer."""
+        work = asyncio.ensure_future(self._whole(request))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            served = self._served.get(request.model)
+            if served is not None and served.backend.bills_abandoned:
+                # The caller left, the bill comes all the same: stay (until the deadline) to learn what it says.
+                self._abandoned.add(work)
+                work.add_done_callback(self._forget)
+            else:
+                work.cancel()
+                await asyncio.wait([work])
+            raise
+
+    async def close(self) -> None:
+        """Let abandoned answers come in for a moment, then give them up."""
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=2)
+        for work in list(self._abandoned):
+            work.cancel()
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
+
+    def _forget(self, work: asyncio.Future[Any]) -> None:
+        self._abandoned.discard(work)
+        if not work.cancelled():
+            work.exception()  # Nobody is left to hear it; the attempt's record has it.
+
+    async def _whole(self, request: inference_pb2.GenerateTextRequest) -> inference_pb2.GenerateTextResponse:
+        with self._attempt(request) as attempt:
+            backend = attempt.served.backend
+            answer = await backend.generate(attempt.generation, attempt.meter)
+            self._finished(attempt, answer.finished, answer.delta.text)
+            response = inference_pb2.GenerateTextResponse(
+                completion=chat_pb2.Completion(
+                    message=convert.answer_to_proto(answer.delta),
+                    finish_reason=convert.FINISH_REASONS[answer.finished.finish_reason],
+                    model=attempt.generation.model,
+                    usage=convert.usage_to_proto(answer.finished.usage),
+                    logprobs=convert.logprobs_to_proto(answer.delta),
+                ),
+                quantized=backend.quantized,
+                provider_model=backend.provider_model,
+            )
+            seconds = answer.first_token_seconds
+            elapsed = self._clock() - attempt.started
+            response.time_to_first_token.CopyFrom(_duration(elapsed if seconds is None else seconds))
+        return response
+
+    async def StreamGenerateText(
+        self, request: inference_pb2.StreamGenerateTextRequest, context: Any
+    ) -> AsyncIterator[inference_pb2.StreamGenerateTextResponse]:
+        """Started, pieces, exactly one finished."""
+        with self._attempt(request.generation) as attempt:
+            backend = attempt.served.backend
+            last: inference_pb2.StreamGenerateTextResponse | None = None
+            begun = False
+            texts: list[str] = []
+            async with aclosing(backend.stream(attempt.generation, attempt.meter)) as events:
+                async for event in events:
+                    if not begun:
+                        begun = True
+                        started = inference_pb2.GenerationStarted(provider_model=backend.provider_model)
+                        yield inference_pb2.StreamGenerateTextResponse(started=started)
+                    if isinstance(event, Finished):
+                        self._finished(attempt, event, "".join(texts))
+                        finished = inference_pb2.GenerationFinished(
+                            finish_reason=convert.FINISH_REASONS[event.finish_reason],
+                            usage=convert.usage_to_proto(event.usage),
+                            quantized=backend.quantized,
+                        )
+                        if attempt.first_token_seconds is not None:
+                            finished.time_to_first_token.CopyFrom(_duration(attempt.first_token_seconds))
+                        last = inference_pb2.StreamGenerateTextResponse(finished=finished)
+                    else:
+                        attempt.first_token(self._clock())
+                        if self._telemetry.record_content:
+                            texts.append(event.text)
+                        yield inference_pb2.StreamGenerateTextResponse(delta=convert.delta_to_proto(event))
+            assert last is not None
+        # The attempt is on record before the caller hears that it is over.
+        yield last
+
+    async def ListServedModels(
+        self, request: inference_pb2.ListServedModelsRequest, context: Any
+    ) -> inference_pb2.ListServedModelsResponse:
+        """The models by name, with their health."""
+        size = min(request.page_size or 100, 1000)
+        names = sorted(name for name in self._served if name > request.page_token)
+        response = inference_pb2.ListServedModelsResponse()
+        for name in names[:size]:
+            served = self._served[name]
+            reason = served.backend.unavailable_reason() or served.circuit.reason
+            response.models.add(
+                model=name,
+                provider=served.backend.provider,
+                healthy=served.circuit.healthy and not served.backend.unavailable_reason(),
+                backend=served.backend.kind,
+                reason=reason,
+                running_count=served.running,
+                quantized=served.backend.quantized,
+            )
+        response.next_page_token = names[size - 1] if len(names) > size else ""
+        return response
+
+    @contextmanager
+    def _attempt(self, request: inference_pb2.GenerateTextRequest) -> Iterator[_Attempt]:
+        """The frame around one attempt: admission, span, and a record of it whichever way it ends.
+
+        A context manager and not a decorator, so that CancelledError and GeneratorExit pass through it too.
+        """
+        identity = current_identity()
+        sandbox = request.purpose == inference_pb2.PURPOSE_SANDBOX
+        if sandbox and identity.service != "sandbox":
+            raise TenthError(
+                Code.PERMISSION_DENIED,
+                Reason.PURPOSE_FORBIDDEN,
+                "only the sandbox provider generates unmetered",
+                "generation.purpose",
+            )
+        served = self._served.get(request.model)
+        if served is None and request.model:
+            raise TenthError(
+                Code.NOT_FOUND, Reason.MODEL_UNKNOWN, f"the catalogue has no {request.model!r}", "generation.model"
+            )
+        span = self._telemetry.tracer.start_span(f"chat {request.model}", kind=SpanKind.CLIENT)
+        try:
+            generation = convert.generation_from_proto(
+                request, tenant_id=identity.tenant_id, traceparent=traceparent(span)
+            )
+            assert served is not None
+            check_abilities(generation, served.model.ability)
+            self._admit(served)
+            attempt = _Attempt(
+                generation, served, span, Meter(generation.estimated_input, self._count_tokens), self._clock()
+            )
+            self._describe(attempt, request)
+            event = self._event(request, attempt, identity.tenant_id, identity.user_id, identity.project_id)
+            if not sandbox:
+                self._record(attempt, event)
+            served.running += 1
+            kind = ledger_pb2.ATTEMPT_KIND_CANCELLED
+            try:
+                yield attempt
+                kind = ledger_pb2.ATTEMPT_KIND_FINISHED
+                served.circuit.succeeded()
+            except Exception as error:
+                kind = ledger_pb2.ATTEMPT_KIND_FAILED
+                raise self._failed(attempt, error) from error
+            finally:
+                served.running -= 1
+                if kind == ledger_pb2.ATTEMPT_KIND_CANCELLED:
+                    served.circuit.left()
+                    span.set_attribute("tenth.cancelled", True)
+                usage = attempt.meter.usage()
+                _put_usage(span, usage)
+                if not sandbox:
+                    end = ledger_pb2.AttemptEvent()
+                    end.CopyFrom(event)
+                    end.kind = kind
+                    end.usage.CopyFrom(convert.usage_to_proto(usage))
+                    end.event_time.CopyFrom(timestamp(self._now()))
+                    self._attempts.end(end)
+        except TenthError as error:
+            span.set_status(Status(StatusCode.ERROR, error.reason))
+            raise
+        finally:
+            span.end()
+
+    def _admit(self, served: Served) -> None:
+        reason = served.backend.unavailable_reason()
+        name = served.model.name
+        if reason:
+            code = Reason.MODEL_UNAVAILABLE if served.backend.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED
+            raise TenthError(Code.UNAVAILABLE, code, f"{name}: {reason}")
+        wait = served.circuit.wait_seconds(self._clock())
+        if wait:
+            raise TenthError(
+                Code.UNAVAILABLE,
+                Reason.PROVIDER_UNHEALTHY,
+                f"{name} is down: {served.circuit.reason}",
+                retry_after_seconds=wait,
+            )
+
+    def _record(self, attempt: _Attempt, event: ledger_pb2.AttemptEvent) -> None:
+        try:
+            self._attempts.start(event)
+        except TenthError:
+            attempt.served.circuit.left()
+            raise
+
+    def _event(
+        self,
+        request: inference_pb2.GenerateTextRequest,
+        attempt: _Attempt,
+        tenant_id: str,
+        user_id: str,
+        project_id: str,
+    ) -> ledger_pb2.AttemptEvent:
+        worst = worst_case(attempt.generation, attempt.served.model.max_output)
+        return ledger_pb2.AttemptEvent(
+            request_id=request.request_id,
+            attempt=request.attempt,
+            kind=ledger_pb2.ATTEMPT_KIND_STARTED,
+            tenant_id=tenant_id,
+            model=request.model,
+            usage=convert.usage_to_proto(worst),
+            reservation_id=request.reservation_id,
+            price_book_version=request.price_book_version,
+            event_time=timestamp(self._now()),
+            user_id=user_id,
+            project_id=request.project_id or project_id,
+            purpose="classifier" if request.purpose == inference_pb2.PURPOSE_CLASSIFIER else "answer",
+            quantized=attempt.served.backend.quantized,
+            trace_id=current_trace_id(),
+        )
+
+    def _failed(self, attempt: _Attempt, error: Exception) -> Exception:
+        """The error to raise: with what was spent, when the provider was reached."""
+        circuit = attempt.served.circuit
+        if not isinstance(error, TenthError):
+            circuit.left()
+            return error
+        waited = self._clock() - attempt.started
+        impatient = error.code is Code.DEADLINE_EXCEEDED and waited < _FAIR_SECONDS
+        if error.reason in _NOT_THE_PROVIDERS_FAULT or impatient:
+            circuit.left()
+        else:
+            circuit.failed(self._clock(), error.message)
+        usage = attempt.meter.usage()
+        if usage == Usage():
+            return error
+        item = receipt_pb2.OverheadItem(
+            kind="failed_attempt",
+            model=attempt.generation.model,
+            usage=convert.usage_to_proto(usage),
+            attempt=attempt.generation.attempt,
+            quantized=attempt.served.backend.quantized,
+        )
+        detail = receipt_pb2.SpentDetail(request_id=attempt.generation.request_id, attempts=[item])
+        error.details = (*error.details, detail)
+        return error
+
+    def _finished(self, attempt: _Attempt, finished: Finished, text: str) -> None:
+        # The backend has the last word, also where it counted for a provider that did not.
+        attempt.meter.reported = finished.usage
+        attempt.span.set_attribute("gen_ai.response.finish_reasons", (finished.finish_reason,))
+        if self._telemetry.record_content:
+            attempt.span.set_attribute("gen_ai.output.messages", _content([("assistant", text)]))
+
+    def _describe(self, attempt: _Attempt, request: inference_pb2.GenerateTextRequest) -> None:
+        span = attempt.span
+        if not span.is_recording():
+            return
+        backend, sampling = attempt.served.backend, attempt.generation.sampling
+        attributes: dict[str, Any] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": backend.provider.removesuffix(" (sandbox)"),
+            "gen_ai.request.model": backend.provider_model,
+            "gen_ai.response.model": backend.provider_model,
+            "tenth.request_id": request.request_id,
+            "tenth.attempt": request.attempt,
+            "tenth.model": request.model,
+            "tenth.purpose": inference_pb2.Purpose.Name(request.purpose)[8:].lower(),
+            "tenth.sandbox": backend.provider.endswith(" (sandbox)"),
+        }
+        if sampling.max_output_tokens is not None:
+            attributes["gen_ai.request.max_tokens"] = sampling.max_output_tokens
+        if sampling.temperature is not None:
+            attributes["gen_ai.request.temperature"] = sampling.temperature
+        if self._telemetry.record_content:
+            attributes["gen_ai.input.messages"] = _content([(m.role, m.text) for m in attempt.generation.messages])
+        span.set_attributes(attributes)
+
+
+def _put_usage(span: Span, usage: Usage) -> None:
+    span.set_attributes(
+        {
+            "gen_ai.usage.input_tokens": usage.input,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached,
+            "gen_ai.usage.output_tokens": usage.output,
+            "tenth.usage_estimated": usage.estimated,
+        }
+    )
+
+
+def _content(messages: list[tuple[str, str]]) -> str:
+    return json.dumps([{"role": role, "parts": [{"type": "text", "content": text}]} for role, text in messages])
+
+
+def _duration(seconds: float) -> Duration:
+    whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=part)

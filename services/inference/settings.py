@@ -1,0 +1,60 @@
+"""Settings of the inference service (environment TENTH_INFERENCE_*)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class InferenceSettings(BaseSettings):
+    """What is served, by what, and where attempts are reported."""
+
+    model_config = SettingsConfigDict(env_prefix="TENTH_INFERENCE_", frozen=True, extra="ignore")
+
+    catalog_file: Path = Field(default=Path("deploy/catalog.yaml"), description="The catalogue: providers and models")
+    models_dir: Path = Field(default=Path(".models"), description="Directory of the local model folders")
+    ledger_address: str = Field(
+        default="", description="gRPC target of the ledger; empty: attempts are kept here until there is one"
+    )
+    sandbox_url: str = Field(
+        default="",
+        description="OpenAI base URL that plays every provider whose key is absent; empty: those are unavailable",
+    )
+    local_model: str = Field(
+        default="",
+        description="The catalogue model that this replica's engine serves; empty: the only one whose provider's "
+        'backend is vllm; "none": no engine',
+    )
+    threads: int = Field(
+        default=2, ge=1, description="Threads of the CPU engine; with its neighbours at most the cores, 1 or more"
+    )
+    kv_cache_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=16 * 1024 * 1024,
+        description="Memory of the engine's KV cache, bytes (CPU); one full context of SmolLM2 is 180 MiB in bfloat16",
+    )
+    max_running: int = Field(default=32, ge=1, description="Most sequences that the engine works on at once")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile: 15-40% faster after a start of about a minute; for long-lived servers",
+    )
+    connect_timeout_seconds: float = Field(default=3.0, gt=0, description="Time to connect to a provider, seconds")
+    max_connections: int = Field(default=256, ge=1, description="Most connections to one provider")
+    retries: int = Field(
+        default=2, ge=0, le=5, description="Tries after the first, where the provider did nothing yet (0..5)"
+    )
+    max_retry_wait_seconds: float = Field(
+        default=1.0, ge=0, description="Longest Retry-After that is waited for here instead of being passed on, seconds"
+    )
+    circuit_failures: int = Field(default=3, ge=1, description="Failures in a row after which a model counts as down")
+    circuit_open_seconds: float = Field(default=3.0, gt=0, description="Time before a model that is down is probed")
+    delivery_interval_seconds: float = Field(
+        default=0.2, gt=0, description="Time that attempts are collected before they are sent to the ledger, seconds"
+    )
+    attempt_log_sync: bool = Field(
+        default=False,
+        description="True: every attempt record is forced to disk and survives a power failure (slower); "
+        "false: it survives a killed process",
+    )

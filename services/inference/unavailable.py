@@ -1,0 +1,40 @@
+"""A catalogue model that cannot be served here, and why."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from mesh.errors import Code, TenthError
+from services.inference.backend import Answer
+from services.inference.errors import Reason
+from services.inference.models import Model
+from services.inference.policy import Event, Generation, Meter
+
+
+class UnavailableBackend:
+    """Refuses everything with its reason."""
+
+    quantized = False
+    bills_abandoned = False
+
+    def __init__(self, model: Model, kind: str, reason: str) -> None:
+        self.kind = kind
+        self.provider = model.provider.name
+        self.provider_model = model.provider_model
+        self._reason = reason
+
+    def unavailable_reason(self) -> str:
+        """Why."""
+        return self._reason
+
+    async def generate(self, generation: Generation, meter: Meter) -> Answer:
+        """Raises."""
+        raise self._error()
+
+    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
+        """Raises."""
+        raise self._error()
+        yield  # Makes this a generator.
+
+    def _error(self) -> TenthError:
+        return TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, self._reason)
