@@ -27,7 +27,8 @@ _COLOURS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and end the process with its exit status: 1 for a failure, 2 for wrong arguments."""
     parsed = parser().parse_args(arguments)
-    console = Console(highlight=False)
+    # Piped output is not for a screen of 80 columns.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
         status = asyncio.run(parsed.run(parsed, console))
     except TenthClientError as error:
@@ -243,7 +244,9 @@ def announce(mesh: Mesh, console: Console) -> None:
             f"[bold yellow]sandbox:[/] no API key for {who}: PLAYED BY {mesh.played_by.upper()}. "
             "Their answers are not theirs; their prices are the price book's."
         )
-    console.print(f'The mesh is up. Data and logs: {mesh.data_dir}. Next, in another terminal: tenth ask "hello"')
+    console.print(
+        f'The mesh is up. Data and logs: {mesh.data_dir}. Next, in another terminal: tenth ask "hello"', soft_wrap=True
+    )
 
 
 def _counts(values: Sequence[str]) -> dict[str, int]:

@@ -176,7 +176,9 @@ class Mesh:
 
     async def stop(self) -> None:
         """SIGTERM in the reverse order of starting, SIGKILL after the grace."""
-        for stage in reversed(self.options.stages):
+        # The collector goes last: the others send their last spans while they stop.
+        stages = [[service for service in stage if service != "collector"] for stage in self.options.stages]
+        for stage in [["collector"], *stages][::-1]:
             names = [name for service in stage for name in self._names(service) if name in self._processes]
             await asyncio.gather(*(self._processes[name].stop(self.options.grace_seconds) for name in names))
 
@@ -302,6 +304,8 @@ class Mesh:
         for other in _CALLS.get(service, ()):
             if self._names(other):
                 env[f"{prefix}{other.upper()}_ADDRESS"] = self._address_for_services(other)
+        if service == "inference":
+            env[prefix + "THREADS"] = str(INFERENCE_THREADS)
         if service == "inference" and self.played_providers:
             env[prefix + "SANDBOX_URL"] = f"http://{self.address('sandbox')}/v1"
         if service == "sandbox":
