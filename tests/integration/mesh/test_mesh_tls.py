@@ -14,7 +14,7 @@ import trustme
 import yaml
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 
-import mesh.channel
+import mesh.connections
 from mesh.auth import Authenticator, current_identity, set_identity
 from mesh.channel import connect
 from mesh.errors import Code, TenthError
@@ -166,7 +166,7 @@ async def test_new_connections_get_the_new_certificate(tmp_path: Path, ca: trust
 async def test_a_client_takes_its_new_certificate(
     tmp_path: Path, ca: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh.channel, "_CERTIFICATE_SECONDS", 0.0)
+    monkeypatch.setattr(mesh.connections, "_CERTIFICATE_SECONDS", 0.0)
     server_files = Files(tmp_path, "server").write(ca, "localhost")
     files = Files(tmp_path, "client").write(ca, "stranger.internal")
     set_identity(None)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.channel import MeshChannel, _options, connect, rendezvous, routing_key
+from mesh.channel import MeshChannel, connect, rendezvous, routing_key
+from mesh.connections import channel_options
 from mesh.errors import TenthError
 from mesh.settings import MeshSettings
 from mesh.testing import memory_telemetry
@@ -44,13 +45,13 @@ def test_keys_spread_evenly() -> None:
 
 
 def test_retries_are_data() -> None:
-    options = dict(_options(MeshSettings(), [("a.B", "Get"), ("a.B", "List")]))
+    options = dict(channel_options(MeshSettings(), [("a.B", "Get"), ("a.B", "List")]))
     config = json.loads(options["grpc.service_config"])
     (method,) = config["methodConfig"]
     assert method["name"] == [{"service": "a.B", "method": "Get"}, {"service": "a.B", "method": "List"}]
     assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
-    assert "methodConfig" not in json.loads(dict(_options(MeshSettings(), []))["grpc.service_config"])
+    assert "methodConfig" not in json.loads(dict(channel_options(MeshSettings(), []))["grpc.service_config"])
 
 
 @pytest.mark.parametrize("target", ["", " , ", "dns:///cache", "dns:///cache:http"])
