@@ -9,16 +9,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]  # It has no stubs.
 import pytest
-from ledger_books import Books, open_books
-from ledger_postgres import postgres
 from sqlalchemy import text, update
 
 from services.ledger import tables
 from services.ledger.migrate import migrate
 from services.ledger.store import write_engine
 from services.ledger.tables import metadata
+from tests.integration.ledger.ledger_books import Books, open_books
+from tests.integration.ledger.ledger_postgres import postgres
 
 
 @pytest.fixture(scope="session")

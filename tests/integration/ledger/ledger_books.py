@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import receipt_pb2, usage_pb2
@@ -62,7 +63,7 @@ class Books:
     reports: Reports
     clock: Clock
 
-    async def budget(self, limit: int, *, name: str = "all", hard: bool = True, **scope: str) -> Position:
+    async def budget(self, limit: int, *, name: str = "all", hard: bool = True, **scope: Any) -> Position:
         """Set a budget of acme, in total unless ``window`` says otherwise."""
         window = Window(scope.pop("window", "total"))
         return await self.admin.set_budget(Budget(name, "acme", limit, hard, window=window, **scope))
@@ -126,7 +127,7 @@ class Books:
         return await self.book.record([attempt_record(each, "event") for each in events])
 
     def attempt(
-        self, request_id: str, kind: ledger_pb2.AttemptKind.ValueType, attempt: int = 1, **changes: object
+        self, request_id: str, kind: ledger_pb2.AttemptKind.ValueType, attempt: int = 1, **changes: Any
     ) -> ledger_pb2.AttemptEvent:
         """A record of an attempt on the small model: 800 input, 500 output tokens."""
         event = ledger_pb2.AttemptEvent(

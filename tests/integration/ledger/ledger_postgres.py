@@ -37,7 +37,7 @@ def postgres() -> Iterator[Path]:
             run |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             binaries = _reachable(binaries, root)
         data = root / "data"
-        initdb = [
+        initdb: list[str | Path] = [
             binaries / "initdb",
             "-D",
             data,
@@ -53,9 +53,14 @@ def postgres() -> Iterator[Path]:
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **run)
         # No fsync: these databases live for one test run.
         options = ["listen_addresses=", f"unix_socket_directories={root}", "fsync=off", "max_connections=200"]
-        command = [binaries / "postgres", "-D", data, *(part for option in options for part in ("-c", option))]
+        command: list[str | Path] = [
+            binaries / "postgres",
+            "-D",
+            data,
+            *(part for option in options for part in ("-c", option)),
+        ]
         with (root / "log").open("wb") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, **run)
+            server: subprocess.Popen[bytes] = subprocess.Popen(command, stdout=log, stderr=log, **run)
         try:
             _wait(server, root)
             yield root

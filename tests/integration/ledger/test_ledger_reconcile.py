@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from ledger_books import Books
 from sqlalchemy import select
 from tenth.ledger.v1 import ledger_pb2
 
@@ -12,6 +13,7 @@ from services.ledger.reconcile import Swept
 from services.ledger.report import Filter
 from services.ledger.seeds import parse_prices
 from services.ledger.tables import receipt_events
+from tests.integration.ledger.ledger_books import Books
 
 STARTED = ledger_pb2.ATTEMPT_KIND_STARTED
 FINISHED = ledger_pb2.ATTEMPT_KIND_FINISHED
@@ -34,7 +36,7 @@ async def test_a_reservation_that_nothing_came_of_is_released_at_its_end(books: 
 async def test_attempts_without_a_receipt_become_a_failed_one(books: Books) -> None:
     await books.budget(10**9)
     made = await books.book.reserve(books.wanted("r"))
-    held = {"reservation_id": made.reservation_id}
+    held: dict[str, Any] = {"reservation_id": made.reservation_id}
     await books.record(books.attempt("r", STARTED, **held), books.attempt("r", FAILED, **held))
     await books.record(books.attempt("r", STARTED, 2, **held), books.attempt("r", CANCELLED, 2, **held))
     await books.record(books.attempt("r", FINISHED, 1001, purpose="classifier"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
-from ledger_books import SECOND, Books, open_books
 
 from mesh.errors import TenthError
 from services.ledger.balances import Scope
 from services.ledger.policy import Verdict
+from tests.integration.ledger.ledger_books import SECOND, Books, open_books
 
 COST = 3_000_000
 
@@ -73,7 +74,8 @@ async def test_two_tenants_may_use_one_request_id(books: Books) -> None:
 
 @pytest.mark.parametrize("scope", ["user", "project"])
 async def test_a_narrow_budget_covers_its_own_requests_only(books: Books, scope: str) -> None:
-    await books.budget(0, **{f"{scope}_id": "ann"})
+    narrow: dict[str, Any] = {f"{scope}_id": "ann"}
+    await books.budget(0, **narrow)
     ann, bob = ((name, "") if scope == "user" else ("", name) for name in ("ann", "bob"))
     assert (await books.book.reserve(books.wanted(scope=Scope("acme", *bob)))).decision.verdict is Verdict.OK
     refused = await books.book.reserve(books.wanted(scope=Scope("acme", *ann)))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from google.protobuf.timestamp_pb2 import Timestamp
-from ledger_books import SECOND, START_NS, Books
 from tenth.ledger.v1 import ledger_pb2 as pb
 from tenth.ledger.v1 import ledger_pb2_grpc as rpc
 from tenth.type.v1 import receipt_pb2
@@ -24,6 +23,7 @@ from mesh.settings import MeshSettings
 from mesh.testing import KEY, memory_telemetry
 from services.ledger.read_servicer import LedgerReadServicer
 from services.ledger.servicer import LedgerServicer
+from tests.integration.ledger.ledger_books import SECOND, START_NS, Books
 
 OPERATOR = Identity(tenant_id="acme", caller="operator", may_assert_user=True, may_see_all_tenants=True)
 PLAIN = Identity(tenant_id="umbrella", caller="backend")
@@ -42,14 +42,14 @@ class Ledger:
         set_identity(identity)
         channel = connect(f"127.0.0.1:{self.port}", MeshSettings(), memory_telemetry()[0], Signer(KEY, service))
         self.stack.push_async_callback(channel.close)
-        return rpc.LedgerServiceStub(channel), rpc.LedgerReadServiceStub(channel)  # type: ignore[arg-type]  # A MeshChannel.
+        return rpc.LedgerServiceStub(channel), rpc.LedgerReadServiceStub(channel)
 
 
 @pytest.fixture
 async def ledger(books: Books, tmp_path: Path) -> AsyncIterator[Ledger]:
     """A ledger that the services orchestrator, inference and cli may call."""
     callers = tmp_path / "callers.yaml"
-    services = dict.fromkeys(("orchestrator", "inference", "cli"), ["*"])
+    services = {name: ["*"] for name in ("orchestrator", "inference", "cli")}
     callers.write_text(yaml.safe_dump({"callers": [], "services": services}))
     settings = MeshSettings(unready_seconds=0, drain_seconds=0.5)
     server = MeshServer(settings, memory_telemetry()[0], Authenticator(callers, KEY), {})
@@ -261,9 +261,19 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("ReserveFunds", reserve(model="nobody"), "PRICE_UNKNOWN", ""),
     ("ReleaseFunds", pb.ReleaseFundsRequest(), "REQUIRED_FIELD", "request.reservation_id"),
     ("ReleaseFunds", pb.ReleaseFundsRequest(reservation_id="no"), "UNKNOWN_RESERVATION", "request.reservation_id"),
-    ("SettleReceipts", pb.SettleReceiptsRequest(receipts=[{}] * 501), "TOO_MANY_ITEMS", "request.receipts"),
-    ("RecordAttempts", pb.RecordAttemptsRequest(events=[{}] * 501), "TOO_MANY_ITEMS", "request.events"),
-    ("RecordAttempts", pb.RecordAttemptsRequest(events=[{}]), "REQUIRED_FIELD", "request.events[0].request_id"),
+    (
+        "SettleReceipts",
+        pb.SettleReceiptsRequest(receipts=[receipt_pb2.Receipt()] * 501),
+        "TOO_MANY_ITEMS",
+        "request.receipts",
+    ),
+    ("RecordAttempts", pb.RecordAttemptsRequest(events=[pb.AttemptEvent()] * 501), "TOO_MANY_ITEMS", "request.events"),
+    (
+        "RecordAttempts",
+        pb.RecordAttemptsRequest(events=[pb.AttemptEvent()]),
+        "REQUIRED_FIELD",
+        "request.events[0].request_id",
+    ),
     ("SetLayerSwitch", pb.SetLayerSwitchRequest(layer="cache"), "REQUIRED_FIELD", "request.tenant_id"),
     ("SetLayerSwitch", pb.SetLayerSwitchRequest(tenant_id="acme", layer="x"), "INVALID_FIELD", "request.layer"),
     ("SetLayerSwitch", pb.SetLayerSwitchRequest(tenant_id="no", layer="cache"), "UNKNOWN_TENANT", "request.tenant_id"),
@@ -296,7 +306,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
         "request.filter.end_time",
     ),
     ("ListBudgets", pb.ListBudgetsRequest(tenant_id="nobody"), "UNKNOWN_TENANT", "request.tenant_id"),
-    ("ListPrices", pb.ListPricesRequest(at_time={"seconds": 2**62}), "INVALID_FIELD", "request.at_time"),
+    ("ListPrices", pb.ListPricesRequest(at_time=Timestamp(seconds=2**62)), "INVALID_FIELD", "request.at_time"),
 ]
 
 
@@ -320,7 +330,8 @@ async def test_an_attempts_record_names_what_is_wrong(ledger: Ledger) -> None:
         ("model", {"model": ""}),
         ("event_time", {"event_time": Timestamp()}),
     ):
-        event = ledger.books.attempt("r", **{"kind": pb.ATTEMPT_KIND_FAILED, **change})
+        changes: dict[str, Any] = {"kind": pb.ATTEMPT_KIND_FAILED, **change}
+        event = ledger.books.attempt("r", **changes)
         with pytest.raises(TenthError) as caught:
             await writes.RecordAttempts(pb.RecordAttemptsRequest(events=[event]))
         assert caught.value.field == f"request.events[0].{field}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ledger_books import Books
 from sqlalchemy import select
 from tenth.type.v1 import receipt_pb2
 
@@ -14,6 +13,7 @@ from mesh.wire import build_receipt
 from services.ledger.receipts import settlement
 from services.ledger.seeds import parse_prices
 from services.ledger.tables import receipt_events
+from tests.integration.ledger.ledger_books import Books
 
 ACTUAL = 1_710_000
 """700 plain, 100 cached and 500 output tokens on the small model."""

@@ -1,0 +1,116 @@
+"""The seeds: what the shipped files say, and what is refused, by file, entry and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mesh.receipt import CPU
+from services.ledger.policy import Window
+from services.ledger.prices import add, book_at
+from services.ledger.seeds import parse_prices, parse_tenants
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+NOW = 1_795_000_000 * 10**9  # November 2026.
+
+
+def test_the_shipped_catalogue_prices_every_model() -> None:
+    text = (DEPLOY / "catalog.yaml").read_text("utf-8")
+    book = book_at(add([], parse_prices(text)).added, NOW)
+    models = set(yaml.safe_load(text)["models"])
+    assert models <= set(book)
+    assert book[CPU].cpu_hour == 40_000_000
+    assert all(book[each].input > 0 and book[each].output > 0 and book[each].confirmed for each in models)
+    for each in models:
+        price = book[each]
+        assert price.cached_input is None or price.cached_input < price.input
+        assert price.batch_output is None or price.batch_output <= price.output
+    assert (book["claude-opus-4-7"].input, book["claude-opus-4-7"].output) == (5 * 10**9, 25 * 10**9)
+    early = book_at(add([], parse_prices(text)).added, 1_745_000_000 * 10**9)
+    assert (early["claude-opus-4-7"].input, early["claude-haiku-4-5-20251001"].output) == (15 * 10**9, 4 * 10**9)
+
+
+def test_the_shipped_tenants() -> None:
+    [(tenant, [budget])] = parse_tenants((DEPLOY / "callers.yaml").read_text("utf-8"))
+    assert (tenant.tenant_id, tenant.baseline_model, tenant.max_requests_per_minute) == ("demo", "claude-opus-4-7", 0)
+    assert (budget.window, budget.time_zone, budget.limit, budget.hard) == (Window.MONTH, "Asia/Seoul", 10**12, True)
+
+
+def test_nothing_is_nothing() -> None:
+    assert parse_prices("") == []
+    assert parse_tenants("callers: []") == []
+
+
+GOOD = {"model": "m", "valid_from": "2025-01-01", "input": "1", "output": "2", "source": "s"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "red"}, r"prices\[0\]: unknown keys \['colour'\]"),
+        ({"model": None}, r"prices\[0\].model: required"),
+        ({"source": None}, r"prices\[0\].source: required"),
+        ({"source": "  "}, r"prices\[0\].source"),
+        ({"valid_from": None}, r"prices\[0\].valid_from: required"),
+        ({"valid_from": "soon"}, r"prices\[0\].valid_from: 'soon' is no ISO 8601 time"),
+        ({"valid_to": "2024-01-01"}, r"prices\[0\].valid_to_time: ends before it begins"),
+        ({"input": None}, r"input and output are required"),
+        ({"input": 2.5}, r"prices\[0\].input: 2.5 is not a decimal string in quotes"),
+        ({"input": "-1"}, r"prices\[0\].input: '-1' is negative"),
+        ({"input": "NaN"}, r"prices\[0\].input: 'NaN' is not finite"),
+        ({"input": "1e30"}, r"prices\[0\].input: '1e30' is too large"),
+        ({"batch_input": "x"}, r"prices\[0\].batch_input: 'x' is not a decimal number"),
+        ({"confirmed": "yes"}, r"prices\[0\].confirmed: 'yes' is not true or false"),
+        ({"input": "0", "output": "0"}, r"prices\[0\].confirmed: a price of zero needs"),
+        ({"model": "cpu"}, r"prices\[0\].cpu_hour"),
+        ({"model": "cpu", "cpu_hour": "0", "confirmed": True}, r"prices\[0\].cpu_hour"),
+    ],
+)
+def test_a_wrong_price_is_refused_by_its_key(changes: dict[str, object], message: str) -> None:
+    entry = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        parse_prices(yaml.safe_dump({"prices": [entry]}))
+
+
+def test_a_zero_may_be_confirmed_or_left_unconfirmed() -> None:
+    for confirmed in (True, False):
+        [row] = parse_prices(
+            yaml.safe_dump({"prices": [{**GOOD, "input": "0", "output": "0", "confirmed": confirmed}]})
+        )
+        assert row.price.confirmed is confirmed
+
+
+TENANT = {"tenant_id": "t", "baseline_model": "m"}
+BUDGET = {"name": "b", "window": "day", "limit_usd": "1"}
+
+
+@pytest.mark.parametrize(
+    ("tenants", "message"),
+    [
+        ("x", r"tenants: not a list"),
+        (["x"], r"tenants\[0\]: not a mapping"),
+        ([{**TENANT, "x": 1}], r"tenants\[0\]: unknown keys \['x'\]"),
+        ([{"tenant_id": "t"}], r"tenants\[0\].baseline_model: required"),
+        ([TENANT, TENANT], r"two of the same tenant_id"),
+        ([{**TENANT, "max_requests_per_minute": -1}], r"max_requests_per_minute: -1 is not a count"),
+        ([{**TENANT, "max_requests_per_minute": True}], r"max_requests_per_minute: True is not a count"),
+        ([{**TENANT, "budgets": "x"}], r"tenants\[0\].budgets: not a list"),
+        ([{**TENANT, "budgets": [BUDGET, BUDGET]}], r"budgets: two of the same name"),
+        ([{**TENANT, "budgets": [{**BUDGET, "window": "week"}]}], r"budgets\[0\].window: 'week' is none of"),
+        ([{**TENANT, "budgets": [{**BUDGET, "time_zone": "Mars"}]}], r"budgets\[0\].time_zone: 'Mars' is no IANA"),
+        ([{**TENANT, "budgets": [{**BUDGET, "limit_usd": "-1"}]}], r"budgets\[0\].limit_usd: '-1' is negative"),
+        ([{**TENANT, "budgets": [{**BUDGET, "limit_usd": 5}]}], r"budgets\[0\].limit_usd: 5 is not a decimal string"),
+        ([{**TENANT, "budgets": [{**BUDGET, "hard": "no"}]}], r"budgets\[0\].hard: 'no' is not true or false"),
+        ([{**TENANT, "budgets": [{"window": "day", "limit_usd": "1"}]}], r"budgets\[0\].name: required"),
+    ],
+)
+def test_a_wrong_tenant_is_refused_by_its_key(tenants: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_tenants(yaml.safe_dump({"tenants": tenants}))
+
+
+def test_what_is_not_yaml_is_refused() -> None:
+    with pytest.raises(ValueError, match="not YAML"):
+        parse_prices("prices: [")
