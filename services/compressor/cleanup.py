@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 _MAX_PASSES = 6
 _MIN_DUPLICATE_CHARS = 40
+_LINE_CHARS = 600
+"""Of a longer line only so much of its ends is looked at, so that no pattern takes quadratic time."""
 
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(
@@ -25,16 +27,17 @@ _CODE_LINE = re.compile(
     r"|except|with|let|const|var|func|fn|public|private|static|void|int|SELECT|INSERT|UPDATE|DELETE|CREATE|FROM|WHERE|JOIN|AND|"
     r"GROUP|ORDER|VALUES|SET)\b.*[:;({,=*)]?\s*$(?<!\.)|\w\s=\s\S|^\s*\S+\(.*\)\s*$|^\s*[\w.-]+:\s*$|^(?: {4,}|\t)\S"
 )
-_TABLE_LINE = re.compile(r"\|.*\||\t|^[ \t]*[-+=|: ]{4,}$")
+_TABLE_LINE = re.compile(r"\|.*\||\t|^[-+=|: ]{4,}$")
 _GAP = re.compile(r"\S([ \u00a0\u3000]{2,})\S")
 
 _INNER_BLANKS = re.compile(r"(?<=\S)[ \u00a0\u3000]{2,}(?=\S)")
-_TRAILING_BLANKS = re.compile(r"[ \t\u00a0\u3000]+(?=\n)")
+_TRAILING_BLANKS = re.compile(r"(?<![ \t\u00a0\u3000])[ \t\u00a0\u3000]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _PARAGRAPHS = re.compile(r"(\n[ \t]*\n\s*)")
 _EXAMPLE = re.compile(
-    r"^\s*(?:q|a|question|answer|user|assistant|system|human|ai|input|output|example|예|예시|질문|답|답변|입력|출력|사용자|문|화자)"
-    r"\s*\d*\s*[:：.)]",
+    r"^[ \t]*(?:q|a|question|answer|user|assistant|system|human|ai|input|output|example"
+    r"|예|예시|질문|답|답변|입력|출력|사용자|문|화자)"
+    r"[ \t]{0,3}\d{0,3}[ \t]{0,3}[:：.)]",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -117,14 +120,19 @@ def _protected_lines(text: str) -> Iterator[tuple[int, int]]:
         if depth > 0 or bare[:1] in ("{", "["):
             depth = max(0, depth + sum(map(bare.count, "{[")) - sum(map(bare.count, "}]")))
             yield span
-        elif bare and (_CODE_LINE.search(line) or _TABLE_LINE.search(line)):
+        elif bare and _is_code_or_table(line):
             yield span
-        columns = {match.end(1) for match in _GAP.finditer(line)}
+        columns = {match.end(1) for match in _GAP.finditer(line[:_LINE_CHARS])} if "  " in line else set[int]()
         if columns & gaps:  # Two lines with a gap at one place are a table without rules.
             yield previous
             yield span
-        if bare:
-            gaps, previous = columns, span
+        gaps, previous = columns, span
+
+
+def _is_code_or_table(line: str) -> bool:
+    if len(line) > 2 * _LINE_CHARS:
+        return _is_code_or_table(line[:_LINE_CHARS]) or _is_code_or_table(line[-_LINE_CHARS:])
+    return bool(_CODE_LINE.search(line) or _TABLE_LINE.search(line))
 
 
 def _merged(spans: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:

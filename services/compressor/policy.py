@@ -26,6 +26,8 @@ from services.compressor.strategies import Ranking, keep_chunks, keep_history
 
 DEFAULT_OUTPUT_TOKENS = 1024
 """Room kept for the answer when the request does not say, at most a quarter of the window."""
+MAX_CLEANED_CHARS = 200_000
+"""Longer texts are sent as they are: cleaning a book takes a second and saves next to nothing."""
 
 
 class Mode(StrEnum):
@@ -133,7 +135,7 @@ def compress(
         result, count = candidate, after
         return True
 
-    if plan.cleans:
+    if plan.cleans and prompt.size() <= 5 * MAX_CLEANED_CHARS:
         cleaned, changed = _clean(prompt.messages, counter)
         if changed:
             take(replace(result, messages=cleaned), "cleanup", f"{changed} of {len(prompt.messages)} messages cleaned")
@@ -193,7 +195,8 @@ def _clean(messages: Sequence[Message], counter: Counter) -> tuple[tuple[Message
         if message.role not in (SYSTEM, USER, ASSISTANT):
             result.append(message)  # A tool's result is data.
             continue
-        texts = tuple(clean(text, system=message.role == SYSTEM) for text in message.texts)
+        system = message.role == SYSTEM
+        texts = tuple(clean(text, system=system) if len(text) <= MAX_CLEANED_CHARS else text for text in message.texts)
         cleaned = replace(message, texts=texts)
         if texts == message.texts or counter.message(cleaned) >= counter.message(message):
             result.append(message)

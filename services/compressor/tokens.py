@@ -13,6 +13,7 @@ answer. Tools count as their JSON text, a picture as a flat 85 ("low") or 765 to
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,15 +60,15 @@ class TokenCache:
                 self._entries.move_to_end(key)
                 return kept
         result = sum(count(piece) for piece in pieces(text))
-        size = 4 * len(text) + 100
-        if size <= self._capacity // 4:
+        size = sys.getsizeof(text)
+        if size <= self._capacity:
             with self._lock:
                 if key not in self._entries:
                     self._bytes += size
                 self._entries[key] = result
                 while self._bytes > self._capacity:
                     (_, old), _ = self._entries.popitem(last=False)
-                    self._bytes -= 4 * len(old) + 100
+                    self._bytes -= sys.getsizeof(old)
         return result
 
 

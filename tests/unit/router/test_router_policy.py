@@ -164,7 +164,8 @@ def test_the_bounds_hold_whatever_is_asked(
     try:
         decision = route(complexity, demand)
     except TenthError as error:
-        assert error.reason in ("NO_ELIGIBLE_MODEL", "CONTRADICTORY_BOUNDS")
+        if error.reason not in ("NO_ELIGIBLE_MODEL", "CONTRADICTORY_BOUNDS"):
+            raise
         return
     for item in (decision.model, *decision.fallbacks):
         assert (floor or Tier.SIMPLE) <= item.tier <= min(ceiling or Tier.COMPLEX, budget or Tier.COMPLEX)

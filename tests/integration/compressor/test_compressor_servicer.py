@@ -1,0 +1,297 @@
+"""The compressor over a real socket, with a stand-in cache that embeds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
+from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
+from tenth.type.v1 import chat_pb2
+
+from mesh.errors import Code, TenthError
+from mesh.testing import dial, running
+from services.compressor.catalog import CatalogFile
+from services.compressor.embeddings import Embeddings
+from services.compressor.policy import plans
+from services.compressor.servicer import CompressorServicer
+from services.compressor.tokens import TokenCounters
+
+USER, SYSTEM, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT
+CHUNKS = [
+    "Pasta is boiled in salted water.",
+    "Refunds are possible within 14 days of purchase.",
+    "The office is closed on Sundays.",
+    "A refund is paid to the card that was used.",
+    "Bananas are yellow.",
+]
+
+
+class FakeCache(cache_pb2_grpc.CacheServiceServicer):
+    """Embeds by whether a text speaks of refunds."""
+
+    def __init__(self) -> None:
+        self.embedder = "multilingual-e5-small@1"
+        self.error: TenthError | None = None
+        self.delay_seconds = 0.0
+        self.asked: list[list[str]] = []
+
+    async def Embed(self, request: cache_pb2.EmbedRequest, context: Any) -> cache_pb2.EmbedResponse:
+        self.asked.append(list(request.texts))
+        await asyncio.sleep(self.delay_seconds)
+        if self.error is not None:
+            raise self.error
+        return cache_pb2.EmbedResponse(
+            embeddings=[
+                chat_pb2.Embedding(values=[1.0, 0.0] if "efund" in text else [0.0, 1.0], embedder=self.embedder)
+                for text in request.texts
+            ],
+            compute_micros=500,
+        )
+
+
+class Mesh:
+    """A running compressor and the cache behind it."""
+
+    def __init__(self, stub: compressor_pb2_grpc.CompressorServiceAsyncStub, cache: FakeCache) -> None:
+        self.stub = stub
+        self.cache = cache
+        self.now = 0.0
+
+    async def compress(self, *question: str, **more: Any) -> compressor_pb2.CompressPromptResponse:
+        return await self.stub.CompressPrompt(ask(*question, **more), timeout=20)
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    async with AsyncExitStack() as stack:
+        cache = FakeCache()
+        address = await stack.enter_async_context(
+            running(cache_pb2_grpc.add_CacheServiceServicer_to_server, cache, "tenth.cache.v1.CacheService", tmp_path)
+        )
+        behind = await stack.enter_async_context(dial(address))
+        catalog = CatalogFile(Path("deploy/catalog.yaml"))
+        counters = TokenCounters(tmp_path, 1 << 20)
+        counters.load(catalog.models.values())
+        made: list[Mesh] = []
+        embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(behind), 0.25, 2.0, 100, lambda: made[0].now)
+        servicer = CompressorServicer(catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000)
+        target = await stack.enter_async_context(
+            running(
+                compressor_pb2_grpc.add_CompressorServiceServicer_to_server,
+                servicer,
+                "tenth.compressor.v1.CompressorService",
+                tmp_path,
+            )
+        )
+        channel = await stack.enter_async_context(dial(target))
+        made.append(Mesh(compressor_pb2_grpc.CompressorServiceStub(channel), cache))
+        yield made[0]
+
+
+def message(text: str, role: int = USER) -> chat_pb2.ChatMessage:
+    return chat_pb2.ChatMessage(role=role, parts=[chat_pb2.ContentPart(text=text)])  # type: ignore[arg-type]  # A number.
+
+
+def ask(
+    question: str = "Can I get a refund?",
+    mode: int = chat_pb2.COMPRESSION_MODE_UNSPECIFIED,
+    chunks: list[str] | None = None,
+    edit: Callable[[chat_pb2.CompletionRequest], Any] | None = None,
+    model: str = "gpt-4o",
+    **more: Any,
+) -> compressor_pb2.CompressPromptRequest:
+    request = chat_pb2.CompletionRequest(
+        messages=[message(question)],
+        retrieved_chunks=[
+            chat_pb2.RetrievedChunk(chunk_id=str(at), text=text, document_id="d")
+            for at, text in enumerate(chunks or [])
+        ],
+        policy=chat_pb2.RequestPolicy(compression_mode=mode),  # type: ignore[arg-type]  # A number.
+    )
+    if edit is not None:
+        edit(request)
+    return compressor_pb2.CompressPromptRequest(request=request, model=model, **more)
+
+
+def with_system(text: str) -> Callable[[chat_pb2.CompletionRequest], Any]:
+    return lambda request: request.messages.insert(0, message(text, SYSTEM))
+
+
+async def test_chunks_are_ranked_by_vectors_and_keep_their_order(mesh: Mesh) -> None:
+    given = chat_pb2.Embedding(values=[1.0, 0.0], embedder="multilingual-e5-small@1")
+    aggressive = chat_pb2.COMPRESSION_MODE_AGGRESSIVE
+    response = await mesh.compress(chunks=CHUNKS, mode=aggressive, embedding=given)
+    assert [chunk.chunk_id for chunk in response.retrieved_chunks] == ["1", "3"]
+    assert response.retrieved_chunks[0].document_id == "d"
+    (step,) = response.strategies
+    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity")
+    assert step.removed_token_count == response.original_input_token_count - response.compressed_input_token_count > 0
+    assert response.compute_micros >= 500
+    assert mesh.cache.asked == [CHUNKS]  # The question's vector was given.
+    again = await mesh.compress(chunks=CHUNKS, mode=aggressive, embedding=given)
+    assert again.retrieved_chunks == response.retrieved_chunks
+    assert len(mesh.cache.asked) == 1  # Vectors of chunks are kept.
+
+
+async def test_without_a_vector_the_question_is_embedded_too(mesh: Mesh) -> None:
+    response = await mesh.compress(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE)
+    assert [chunk.chunk_id for chunk in response.retrieved_chunks] == ["1", "3"]
+    assert mesh.cache.asked[0][-1] == "Can I get a refund?"
+
+
+async def test_a_cache_that_is_down_leaves_bm25_and_is_not_asked_at_once_again(mesh: Mesh) -> None:
+    mesh.cache.error = TenthError(Code.UNAVAILABLE, "GONE", "gone")
+    for _ in range(2):
+        response = await mesh.compress(
+            "Is a refund paid to the card?", chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE
+        )
+        assert "3" in [chunk.chunk_id for chunk in response.retrieved_chunks]
+        assert "BM25 (the cache " in response.strategies[0].reason
+    assert len(mesh.cache.asked) == 1
+    mesh.cache.error = None
+    mesh.now = 3.0
+    response = await mesh.compress(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE)
+    assert "embedding similarity" in response.strategies[0].reason
+
+
+async def test_a_late_cache_is_not_waited_for(mesh: Mesh) -> None:
+    mesh.cache.delay_seconds = 5.0
+    started = asyncio.get_running_loop().time()
+    response = await mesh.compress(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE)
+    assert asyncio.get_running_loop().time() - started < 3.0
+    assert "BM25 (the cache is late" in response.strategies[0].reason
+
+
+async def test_korean_is_not_ranked_by_an_embedder_that_cannot_read_it(mesh: Mesh) -> None:
+    chunks = [
+        "배송은 이틀이 걸립니다.",
+        "환불은 구매 후 14일 안에 신청합니다.",
+        "바나나는 노랗습니다.",
+        "환불 금액은 카드로 돌려드립니다.",
+    ]
+    response = await mesh.compress(
+        "환불은 며칠 안에 신청해야 하나요?",
+        chunks=chunks,
+        mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE,
+        embedding=chat_pb2.Embedding(values=[0.0, 1.0], embedder="all-MiniLM-L6-v2@1"),
+    )
+    assert "1" in [chunk.chunk_id for chunk in response.retrieved_chunks]
+    assert "BM25 (all-MiniLM-L6-v2@1 cannot read Korean)" in response.strategies[0].reason
+    assert mesh.cache.asked == []
+
+
+async def test_vectors_of_two_embedders_never_meet(mesh: Mesh) -> None:
+    given = chat_pb2.Embedding(values=[1.0, 0.0], embedder="another@1")
+    response = await mesh.compress(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, embedding=given)
+    assert "BM25 (the question's vector is of another@1" in response.strategies[0].reason
+    await mesh.compress(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE)
+    mesh.cache.embedder = "newer@1"
+    more = [*CHUNKS, "New refund terms hold since May."]
+    given = chat_pb2.Embedding(values=[1.0, 0.0], embedder="newer@1")
+    response = await mesh.compress(chunks=more, mode=chat_pb2.COMPRESSION_MODE_BALANCED, embedding=given)
+    assert "embedding similarity" in response.strategies[0].reason
+    assert mesh.cache.asked[-1] == more  # The kept vectors of the former embedder were of no use.
+
+
+async def test_counts_for_the_answering_and_the_baseline_model(mesh: Mesh) -> None:
+    response = await mesh.compress(
+        edit=with_system("You are a helpful assistant.   Be   brief."),
+        model="gpt-4o-mini",
+        baseline_model="claude-opus-4-7",
+    )
+    assert response.messages[0].parts[0].text == "Be brief."
+    assert response.compressed_input_token_count < response.original_input_token_count
+    assert response.baseline_input_token_count == -(-response.original_input_token_count * 6 // 5)
+    assert response.estimated
+    assert response.stable_prefix_message_count == 1
+    counted = await mesh.stub.CountTokens(
+        compressor_pb2.CountTokensRequest(
+            request=ask(edit=with_system("You are a helpful assistant.   Be   brief.")).request,
+            models=["claude-opus-4-7", "gpt-4o-mini"],
+        )
+    )
+    assert [item.input_token_count for item in counted.counts] == [
+        response.baseline_input_token_count,
+        response.original_input_token_count,
+    ]
+    assert [item.model for item in counted.counts] == ["claude-opus-4-7", "gpt-4o-mini"]
+
+
+async def test_off_sends_the_prompt_as_it_is(mesh: Mesh) -> None:
+    request = ask(
+        "a   b", chat_pb2.COMPRESSION_MODE_OFF, CHUNKS, with_system("You are a helpful assistant.  \n\n\n\nx")
+    )
+    response = await mesh.stub.CompressPrompt(request, timeout=5)
+    assert list(response.messages) == list(request.request.messages)
+    assert list(response.retrieved_chunks) == list(request.request.retrieved_chunks)
+    assert response.compressed_input_token_count == response.original_input_token_count > 0
+    assert mesh.cache.asked == []
+
+
+async def test_what_is_not_text_comes_through(mesh: Mesh) -> None:
+    def edit(request: chat_pb2.CompletionRequest) -> None:
+        picture = chat_pb2.ContentPart(image=chat_pb2.ImageContent(url="https://example.com/a.png", detail="low"))
+        request.messages[0].parts.insert(0, picture)
+        request.messages[0].name = "ann"
+        call = chat_pb2.ToolCall(id="1", name="find", arguments_json='{"q":  "x"}')
+        request.messages.insert(0, chat_pb2.ChatMessage(role=ASSISTANT, tool_calls=[call], reasoning="hm"))
+        request.messages.insert(1, message("a   result", chat_pb2.ROLE_TOOL))
+        request.messages[1].tool_call_id = "1"
+        request.tools.add(name="find", parameters_json_schema="{not json")
+
+    request = ask("many      blanks      here", edit=edit)
+    response = await mesh.stub.CompressPrompt(request, timeout=5)
+    assert list(response.messages[:2]) == list(request.request.messages[:2])
+    last = response.messages[2]
+    assert (last.name, last.parts[0].image.detail, last.parts[1].text) == ("ann", "low", "many blanks here")
+
+
+async def test_the_same_prompt_gives_the_same_bytes(mesh: Mesh) -> None:
+    request = ask(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_BALANCED, edit=with_system("Be   brief.  \n\n\n\nx"))
+    first, second = [await mesh.stub.CompressPrompt(request, timeout=5) for _ in range(2)]
+    for response in (first, second):
+        response.compute_micros = 0
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason", "field"),
+    [
+        (compressor_pb2.CompressPromptRequest(model="gpt-4o"), "REQUIRED_FIELD", "request.messages"),
+        (ask(model=""), "REQUIRED_FIELD", "model"),
+        (ask(model="gpt-9"), "UNKNOWN_MODEL", "model"),
+        (ask(baseline_model="gpt-9"), "UNKNOWN_MODEL", "baseline_model"),
+        (ask(context_window_tokens=-1), "INVALID_FIELD", "context_window_tokens"),
+        (ask(mode=99), "INVALID_FIELD", "request.policy.compression_mode"),
+        (ask(edit=lambda request: request.messages.add()), "INVALID_FIELD", "request.messages[1].role"),
+        (ask("word " * 2_000_000), "PROMPT_TOO_LONG", "request.messages"),
+        (ask("a few words", context_window_tokens=5), "PROMPT_TOO_LONG", "request.messages"),
+    ],
+)
+async def test_refusals(mesh: Mesh, request_: compressor_pb2.CompressPromptRequest, reason: str, field: str) -> None:
+    with pytest.raises(TenthError) as caught:
+        await mesh.stub.CompressPrompt(request_, timeout=60)
+    assert (caught.value.code, caught.value.reason, caught.value.field) == (Code.INVALID_ARGUMENT, reason, field)
+    assert (await mesh.compress()).compressed_input_token_count > 0  # It goes on serving.
+
+
+async def test_counting_for_an_unknown_model_names_it(mesh: Mesh) -> None:
+    with pytest.raises(TenthError) as caught:
+        await mesh.stub.CountTokens(
+            compressor_pb2.CountTokensRequest(request=ask().request, models=["gpt-4o", "gpt-9"]), timeout=5
+        )
+    assert (caught.value.reason, caught.value.field) == ("UNKNOWN_MODEL", "models[1]")
+
+
+async def test_a_long_prompt_does_not_hold_up_a_short_one(mesh: Mesh) -> None:
+    text = "".join(f"Sentence number {number} says {number * 7919 % 1000003}. " for number in range(60_000))
+    long = asyncio.create_task(mesh.compress(question=text, context_window_tokens=10_000_000))
+    await asyncio.sleep(0.05)
+    await mesh.compress()
+    assert not long.done()  # The short one came through while the long one was counted.
+    assert (await long).original_input_token_count > 100_000
