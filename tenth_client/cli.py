@@ -16,10 +16,11 @@ from rich.text import Text
 from tenth_client import commands
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
+from tenth_client.local import missing_local_model
 from tenth_client.money import usd
 from tenth_client.openai_format import FormatError
 from tenth_client.processes import StartError
-from tenth_client.up import Mesh, MeshOptions, missing_local_model
+from tenth_client.up import Mesh, MeshOptions
 
 _COLOURS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_yellow")
 

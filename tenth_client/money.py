@@ -27,4 +27,5 @@ def parse_usd(text: str) -> int:
 
 def percent(part: int, whole: int) -> str:
     """A share as text such as ``41.3%``; ``-`` of nothing."""
-    return f"{100 * part / whole:.1f}%" if whole else "-"
+    # Rounding to -0.0 would read like a loss.
+    return f"{round(100 * part / whole, 1) + 0.0:.1f}%" if whole else "-"

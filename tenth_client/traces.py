@@ -166,9 +166,12 @@ def _line(span: SpanView, begin: float, wire: float, everything: bool) -> str:
 
 def _attributes(attributes: Mapping[str, str], everything: bool) -> list[str]:
     texts = []
-    for key, value in attributes.items():
+    for key in sorted(attributes):
+        value = attributes[key]
         shown = key in _SHOWN or (key.startswith("tenth.") and key not in _HIDDEN)
-        if everything or shown:
+        # Nothing and no money say nothing.
+        empty = value in ("", "[]") or (value == "0" and key.endswith(("nano_usd", "cache_read.input_tokens")))
+        if everything or (shown and not empty):
             texts.append(f"{_short(key)}={_value(key, value)}")
     return texts
 

@@ -10,14 +10,10 @@ tests and the benchmarks:
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import importlib.util
 import json
 import os
-import random
 import secrets
 import signal as signals
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,19 +23,19 @@ from typing import Any
 import yaml
 
 from tenth_client.connection import CLIENT_FILE, Connection
+from tenth_client.local import (
+    HOST,
+    fixed_ports,
+    free_ports,
+    kept,
+    local_models,
+    read_yaml,
+    with_local_caller,
+    without_local_model,
+    write_private,
+)
 from tenth_client.processes import ProcessSpec, SupervisedProcess
 
-HOST = "127.0.0.1"
-PORTS = {
-    "collector": 4317,
-    "orchestrator": 7100,
-    "cache": 7101,
-    "router": 7102,
-    "compressor": 7103,
-    "inference": 7104,
-    "ledger": 7105,
-    "sandbox": 7190,
-}
 STAGES: tuple[tuple[str, ...], ...] = (
     ("collector", "ledger"),
     ("inference", "cache", "sandbox"),
@@ -51,8 +47,6 @@ MODULES = {"collector": "sandbox.collector", "sandbox": "sandbox.provider"}
 """Modules of the parts that are no service; a service ``x`` is ``services.x``."""
 READY_SECONDS = {"inference": 240.0, "cache": 120.0}
 """These load a model."""
-LOCAL_CALLER = "local"
-LOCAL_TENANT = "demo"
 
 # One process per core's worth of work: OpenMP pools of several processes on few cores slow each other by a factor
 # of fifty (an embedding of 8 ms took 480 ms), so every process gets its count here and nowhere else.
@@ -63,21 +57,24 @@ INFERENCE_THREADS = min(os.cpu_count() or 1, max(2, (os.cpu_count() or 1) - 2))
 
 @dataclass(frozen=True, slots=True)
 class MeshOptions:
-    """How to run the mesh. ``sandbox``: "auto" plays providers without a key by the local model, "instant" plays
-    them with canned text at once, "off" leaves them unavailable. ``env`` is extra environment by service name
-    ("*": every process); ``extra`` further processes, started before everything else."""
+    """How to run the mesh. ``replicas`` counts processes by service; ``env`` is extra environment by service or
+    process name ("*": every process)."""
 
     data_dir: Path = Path(".data")
     models_dir: Path = Path(".models")
     deploy_dir: Path = Path("deploy")
     local_model: bool = True
     sandbox: str = "auto"
+    """Who plays providers without a key: "auto" or "model" the local model (canned text where there is none),
+    "instant" canned text at once, "off" nobody."""
     collector: bool = True
     free_ports: bool = False
     replicas: Mapping[str, int] = field(default_factory=dict)
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     grace_seconds: float = 15.0
     stages: Sequence[Sequence[str]] = STAGES
+    arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """More arguments for a process, e.g. {"sandbox": ("--words", "8")}."""
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Another command for a service, for tests; it gets the same environment."""
 
@@ -140,7 +137,7 @@ class Mesh:
     @property
     def played_by(self) -> str:
         """Who plays the providers without a key: "the local model" or "canned text"."""
-        instant = self.options.sandbox == "instant" or not self.options.local_model
+        instant = self.options.sandbox == "instant" or not local_models(self._catalog)
         return "canned text" if instant else "the local model"
 
     @property
@@ -213,19 +210,19 @@ class Mesh:
         for folder in (self.data_dir, self.data_dir / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         self.data_dir.chmod(0o700)
-        self._catalog = _read_yaml(self.options.deploy_dir / "catalog.yaml")
+        self._catalog = read_yaml(self.options.deploy_dir / "catalog.yaml")
         if not self.options.local_model:
             without_local_model(self._catalog)
         self.played_providers = self._without_key() if self.options.sandbox != "off" else ()
         names = [name for service in self._services() for name in self._replica_names(service)]
-        self._ports = free_ports(names) if self.options.free_ports else _fixed_ports(names)
+        self._ports = free_ports(names) if self.options.free_ports else fixed_ports(names)
         saved = self.data_dir / CLIENT_FILE
-        self.api_key = _kept(saved, lambda text: str(json.loads(text)["api_key"])) or secrets.token_urlsafe(32)
+        self.api_key = kept(saved, lambda text: str(json.loads(text)["api_key"])) or secrets.token_urlsafe(32)
         identity = self.data_dir / "identity.key"
         if not identity.exists():
             write_private(identity, secrets.token_hex(32) + "\n")
         write_private(saved, json.dumps({"addresses": self.addresses, "api_key": self.api_key}, indent=2) + "\n")
-        callers = with_local_caller(_read_yaml(self.options.deploy_dir / "callers.yaml"), self.api_key)
+        callers = with_local_caller(read_yaml(self.options.deploy_dir / "callers.yaml"), self.api_key)
         write_private(self.data_dir / "callers.yaml", yaml.safe_dump(callers, allow_unicode=True, sort_keys=False))
         catalog = yaml.safe_dump(self._catalog, allow_unicode=True, sort_keys=False)
         (self.data_dir / "catalog.yaml").write_text(catalog, "utf-8")
@@ -257,7 +254,8 @@ class Mesh:
     def _add(self, name: str) -> SupervisedProcess:
         service = name.partition("-")[0]
         module = MODULES.get(service, f"services.{service}")
-        command = self.options.commands.get(service) or [sys.executable, "-m", module, *self._arguments(name)]
+        arguments = (*self._arguments(name), *self.options.arguments.get(service, ()))
+        command = self.options.commands.get(service) or [sys.executable, "-m", module, *arguments]
         spec = ProcessSpec(
             name=name,
             command=command,
@@ -273,6 +271,12 @@ class Mesh:
         if name == "collector":
             self.trace_file.parent.mkdir(parents=True, exist_ok=True)
             return ["--listen", self.process_address(name), "--db", str(self.trace_file)]
+        if name == "sandbox":
+            common = ["--listen", self.process_address(name)]
+            if self.played_by == "canned text":
+                return [*common, "--instant"]
+            model = next(iter(local_models(self._catalog)))
+            return [*common, "--inference", self._address_for_services("inference"), "--model", model]
         return []
 
     def _env(self, name: str, service: str) -> dict[str, str]:
@@ -308,9 +312,6 @@ class Mesh:
             env[prefix + "THREADS"] = str(INFERENCE_THREADS)
         if service == "inference" and self.played_providers:
             env[prefix + "SANDBOX_URL"] = f"http://{self.address('sandbox')}/v1"
-        if service == "sandbox":
-            env[prefix + "MODE"] = "model" if self.played_by == "the local model" else "instant"
-            env[prefix + "INFERENCE_ADDRESS"] = self._address_for_services("inference")
         env.update(self.options.env.get("*", {}))
         env.update(self.options.env.get(service, {}))
         if name != service:
@@ -339,100 +340,3 @@ _CALLS: Mapping[str, tuple[str, ...]] = {
     "inference": ("ledger",),
 }
 """Whose address each service is given."""
-
-
-def missing_local_model(deploy_dir: Path, models_dir: Path) -> str:
-    """Why the catalogue's local model cannot run here, in words; empty when it can (or the catalogue has none)."""
-    catalog = _read_yaml(deploy_dir / "catalog.yaml")
-    local = {name for name, entry in catalog.get("providers", {}).items() if entry.get("backend") == "vllm"}
-    entries = [entry for entry in catalog.get("models", {}).values() if entry.get("provider") in local]
-    if not entries:
-        return ""
-    if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed (it has no wheel for some machines): a remote OpenAI-compatible URL can serve"
-    for entry in entries:
-        name = str(entry.get("provider_model", ""))
-        # A name with a slash is a hub's model id, a folder of no concern here.
-        if "/" not in name and not (models_dir / name).is_dir():
-            return f"{models_dir / name} is absent; `make models` builds it"
-    return ""
-
-
-def free_ports(names: Sequence[str]) -> dict[str, int]:
-    """A free loopback port for each name.
-
-    Taken below the kernel's range for outgoing connections (from 32768): a port from that range can be taken by
-    somebody's outgoing connection while the service that owns it restarts.
-    """
-    found: dict[str, int] = {}
-    candidates = iter(random.sample(range(20_000, 32_000), 2_000))
-    for name in names:
-        for port in candidates:
-            with socket.socket() as probe:
-                try:
-                    probe.bind((HOST, port))
-                except OSError:
-                    continue
-            found[name] = port
-            break
-    return found
-
-
-def _fixed_ports(names: Sequence[str]) -> dict[str, int]:
-    ports: dict[str, int] = {}
-    for name in names:
-        service, _, number = name.partition("-")
-        # Replicas after the first stand a hundred ports further on: 7101, 7201, ...
-        ports[name] = PORTS[service] + 100 * (int(number or 1) - 1)
-    return ports
-
-
-def with_local_caller(callers: dict[str, Any], api_key: str) -> dict[str, Any]:
-    """The callers file with the local caller, who may do everything."""
-    local = {
-        "name": LOCAL_CALLER,
-        "tenant_id": LOCAL_TENANT,
-        "key_sha256": hashlib.sha256(api_key.encode()).hexdigest(),
-        "may_assert_user": True,
-        "may_see_all_tenants": True,
-        "may_call": ["*"],
-    }
-    others = [caller for caller in callers.get("callers") or [] if caller.get("name") != LOCAL_CALLER]
-    return {**callers, "callers": [*others, local]}
-
-
-def without_local_model(catalog: dict[str, Any]) -> None:
-    """Take the providers that run in the inference service's own process, their models and prices out."""
-    local = {name for name, entry in catalog.get("providers", {}).items() if entry.get("backend") == "vllm"}
-    models = {name for name, entry in catalog.get("models", {}).items() if entry.get("provider") in local}
-    for name in local:
-        del catalog["providers"][name]
-    for name in models:
-        del catalog["models"][name]
-    if isinstance(catalog.get("prices"), list):
-        catalog["prices"] = [row for row in catalog["prices"] if row.get("model") not in models]
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, in one step."""
-    temporary = path.with_name(path.name + ".new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} is absent: run this in Tenth's repository, or name its deploy directory with --deploy-dir"
-        ) from None
-    return dict(content or {})
-
-
-def _kept(path: Path, read: Callable[[str], str]) -> str:
-    try:
-        return read(path.read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

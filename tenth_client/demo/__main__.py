@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from tenth_client.commands import fetch_trace, play_with_bar
 from tenth_client.connection import CLIENT_FILE
 from tenth_client.demo import workload
 from tenth_client.errors import TenthClientError
+from tenth_client.local import missing_local_model
 from tenth_client.money import percent, usd
 from tenth_client.processes import StartError
 from tenth_client.replay import LAYERS, Played, Summary, counts, summarize, waterfall
 from tenth_client.rpc import Rpc
-from tenth_client.up import Mesh, MeshOptions, missing_local_model
+from tenth_client.up import Mesh, MeshOptions
 
 FIRST = 10
 """Requests played first, so that a newcomer sees answers at once."""
@@ -82,7 +84,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         write_report(arguments.json, mesh, summary, checks)
         console.print(f"\nreport: {arguments.json}    traces (SQLite): {mesh.trace_file}")
     console.print("The mesh has stopped. Next: `tenth up` in one terminal, `tenth chat` in another;")
-    console.print("docs/request-path.md follows one request, services/orchestrator/flow.py is where the code starts.")
+    console.print("docs/request-path.md follows one request; the code starts in services/orchestrator/flow.py.")
     show_failures(results, console)
     return 0 if summary.failed == 0 and all(check.holds for check in checks) else 1
 
@@ -229,7 +231,7 @@ def main() -> None:
     parser.add_argument("--no-model", action="store_true", help="without the local model")
     parser.add_argument("--sandbox", choices=("auto", "off", "instant"), default="auto", help="as in `tenth up`")
     arguments = parser.parse_args()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     try:
         status = asyncio.run(run(arguments, console))
     except (StartError, FileNotFoundError) as error:

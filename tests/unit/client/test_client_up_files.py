@@ -13,8 +13,9 @@ import yaml
 
 from tenth_client.connection import Connection, Tls, find, target
 from tenth_client.demo import workload
+from tenth_client.local import free_ports, missing_local_model, with_local_caller, without_local_model
 from tenth_client.rpc import replicas
-from tenth_client.up import Mesh, MeshOptions, free_ports, missing_local_model, with_local_caller, without_local_model
+from tenth_client.up import Mesh, MeshOptions
 
 CATALOG = {
     "providers": {"local": {"backend": "vllm"}, "openai": {"backend": "openai", "key_env": "OPENAI_API_KEY"}},
