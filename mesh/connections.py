@@ -38,6 +38,11 @@ class Pool(ABC):
     async def pick(self, key: str) -> grpc.aio.Channel:
         """The connection for a call made now. Raises UNAVAILABLE without any address."""
 
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """Routing keys that reach each replica once, for calls that concern all of them."""
+        return ("",)
+
     @abstractmethod
     async def close(self, grace: float | None) -> None:
         """Close all; running calls get ``grace`` seconds."""
@@ -107,7 +112,14 @@ class ShardedPool(Pool):
         if version != self._version:
             self._version = version
             self._drop(list(self._channels))
+        if key in self._addresses:  # A replica's own address, from ``replicas``.
+            return self._channel(key)
         return self._channel(rendezvous(key, self._addresses) if key else self._next())
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """Routing keys that reach each replica once, for calls that concern all of them."""
+        return tuple(self._addresses)
 
     async def close(self, grace: float | None) -> None:
         """Close all; running calls get ``grace`` seconds."""

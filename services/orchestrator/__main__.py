@@ -55,7 +55,8 @@ async def assemble(
             return await stack.enter_async_context(channel)
 
         ledger = await dial("ledger", settings.ledger_address)
-        cache = cache_pb2_grpc.CacheServiceStub(await dial("cache", settings.cache_address, sharded=True))
+        shards = await dial("cache", settings.cache_address, sharded=True)
+        cache = cache_pb2_grpc.CacheServiceStub(shards)
         router = router_pb2_grpc.RouterServiceStub(await dial("router", settings.router_address))
         compressor = compressor_pb2_grpc.CompressorServiceStub(await dial("compressor", settings.compressor_address))
         inference = inference_pb2_grpc.InferenceServiceStub(await dial("inference", settings.inference_address))
@@ -84,6 +85,7 @@ async def assemble(
             router,
             ledger_pb2_grpc.LedgerReadServiceStub(ledger),
             settings,
+            lambda: shards.replicas,
         )
         pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)

@@ -212,6 +212,8 @@ class Flow:
             except TenthError as error:
                 # The flight or the cache is gone: go and generate, without a lease.
                 hop.outcome, hop.reason = receipt_pb2.HOP_OUTCOME_DEGRADED, f"miss: {error.reason}"
+                return ""
+            hop.outcome, hop.reason = receipt_pb2.HOP_OUTCOME_DEGRADED, "miss: the flight is gone"
         return ""
 
     def _serve(self, run: Run, call: Call, completion: chat_pb2.Completion, kind: str, entry_id: str) -> None:

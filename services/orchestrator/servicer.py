@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -47,7 +47,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         router: router_pb2_grpc.RouterServiceAsyncStub,
         ledger: ledger_pb2_grpc.LedgerReadServiceAsyncStub,
         settings: OrchestratorSettings,
+        cache_replicas: Callable[[], Sequence[str]],
     ) -> None:
+        self._cache_replicas = cache_replicas
         self._admission = admission
         self._flow = flow
         self._runs = runs
@@ -174,14 +176,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 Code.PERMISSION_DENIED, "USER_ASSERTION_FORBIDDEN", "this caller may not name users", "user_id"
             )
         completions = self._outbox.forget_user(current_identity().tenant_id, request.user_id)
-        entries = await self._cache.DeleteUserEntries(
-            cache_pb2.DeleteUserEntriesRequest(user_id=request.user_id), timeout=_CAP_SECONDS
-        )
+        entry_count = 0
+        for replica in self._cache_replicas():  # A user's entries may lie on every shard.
+            with routing_key(replica):
+                entries = await self._cache.DeleteUserEntries(
+                    cache_pb2.DeleteUserEntriesRequest(user_id=request.user_id), timeout=_CAP_SECONDS
+                )
+            entry_count += entries.entry_count
         outcomes = await self._router.DeleteUserOutcomes(
             router_pb2.DeleteUserOutcomesRequest(user_id=request.user_id), timeout=_CAP_SECONDS
         )
         return pb.DeleteUserDataResponse(
-            cache_entry_count=entries.entry_count,
+            cache_entry_count=entry_count,
             outcome_count=outcomes.outcome_count,
             completion_count=completions,
         )
