@@ -179,9 +179,10 @@ async def test_a_promoted_follower_leads_and_stores_under_the_lease(mesh: Mesh) 
     assert mesh.fakes.requests("StoreCompletion")[0].lease_id == "lease-inherited"
 
 
-async def test_a_flight_that_is_gone_is_a_miss_without_a_lease(mesh: Mesh) -> None:
+@pytest.mark.parametrize("flight", [DOWN, []], ids=["cache down", "unknown flight"])
+async def test_a_flight_that_is_gone_is_a_miss_without_a_lease(mesh: Mesh, flight: Any) -> None:
     mesh.fakes.on("LookupCompletion", follow())
-    mesh.fakes.on("FollowCompletion", DOWN)
+    mesh.fakes.on("FollowCompletion", flight)
     reply = await mesh.generate(ask())
     assert hops(reply.receipt)["follow"] == "DEGRADED"
     assert mesh.fakes.count("GenerateText") == 1

@@ -266,6 +266,13 @@ async def test_a_users_data_is_deleted_everywhere(mesh: Mesh) -> None:
         await mesh.client.GetCompletion(pb.GetCompletionRequest(operation=f"operations/{request.request_id}"))
 
 
+async def test_a_users_data_is_deleted_on_every_cache_shard(start: Start) -> None:
+    mesh = await start(cache_replicas=2)
+    reply = await mesh.client.DeleteUserData(pb.DeleteUserDataRequest(user_id="u1"))
+    assert reply.cache_entry_count == 6
+    assert {seen.replica for seen in mesh.fakes.seen if seen.method == "DeleteUserEntries"} == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("key", "user", "code", "reason"),
     [

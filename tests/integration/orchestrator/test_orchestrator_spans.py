@@ -21,7 +21,11 @@ def edges(mesh: Mesh, trace_id: str) -> set[tuple[str, str, str]]:
     spans = [span for span in mesh.finished_spans() if f"{span.context.trace_id:032x}" == trace_id]
     names = {span.context.span_id: span.name for span in spans}
     return {
-        (names[span.parent.span_id] if span.parent else "", span.name, str(span.resource.attributes["service.name"]))
+        (
+            names.get(span.parent.span_id, "unfinished") if span.parent else "",
+            span.name,
+            str(span.resource.attributes["service.name"]),
+        )
         for span in spans
     }
 
