@@ -118,7 +118,8 @@ def compress(
 ) -> Compressed:
     """Shorten a prompt for one model. ``ranking`` is needed where ``plan.ranks`` says so; a window of 0 is unknown.
 
-    Raises PROMPT_TOO_LONG when the result and the wanted answer do not fit the window.
+    Room is kept for the wanted answer while messages or chunks can be dropped for it. Raises PROMPT_TOO_LONG when the
+    result leaves no room at all.
     """
     original = count = counter.prompt(prompt)
     result = prompt
@@ -159,12 +160,12 @@ def compress(
             if dropped:
                 shorter = replace(result, messages=tuple(result.messages[at] for at in kept))
                 truncated = take(shorter, "history", f"the {dropped} oldest messages dropped, budget {budget} tokens")
-    needed = count + (max_output_tokens or 1)
-    if window_tokens and needed > window_tokens:
+    # A long answer gives way to the prompt (inference cuts it to what is left), but one token must have room.
+    if window_tokens and count >= window_tokens:
         raise TenthError(
             Code.INVALID_ARGUMENT,
             Reason.PROMPT_TOO_LONG,
-            f"{count} prompt tokens and {max_output_tokens or 1} for the answer exceed the window of {window_tokens}",
+            f"{count} prompt tokens leave no room for an answer in a window of {window_tokens}",
             "request.messages",
             metadata={"input_token_count": str(count), "context_window_tokens": str(window_tokens)},
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 
 from mesh import money
 from mesh.errors import Code, TenthError, invalid_argument
@@ -73,6 +72,7 @@ def choose(catalog: Catalog, demand: Demand, judgement: Judgement, thresholds: T
     floor, ceiling = _bounds(demand)
     if demand.model:
         return _named(catalog, demand, judgement, thresholds, ceiling)
+    demand = _attainable(catalog, demand, floor, ceiling)
     target = thresholds.quality_target if demand.quality_target is None else demand.quality_target
     wanted = wanted_tier(judgement, target, thresholds)
     tier = min(max(wanted, floor), ceiling)
@@ -103,8 +103,9 @@ def expected_cost_nano_usd(model: Model, prompt_token_count: int, max_output_tok
     if model.price is None:
         return PRICE_UNKNOWN_COST
     output = min(model.expected_output_tokens, max_output_tokens or model.expected_output_tokens)
-    exact = Fraction(prompt_token_count * model.price.input + output * model.price.output, money.TOKENS_PER_PRICE)
-    return money.round_half_even(exact)
+    # Rounded up in integers: this is an estimate, no ledger line, and a Fraction costs more than the rest of it.
+    exact = prompt_token_count * model.price.input + output * model.price.output
+    return -(-exact // money.TOKENS_PER_PRICE)
 
 
 def estimate_tokens(char_count: int, hangul_char_count: int, message_count: int, image_count: int) -> int:
@@ -134,6 +135,14 @@ def _bounds(demand: Demand) -> tuple[Tier, Tier]:
             "tier_ceiling",
         )
     return floor, ceiling
+
+
+def _attainable(catalog: Catalog, demand: Demand, floor: Tier, ceiling: Tier) -> Demand:
+    """The demand with no more output than the most generous allowed model gives: "a million" means "all you can"."""
+    if demand.max_output_tokens is None:
+        return demand
+    limits = [model.max_output_tokens for model in catalog.models if model.routable and floor <= model.tier <= ceiling]
+    return replace(demand, max_output_tokens=min(demand.max_output_tokens, max(limits, default=1)))
 
 
 def _named(catalog: Catalog, demand: Demand, judgement: Judgement, thresholds: Thresholds, ceiling: Tier) -> Route:
@@ -185,7 +194,7 @@ def _objections(model: Model, demand: Demand, floor: Tier, ceiling: Tier) -> Ite
     if needs.korean and not can.korean and not demand.model:
         yield "weak in Korean"
     output = demand.max_output_tokens or 0
-    if output > model.max_output_tokens:
+    if output > model.max_output_tokens and not demand.model:
         yield f"gives at most {model.max_output_tokens} output tokens, {output} are asked for"
     room = demand.prompt_token_count + max(output, 1)
     # For a named model the compressor, which counts exactly, has the last word.

@@ -248,7 +248,7 @@ def demand_of(
     return policy.Demand(
         needs=policy.Needs(
             tools=bool(asked.tools) and asked.tool_choice.mode != chat_pb2.TOOL_CHOICE_MODE_NONE,
-            json_schema=prompt.wants_schema,
+            json_schema=prompt.wants_schema or prompt.wants_json,
             vision=prompt.image_count > 0,
             korean=korean,
         ),

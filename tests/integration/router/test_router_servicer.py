@@ -62,7 +62,7 @@ class Mesh:
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     async with AsyncExitStack() as stack:
-        inference = FakeInference()
+        inference = FakeInference()  # type: ignore[abstract]  # Only what is called is played.
         address = await stack.enter_async_context(
             running(
                 inference_pb2_grpc.add_InferenceServiceServicer_to_server,

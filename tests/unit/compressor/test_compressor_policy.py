@@ -76,8 +76,10 @@ def test_the_window_limits_every_mode_but_off() -> None:
     with pytest.raises(TenthError) as caught:
         compress(Prompt(talk), PLANS[Mode.OFF], COUNTER, None, 160, 100)
     assert (caught.value.reason, caught.value.field) == ("PROMPT_TOO_LONG", "request.messages")
+    # What must stay leaves 100 - 49 tokens: the answer is shorter then, but there is one.
+    assert compress(Prompt(talk), PLANS[Mode.SAFE], COUNTER, None, 100, 100).token_count == 49
     with pytest.raises(TenthError):
-        compress(Prompt(talk), PLANS[Mode.SAFE], COUNTER, None, 140, 100)
+        compress(Prompt(talk), PLANS[Mode.SAFE], COUNTER, None, 49, 100)
 
 
 def test_chunks_give_way_to_the_window_best_last() -> None:

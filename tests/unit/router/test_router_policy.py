@@ -18,7 +18,7 @@ THRESHOLDS = Thresholds(0.3, 0.6, 0.9)
 
 
 def model(name: str, tier: Tier, abilities: Abilities = ALL, window: int = 100_000, **more: bool) -> Model:
-    return Model(name, "p", tier, window, window, 100, abilities, price=ReferencePrice(10**9, 2 * 10**9), **more)
+    return Model(name, "p", tier, window, window // 2, 100, abilities, price=ReferencePrice(10**9, 2 * 10**9), **more)
 
 
 CATALOG = Catalog(
@@ -28,7 +28,7 @@ CATALOG = Catalog(
         model("haiku", Tier.MEDIUM),
         model("hidden", Tier.MEDIUM, routable=False),
         model("gpt", Tier.MEDIUM),
-        model("opus", Tier.COMPLEX),
+        model("opus", Tier.COMPLEX, window=200_000),
     ),
     Tier.MEDIUM,
     "mini",
@@ -60,6 +60,7 @@ def names(decision: Route) -> list[str]:
         (0.1, {"needs": Needs(json_schema=True)}, ["local", "mini", "haiku", "gpt", "opus"]),
         (0.1, {"prompt_token_count": 8192}, ["mini", "haiku", "gpt", "opus"]),
         (0.1, {"max_output_tokens": 9000}, ["mini", "haiku", "gpt", "opus"]),
+        (0.1, {"max_output_tokens": 10**9, "needs": Needs(tools=True)}, ["opus"]),
         (0.1, {"excluded_models": frozenset({"local", "mini"})}, ["haiku", "gpt", "opus"]),
         (0.5, {"excluded_models": frozenset({"haiku"})}, ["gpt", "opus", "mini", "local"]),
         (0.1, {"quality_target": 1.0}, ["opus", "haiku", "gpt", "local", "mini"]),
