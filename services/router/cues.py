@@ -29,6 +29,7 @@ ENGLISH: dict[str, str] = {
     "explain": """explain|compare|contrast|difference between|differences between|differ|pros and cons|advantages|disadvantages|
         discuss|describe|in detail|elaborate|how does|how do the|how would|principle|principles|recommend|suggest|suggestions|
         tips|ideas|strategies|what are some|impact of|effects of|role of|best practices|evaluate|how can we|ways to""",
+    "number": "two|three|four|five|six|seven|eight|nine|ten|dozen|half|twice",
     "why": "why|reason|reasons|how come|should i",
     "make": """write|compose|draft|create|craft|generate|invent|develop|come up with|design|prepare|propose|outline|plan|
         brainstorm|role-play|roleplay|imagine|act as|pretend""",

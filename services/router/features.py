@@ -92,12 +92,14 @@ _CODE_SHAPE = re.compile(
     r"|\bSELECT\b.+\bFROM\b|[{};]\s*$|=>|->\s*\w+:|\w+\([^)\n]*\)\s*[:{;]|Traceback|\w+Error:|</?\w+>|\$\(|>>> ",
     re.MULTILINE,
 )
-_NUMBER = re.compile(
-    r"\d[\d,.]*|\b(?:two|three|four|five|six|seven|eight|nine|ten|dozen|half|twice)\b"
-    r"|(?:^|\s)(?:한|두|세|네|다섯|여섯|일곱|여덟|아홉|열|절반)(?=\s)",
-    re.IGNORECASE,
+# A pattern is only tried on text that has one of these: most questions have none, and looking is cheap.
+_CODE_HINTS = (
+    *("```", "{", "}", ";", "=>", "->", "Error:", "Traceback", "<", "$(", ">>> ", "):", "def ", "class ", "import "),
+    *("#include", "public ", "private ", "func ", "fn ", "const ", "let ", "var ", "SELECT"),
 )
-_COMPARED = re.compile(r"\bthan\b|보다\s", re.IGNORECASE)
+_MATHS_HINTS = ("\\", "$", "+", "*", "/", "^", "×", "÷", "=", "<", ">", "%", "√", "∫", "∑", "≤", "≥", "π", "-", "(x)")
+_NUMBER = re.compile(r"\d[\d,.]*")
+_KOREAN_NUMBER = re.compile(r"(?:^|\s)(?:한|두|세|네|다섯|여섯|일곱|여덟|아홉|열|절반)(?=\s)")
 _MATHS_SHAPE = re.compile(
     r"\\(?:frac|sum|int|sqrt|mathbb|begin|cdot|times|le|ge)|\$[^$\n]+\$|\d\s*[-+*/^×÷=]\s*\d|[a-z]\s*[=<>]\s*-?\d"
     r"|\b[fgh]\(x\)|\^\d|\d+\s*%|√|∫|∑|≤|≥|π"
@@ -134,16 +136,18 @@ def extract(prompt: Prompt) -> Features:
     def share(kind: str, full: int) -> float:
         return min(1.0, found.get(kind, 0) / full)
 
-    numbers = len(_NUMBER.findall(text))
-    maths_shape = min(1.0, len(_MATHS_SHAPE.findall(text)) / 2)
+    numbers = len(_NUMBER.findall(text)) + found.get("number", 0)
+    if hangul:
+        numbers += len(_KOREAN_NUMBER.findall(text))
+    maths_shape = min(1.0, _shapes(_MATHS_SHAPE, _MATHS_HINTS, text) / 2)
     maths = min(1.0, share("maths", 2) * min(1.0, 0.35 + 0.325 * min(numbers, 2)) + 0.7 * maths_shape)
-    code_shape = min(1.0, len(_CODE_SHAPE.findall(text)) / 3)
+    code_shape = min(1.0, _shapes(_CODE_SHAPE, _CODE_HINTS, text) / 3)
     code = min(1.0, code_shape + 0.5 * share("code", 1) + 0.3 * share("code", 3))
     sentences = 1 + len(_SENTENCE_END.findall(text.strip().rstrip(".!?。")))
     items = len(_ITEM.findall(text))
     choices = 1.0 if _CHOICES.search(text) else 0.0
     # Two comparisons or more are an ordering to be worked out.
-    reasoning = max(share("reasoning", 2), 1.0 if len(_COMPARED.findall(text)) >= 2 else 0.0)
+    reasoning = max(share("reasoning", 2), 1.0 if found.get("than", 0) >= 2 else 0.0)
     creative = share("make", 1) * min(1.0, 0.4 + 0.6 * share("made", 1))
     explain = share("explain", 1) * (0.7 + 0.3 * share("explain", 2))
     transform = share("transform", 1)
@@ -174,11 +178,14 @@ def extract(prompt: Prompt) -> Features:
     )
 
 
+def _shapes(pattern: re.Pattern[str], hints: tuple[str, ...], text: str) -> int:
+    return len(pattern.findall(text)) if any(hint in text for hint in hints) else 0
+
+
 def _letters(text: str) -> tuple[int, int, int]:
     """Hangul, Latin and all letters."""
     if text.isascii():
-        latin = len(_LATIN.findall(text))
-        return 0, latin, latin
+        return 0, len(text), len(text)  # Only shares and presence matter.
     return len(_HANGUL.findall(text)), len(_LATIN.findall(text)), len(_LETTERS.findall(text))
 
 
@@ -193,7 +200,9 @@ def _cues(text: str, *, latin: bool, hangul: bool) -> dict[str, int]:
         for gram in grams & _ENGLISH.keys():
             for kind in _ENGLISH[gram]:
                 found[kind] = found.get(kind, 0) + 1
+        found["than"] = words.count("than")
     if hangul:
+        found["than"] = found.get("than", 0) + text.count("보다 ")
         for piece, kind in _KOREAN:
             if piece in text:
                 found[kind] = found.get(kind, 0) + 1

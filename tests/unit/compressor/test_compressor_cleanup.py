@@ -6,7 +6,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.compressor.cleanup import clean
@@ -121,6 +121,7 @@ _BITS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_BITS, max_size=30).map("".join), st.booleans())
 def test_never_longer_and_settled_after_once(text: str, system: bool) -> None:
     cleaned = clean(text, system=system)
@@ -128,6 +129,7 @@ def test_never_longer_and_settled_after_once(text: str, system: bool) -> None:
     assert clean(cleaned, system=system) == cleaned
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200), st.booleans())
 def test_any_text(text: str, system: bool) -> None:
     cleaned = clean(text, system=system)

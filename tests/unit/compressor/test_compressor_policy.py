@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import TenthError
@@ -89,6 +89,7 @@ def test_chunks_give_way_to_the_window_best_last() -> None:
     assert done.chunk_positions == (0, 3)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from([SYSTEM, USER, ASSISTANT]), st.text("ab  \n가", max_size=40)), min_size=1, max_size=8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, last_user
@@ -87,6 +87,7 @@ def talks(draw: st.DrawFn) -> list[Message]:
     return messages or [say(USER)]
 
 
+@settings(deadline=None)
 @given(talks(), st.integers(0, 400))
 def test_history_properties(talk: list[Message], budget: int) -> None:
     kept = keep_history(talk, budget, cost)
@@ -120,6 +121,7 @@ def test_chunks_keep_their_order_and_lose_duplicates() -> None:
     assert keep_chunks([], Ranking((), "test"), 3, 0.5, 1) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=3), st.floats(-1, 1)), max_size=20), st.integers(1, 8), st.floats(0, 1))
 def test_chunk_properties(rows: list[tuple[str, float]], most: int, threshold: float) -> None:
     ranking = Ranking(tuple(score for _, score in rows), "test")

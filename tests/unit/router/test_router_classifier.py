@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.catalog import Tier
@@ -45,6 +45,7 @@ def test_the_default_target_uses_the_thresholds_as_set(complexity: float, tier: 
     assert wanted_tier(Judgement(complexity, Tier.SIMPLE), 0.9, THRESHOLDS) is tier
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0.01, 1), st.floats(0.01, 1))
 def test_wanting_more_never_gives_a_lower_tier(complexity: float, one: float, other: float) -> None:
     judgement = Judgement(complexity, Tier.SIMPLE)
@@ -52,6 +53,7 @@ def test_wanting_more_never_gives_a_lower_tier(complexity: float, one: float, ot
     assert wanted_tier(judgement, low, THRESHOLDS) <= wanted_tier(judgement, high, THRESHOLDS)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_stronger_tiers_succeed_more_often(complexity: float) -> None:
     chances = [success_probability(tier, complexity, THRESHOLDS) for tier in Tier]

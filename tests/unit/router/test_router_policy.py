@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import Code, TenthError
@@ -157,6 +157,7 @@ def test_estimates_are_on_the_high_side() -> None:
 _TIERS = st.sampled_from([None, *Tier])
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), _TIERS, _TIERS, _TIERS, st.sets(st.sampled_from([item.name for item in CATALOG.models])))
 def test_the_bounds_hold_whatever_is_asked(
     complexity: float, floor: Tier | None, ceiling: Tier | None, budget: Tier | None, excluded: set[str]
