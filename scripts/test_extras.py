@@ -21,16 +21,18 @@ IMPORTS = {
     "orchestrator": "import services.orchestrator.__main__",
     "router": "import services.router.__main__",
     "cache": "import services.cache.__main__",
+    "cache-transformers": "import services.cache.sentence_transformers, sentence_transformers",
     "compressor": "import services.compressor.__main__",
     "inference": "import services.inference.__main__",
     "ledger": "import services.ledger.__main__",
     "sandbox": "import sandbox.provider, sandbox.collector",
     "batch": "import tenth.batch.v1.batch_pb2_grpc",
-    "models": "import models.build, transformers, sentence_transformers",
+    "models": "import models.build, onnxscript, sentence_transformers",
+    "bench": "import bench.mesh",
 }
 CLIENT = "client"
 HEAVY = ("torch", "vllm", "transformers", "sentence_transformers")
-WITH_HEAVY = {"models", "inference"}
+WITH_HEAVY = {"models", "inference", "cache-transformers"}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -98,10 +98,12 @@ def third_party(path: Path) -> Iterator[str]:
             yield canonicalize_name(owners.get(top, [top])[0])
 
 
-def declared(extra: str) -> set[str]:
-    """The distributions of the base dependencies and one extra."""
+def declared(extra: str, *, variants: bool = True) -> set[str]:
+    """The distributions of the base dependencies and one extra, with its variants (`cache-transformers`)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *(project["optional-dependencies"][extra] if extra else [])]
+    extras = project["optional-dependencies"]
+    names = [name for name in extras if extra and (name == extra or (variants and name.startswith(f"{extra}-")))]
+    lines = [*project["dependencies"], *(line for name in names for line in extras[name])]
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
@@ -112,16 +114,18 @@ def test_an_extra_covers_what_its_service_imports(service: str) -> None:
     assert not missing, f"services/{service} imports {sorted(missing)}: add them to the extra `{service}`"
 
 
-@pytest.mark.parametrize("folder", ["mesh", "sandbox", "models"])
+@pytest.mark.parametrize("folder", ["mesh", "sandbox", "models", "bench"])
 def test_the_shared_packages_are_covered_too(folder: str) -> None:
     used = {name for path in sources(folder) for name in third_party(path) if path.name != "testing.py"}
-    missing = used - declared(folder if folder in {"sandbox", "models"} else "")
+    missing = used - declared("" if folder == "mesh" else folder)
     assert not missing, f"{folder} imports {sorted(missing)} that no dependency names"
 
 
 def test_no_extra_carries_the_model_stack_for_nothing() -> None:
-    for service in ("orchestrator", "router", "compressor", "ledger", "batch", "sandbox"):
-        assert not declared(service) & {"torch", "vllm", "sentence-transformers", "transformers"}, service
+    for service in ("orchestrator", "router", "cache", "compressor", "ledger", "batch", "sandbox"):
+        assert not declared(service, variants=False) & {"torch", "vllm", "sentence-transformers", "transformers"}, (
+            service
+        )
 
 
 IMPORT_EVERYTHING = """

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.name for path in (ROOT / "services").iterdir() if path.is_dir() and path.name != "__pycache__")
 SERVICES = [name for name in FOLDERS if (ROOT / "services" / name / "__init__.py").is_file()]
-UNITS = ("seconds", "bytes", "tokens", "count", "usd", "ratio", "characters", "entries", "size", "attempts", "ms")
+UNITS = ("seconds", "bytes", "megabytes", "tokens", "count", "usd", "ratio", "characters", "entries", "size", "attempts", "ms")
 
 
 def test_only_a_place_that_says_so_has_no_code() -> None:
@@ -62,7 +62,7 @@ def test_settings_are_frozen_named_and_described(service: str) -> None:
             if field.annotation is float:
                 named = any(re.search(rf"(^|_){unit}(_|$)", name) for unit in UNITS)
                 told = re.search(
-                    r"0\.\.1|threshold|overlap|share|factor|multiple|ratio",
+                    r"0\.\.1|threshold|temperature|overlap|share|factor|multiple|ratio",
                     f"{name} {field.description}",
                     re.IGNORECASE,
                 )
