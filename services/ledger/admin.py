@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, select, update
 
 from services.ledger.balances import Balances, Scope, load_budgets
 from services.ledger.errors import unknown_tenant
@@ -57,20 +56,20 @@ class Admin:
     async def seed_tenants(self, seeds: Sequence[tuple[Tenant, Sequence[Budget]]]) -> None:
         """Add tenants and budgets that are absent; what is there stays as it is."""
 
-        async def operation(connection: AsyncConnection) -> None:
-            names = set((await connection.execute(select(tenants.c.tenant_id))).scalars())
+        def operation(connection: Connection) -> None:
+            names = set((connection.execute(select(tenants.c.tenant_id))).scalars())
             added = [tenant for tenant, _ in seeds if tenant.tenant_id not in names]
             if added:
-                await connection.execute(insert(tenants), [_tenant_values(each) for each in added])
+                connection.execute(insert(tenants), [_tenant_values(each) for each in added])
             there = {
                 (each.tenant_id, each.name)
-                for each in await load_budgets(connection, [tenant.tenant_id for tenant, _ in seeds])
+                for each in load_budgets(connection, [tenant.tenant_id for tenant, _ in seeds])
             }
             absent = [each for _, them in seeds for each in them if (each.tenant_id, each.name) not in there]
             if absent:
-                await connection.execute(insert(budgets), [_budget_values(each) for each in absent])
+                connection.execute(insert(budgets), [_budget_values(each) for each in absent])
             if added or absent:
-                await _changed(connection)
+                _changed(connection)
 
         await self._store.write(operation)
 
@@ -78,44 +77,42 @@ class Admin:
         """Create or replace a budget; its window counts what was spent in it already. Raises UNKNOWN_TENANT."""
         now = self._now_ns()
 
-        async def operation(connection: AsyncConnection) -> Position:
-            await _require_tenant(connection, budget.tenant_id, "request.budget.tenant_id")
-            of = {each.name: each for each in await load_budgets(connection, [budget.tenant_id])}
+        def operation(connection: Connection) -> Position:
+            _require_tenant(connection, budget.tenant_id, "request.budget.tenant_id")
+            of = {each.name: each for each in load_budgets(connection, [budget.tenant_id])}
             before = of.get(budget.name)
             if before is None:
-                await connection.execute(insert(budgets), _budget_values(budget))
+                connection.execute(insert(budgets), _budget_values(budget))
             else:
-                await connection.execute(
+                connection.execute(
                     update(budgets).where(budgets.c.id == before.budget_id).values(_budget_values(budget))
                 )
                 if not before.same_scope(budget):
                     # The running sums count other requests now: they are derived again.
-                    await connection.execute(
-                        delete(budget_windows).where(budget_windows.c.budget_id == before.budget_id)
-                    )
-            await _changed(connection)
-            stored = [each for each in await load_budgets(connection, [budget.tenant_id]) if each.name == budget.name]
-            return (await _positions(connection, stored, now))[0]
+                    connection.execute(delete(budget_windows).where(budget_windows.c.budget_id == before.budget_id))
+            _changed(connection)
+            stored = [each for each in load_budgets(connection, [budget.tenant_id]) if each.name == budget.name]
+            return (_positions(connection, stored, now))[0]
 
         return await self._store.write(operation)
 
     async def set_switch(self, tenant_id: str, layer: str, *, disabled: bool) -> tuple[str, ...]:
         """Turn a layer off or on; returns the layers now off for that tenant. Raises UNKNOWN_TENANT."""
 
-        async def operation(connection: AsyncConnection) -> tuple[str, ...]:
+        def operation(connection: Connection) -> tuple[str, ...]:
             if tenant_id != ALL_TENANTS:
-                await _require_tenant(connection, tenant_id, "request.tenant_id")
-            off = {switch.layer for switch in await _switches(connection) if switch.tenant_id == tenant_id}
+                _require_tenant(connection, tenant_id, "request.tenant_id")
+            off = {switch.layer for switch in _switches(connection) if switch.tenant_id == tenant_id}
             if disabled and layer not in off:
-                await connection.execute(insert(layer_switches), {"tenant_id": tenant_id, "layer": layer})
-                await _changed(connection)
+                connection.execute(insert(layer_switches), {"tenant_id": tenant_id, "layer": layer})
+                _changed(connection)
             elif not disabled and layer in off:
-                await connection.execute(
+                connection.execute(
                     delete(layer_switches).where(
                         layer_switches.c.tenant_id == tenant_id, layer_switches.c.layer == layer
                     )
                 )
-                await _changed(connection)
+                _changed(connection)
             return _ordered(off | {layer} if disabled else off - {layer})
 
         return await self._store.write(operation)
@@ -123,8 +120,9 @@ class Admin:
     async def budgets(self, tenant_id: str) -> list[Position]:
         """A tenant's budgets by name, in their current windows. Raises UNKNOWN_TENANT."""
         async with self._store.read() as connection:
-            await _require_tenant(connection, tenant_id, "request.tenant_id")
-            return await _positions(connection, await load_budgets(connection, [tenant_id]), self._now_ns())
+            await connection.run_sync(_require_tenant, tenant_id, "request.tenant_id")
+            found = await connection.run_sync(load_budgets, [tenant_id])
+            return await connection.run_sync(_positions, found, self._now_ns())
 
     async def snapshot(self, held: str) -> Snapshot | None:
         """The current snapshot; None when the held version is current."""
@@ -134,8 +132,8 @@ class Admin:
             if version == held:
                 return None
             everyone = (await connection.execute(select(tenants).order_by(tenants.c.tenant_id))).all()
-            switches = await _switches(connection)
-            hard = {each.tenant_id for each in await _hard_budgets(connection)}
+            switches = await connection.run_sync(_switches)
+            hard = {each.tenant_id for each in await connection.run_sync(_hard_budgets)}
         now = self._now_ns()
         return Snapshot(
             version=version,
@@ -156,36 +154,36 @@ class Admin:
         )
 
 
-async def baseline_model(connection: AsyncConnection, tenant_id: str) -> str:
+def baseline_model(connection: Connection, tenant_id: str) -> str:
     """The baseline model of a tenant; empty for one that the ledger does not know."""
     query = select(tenants.c.baseline_model).where(tenants.c.tenant_id == tenant_id)
-    return (await connection.execute(query)).scalar_one_or_none() or ""
+    return (connection.execute(query)).scalar_one_or_none() or ""
 
 
-async def _positions(connection: AsyncConnection, of: Iterable[Budget], now: int) -> list[Position]:
+def _positions(connection: Connection, of: Iterable[Budget], now: int) -> list[Position]:
     found = []
     for each in of:
         scope = Scope(each.tenant_id, each.user_id, each.project_id)
-        found += await Balances(connection, [each]).positions(scope, now)
+        found += Balances(connection, [each]).positions(scope, now)
     return found
 
 
-async def _require_tenant(connection: AsyncConnection, tenant_id: str, field: str) -> None:
+def _require_tenant(connection: Connection, tenant_id: str, field: str) -> None:
     query = select(tenants.c.tenant_id).where(tenants.c.tenant_id == tenant_id)
-    if (await connection.execute(query)).one_or_none() is None:
+    if (connection.execute(query)).one_or_none() is None:
         raise unknown_tenant(tenant_id, field)
 
 
-async def _switches(connection: AsyncConnection) -> Sequence[Any]:
-    return (await connection.execute(select(layer_switches))).all()
+def _switches(connection: Connection) -> Sequence[Any]:
+    return (connection.execute(select(layer_switches))).all()
 
 
-async def _hard_budgets(connection: AsyncConnection) -> Sequence[Any]:
-    return (await connection.execute(select(budgets.c.tenant_id).where(budgets.c.hard).distinct())).all()
+def _hard_budgets(connection: Connection) -> Sequence[Any]:
+    return (connection.execute(select(budgets.c.tenant_id).where(budgets.c.hard).distinct())).all()
 
 
-async def _changed(connection: AsyncConnection) -> None:
-    await connection.execute(update(books).values(policy_version=books.c.policy_version + 1))
+def _changed(connection: Connection) -> None:
+    connection.execute(update(books).values(policy_version=books.c.policy_version + 1))
 
 
 def _ordered(layers: Iterable[str]) -> tuple[str, ...]:

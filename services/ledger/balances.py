@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, bindparam, func, insert, select, update
 
 from mesh.money import MAX_NANO_USD
 from services.ledger.policy import Budget, Position, Window, window_bounds
@@ -40,31 +39,31 @@ class _Sums:
 class Balances:
     """The windows of some tenants' budgets. Touch them before the change that they sum, add, then save."""
 
-    def __init__(self, connection: AsyncConnection, of: Iterable[Budget]) -> None:
+    def __init__(self, connection: Connection, of: Iterable[Budget]) -> None:
         self._connection = connection
         self._budgets = tuple(of)
         self._sums: dict[_Key, _Sums] = {}
         self._bounds: dict[int, list[tuple[int, int | None]]] = {}
 
     @classmethod
-    async def load(cls, connection: AsyncConnection, tenant_ids: Iterable[str]) -> Balances:
+    def load(cls, connection: Connection, tenant_ids: Iterable[str]) -> Balances:
         """The balances of these tenants' budgets."""
-        return cls(connection, await load_budgets(connection, tenant_ids))
+        return cls(connection, load_budgets(connection, tenant_ids))
 
-    async def positions(self, scope: Scope, at_ns: int) -> list[Position]:
+    def positions(self, scope: Scope, at_ns: int) -> list[Position]:
         """Where every budget that covers the scope stands in the window that holds an instant."""
         found = []
         for budget in self._covering(scope):
-            start, sums = await self._window(budget, at_ns)
+            start, sums = self._window(budget, at_ns)
             found.append(Position(budget, start, sums.spent, sums.reserved))
         return found
 
-    async def touch(self, scope: Scope, at_ns: int) -> None:
+    def touch(self, scope: Scope, at_ns: int) -> None:
         """Read (or derive) the windows that a change will count in."""
         for budget in self._covering(scope):
-            await self._window(budget, at_ns)
+            self._window(budget, at_ns)
 
-    async def add(self, scope: Scope, at_ns: int, *, spent: int = 0, reserved: int = 0) -> None:
+    def add(self, scope: Scope, at_ns: int, *, spent: int = 0, reserved: int = 0) -> None:
         """Count a change; its windows must have been touched before the change was made."""
         for budget in self._covering(scope):
             start = self._start(budget, at_ns)
@@ -73,7 +72,7 @@ class Balances:
             sums.reserved += reserved
             sums.changed = True
 
-    async def save(self) -> None:
+    def save(self) -> None:
         """Write the windows that changed."""
         rows = [
             {
@@ -92,9 +91,9 @@ class Balances:
             if not sums.stored
         ]
         if rows:
-            await self._connection.execute(_UPDATE, rows)
+            self._connection.execute(_UPDATE, rows)
         if fresh:
-            await self._connection.execute(insert(budget_windows), fresh)
+            self._connection.execute(insert(budget_windows), fresh)
 
     def _covering(self, scope: Scope) -> Iterable[Budget]:
         return (each for each in self._budgets if each.covers(scope.tenant_id, scope.user_id, scope.project_id))
@@ -111,23 +110,23 @@ class Balances:
         known.append(bounds)
         return bounds
 
-    async def _window(self, budget: Budget, at_ns: int) -> tuple[int, _Sums]:
+    def _window(self, budget: Budget, at_ns: int) -> tuple[int, _Sums]:
         start, end = self._window_bounds(budget, at_ns)
         key = (budget.budget_id, start)
         sums = self._sums.get(key)
         if sums is None:
-            row = (await self._connection.execute(_SELECT, {"budget": key[0], "start": key[1]})).one_or_none()
+            row = (self._connection.execute(_SELECT, {"budget": key[0], "start": key[1]})).one_or_none()
             if row is not None:
                 sums = _Sums(row.spent, row.reserved, stored=True)
             else:
-                sums = await _derive(self._connection, budget, start, end)
+                sums = _derive(self._connection, budget, start, end)
             self._sums[key] = sums
         return start, sums
 
 
-async def load_budgets(connection: AsyncConnection, tenant_ids: Iterable[str]) -> list[Budget]:
+def load_budgets(connection: Connection, tenant_ids: Iterable[str]) -> list[Budget]:
     """The budgets of these tenants, by tenant and name."""
-    rows = await connection.execute(_BUDGETS, {"tenants": sorted(set(tenant_ids))})
+    rows = connection.execute(_BUDGETS, {"tenants": sorted(set(tenant_ids))})
     return [
         Budget(
             name=row.name,
@@ -144,7 +143,7 @@ async def load_budgets(connection: AsyncConnection, tenant_ids: Iterable[str]) -
     ]
 
 
-async def _derive(connection: AsyncConnection, budget: Budget, start: int, end: int | None) -> _Sums:
+def _derive(connection: Connection, budget: Budget, start: int, end: int | None) -> _Sums:
     spent = select(func.coalesce(func.sum(receipts.c.actual), 0))
     reserved = select(func.coalesce(func.sum(reservations.c.amount), 0)).where(reservations.c.state == OPEN)
     sums = []
@@ -156,7 +155,7 @@ async def _derive(connection: AsyncConnection, budget: Budget, start: int, end: 
             narrowed = narrowed.where(table.c.user_id == budget.user_id)
         if budget.project_id:
             narrowed = narrowed.where(table.c.project_id == budget.project_id)
-        sums.append(int((await connection.execute(narrowed)).scalar_one()))
+        sums.append(int((connection.execute(narrowed)).scalar_one()))
     return _Sums(sums[0], sums[1], stored=False)
 
 

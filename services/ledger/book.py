@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from mesh.errors import Code, TenthError
 from mesh.money import MAX_NANO_USD
@@ -90,9 +89,9 @@ class Book:
         reservation_id = self._new_id()
         scope = wanted.scope
 
-        async def operation(connection: AsyncConnection) -> Reservation:
+        def operation(connection: Connection) -> Reservation:
             key = {"tenant": scope.tenant_id, "request": wanted.request_id}
-            state = (await connection.execute(_REQUEST_STATE, key)).one_or_none()
+            state = (connection.execute(_REQUEST_STATE, key)).one_or_none()
             if state is None:
                 raise unknown_tenant(scope.tenant_id, "identity.tenant_id")
             if state.origin is not None:
@@ -101,8 +100,8 @@ class Book:
                 if state.payload != wanted.payload:
                     raise request_id_reused(wanted.request_id, "it holds a reservation of another payload")
                 return Reservation(Decision(Verdict.OK), state.reservation_id, state.amount)
-            balances = await Balances.load(connection, [scope.tenant_id])
-            positions = await balances.positions(scope, now)
+            balances = Balances.load(connection, [scope.tenant_id])
+            positions = balances.positions(scope, now)
             decision = decide(amount, positions)
             if decision.verdict is not Verdict.OK:
                 return Reservation(decision)
@@ -110,8 +109,8 @@ class Book:
                 raise TenthError(
                     Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "the reservations do not fit 64 bits", "request"
                 )
-            await balances.add(scope, now, reserved=amount)
-            await connection.execute(
+            balances.add(scope, now, reserved=amount)
+            connection.execute(
                 insert(reservations),
                 {
                     "reservation_id": reservation_id,
@@ -127,7 +126,7 @@ class Book:
                     "close_ns": None,
                 },
             )
-            await balances.save()
+            balances.save()
             return Reservation(decision, reservation_id, amount)
 
         return await self.store.write(operation)
@@ -136,9 +135,9 @@ class Book:
         """Give a reservation back; one that is closed already stays so. Raises UNKNOWN_RESERVATION."""
         now = self.now_ns()
 
-        async def operation(connection: AsyncConnection) -> None:
+        def operation(connection: Connection) -> None:
             row = (
-                await connection.execute(
+                connection.execute(
                     select(reservations).where(
                         reservations.c.reservation_id == reservation_id, reservations.c.tenant_id == tenant_id
                     )
@@ -152,9 +151,9 @@ class Book:
                     "request.reservation_id",
                 )
             if row.state == "open":
-                balances = await Balances.load(connection, [tenant_id])
-                await close_reservations(connection, balances, [row], "released", now)
-                await balances.save()
+                balances = Balances.load(connection, [tenant_id])
+                close_reservations(connection, balances, [row], "released", now)
+                balances.save()
 
         await self.store.write(operation)
 
@@ -166,8 +165,8 @@ class Book:
         """
         now = self.now_ns()
 
-        async def operation(connection: AsyncConnection) -> list[TenthError | None]:
-            return await settle_in(connection, settlements, origin, now)
+        def operation(connection: Connection) -> list[TenthError | None]:
+            return settle_in(connection, settlements, origin, now)
 
         return await self.store.write(operation) if settlements else []
 
@@ -175,31 +174,31 @@ class Book:
         """Add attempts' records that are new; returns how many were."""
         now = self.now_ns()
 
-        async def operation(connection: AsyncConnection) -> int:
-            return await _record(connection, records, now)
+        def operation(connection: Connection) -> int:
+            return _record(connection, records, now)
 
         return await self.store.write(operation) if records else 0
 
 
-async def close_reservations(
-    connection: AsyncConnection, balances: Balances, rows: Sequence[Row[Any]], state: str, now: int
+def close_reservations(
+    connection: Connection, balances: Balances, rows: Sequence[Row[Any]], state: str, now: int
 ) -> None:
     """Close open reservations and take them out of their windows."""
     for row in rows:
         scope = Scope(row.tenant_id, row.user_id, row.project_id)
-        await balances.touch(scope, row.create_ns)
+        balances.touch(scope, row.create_ns)
     for row in rows:
-        await balances.add(Scope(row.tenant_id, row.user_id, row.project_id), row.create_ns, reserved=-row.amount)
+        balances.add(Scope(row.tenant_id, row.user_id, row.project_id), row.create_ns, reserved=-row.amount)
     if rows:
-        await connection.execute(_CLOSE, [{"id": row.reservation_id, "new_state": state, "now": now} for row in rows])
+        connection.execute(_CLOSE, [{"id": row.reservation_id, "new_state": state, "now": now} for row in rows])
 
 
-async def settle_in(
-    connection: AsyncConnection, settlements: Sequence[Settlement], origin: str, now: int
+def settle_in(
+    connection: Connection, settlements: Sequence[Settlement], origin: str, now: int
 ) -> list[TenthError | None]:
     """Settle receipts inside a running operation of the writer; see ``Book.settle``."""
     request_ids = sorted({each.request_id for each in settlements})
-    visible = await _visible(connection, request_ids)
+    visible = _visible(connection, request_ids)
     seen = {key: (each.digest, each.origin) for key, each in visible.items()}
     results: list[TenthError | None] = []
     fresh: list[Settlement] = []
@@ -219,48 +218,48 @@ async def settle_in(
             fresh.append(each)
     accepted = {each.key for each, result in zip(settlements, results, strict=True) if result is None}
     if accepted:
-        await connection.execute(_DONE, [{"tenant": tenant, "request": name} for tenant, name in sorted(accepted)])
+        connection.execute(_DONE, [{"tenant": tenant, "request": name} for tenant, name in sorted(accepted)])
     if not fresh and not corrected:
         return results
     held = [
         row
-        for row in await connection.execute(_HELD, {"requests": request_ids})
+        for row in connection.execute(_HELD, {"requests": request_ids})
         if (row.tenant_id, row.request_id) in accepted
     ]
-    balances = await Balances.load(connection, {tenant_id for tenant_id, _ in accepted})
+    balances = Balances.load(connection, {tenant_id for tenant_id, _ in accepted})
     # Windows are read (or derived) before the change that they sum.
     for each in (*fresh, *(new for new, _ in corrected)):
-        await balances.touch(each.scope, each.create_ns)
+        balances.touch(each.scope, each.create_ns)
     for _, before in corrected:
-        await balances.touch(before.scope, before.create_ns)
-    await close_reservations(connection, balances, held, "settled", now)
-    await _write_receipts(connection, fresh, corrected, origin, now)
+        balances.touch(before.scope, before.create_ns)
+    close_reservations(connection, balances, held, "settled", now)
+    _write_receipts(connection, fresh, corrected, origin, now)
     for each in (*fresh, *(new for new, _ in corrected)):
-        await balances.add(each.scope, each.create_ns, spent=each.actual)
+        balances.add(each.scope, each.create_ns, spent=each.actual)
     for _, before in corrected:
-        await balances.add(before.scope, before.create_ns, spent=-before.actual)
-    await balances.save()
+        balances.add(before.scope, before.create_ns, spent=-before.actual)
+    balances.save()
     return results
 
 
-async def _visible(connection: AsyncConnection, request_ids: list[str]) -> dict[tuple[str, str], _Visible]:
+def _visible(connection: Connection, request_ids: list[str]) -> dict[tuple[str, str], _Visible]:
     return {
         (row.tenant_id, row.request_id): _Visible(
             row.id, Scope(row.tenant_id, row.user_id, row.project_id), row.digest, row.origin, row.create_ns, row.actual
         )
-        for row in await connection.execute(_RECEIPTS, {"requests": request_ids})
+        for row in connection.execute(_RECEIPTS, {"requests": request_ids})
     }
 
 
-async def _write_receipts(
-    connection: AsyncConnection,
+def _write_receipts(
+    connection: Connection,
     fresh: Sequence[Settlement],
     corrected: Sequence[tuple[Settlement, _Visible]],
     origin: str,
     now: int,
 ) -> None:
     # Ids are counted here, not by the database: there is one writer, and a receipt names its event.
-    event_id = int((await connection.execute(_LAST_EVENT)).scalar_one())
+    event_id = int((connection.execute(_LAST_EVENT)).scalar_one())
     events, rows, changes = [], [], []
     for each, before in (*((each, None) for each in fresh), *corrected):
         event_id += 1
@@ -281,18 +280,18 @@ async def _write_receipts(
             rows.append(row)
         else:
             changes.append((before.row_id, row))
-    await connection.execute(insert(receipt_events), events)
+    connection.execute(insert(receipt_events), events)
     if rows:
-        await connection.execute(insert(receipts), rows)
+        connection.execute(insert(receipts), rows)
     for row_id, row in changes:
-        await connection.execute(update(receipts).where(receipts.c.id == row_id).values(row))
+        connection.execute(update(receipts).where(receipts.c.id == row_id).values(row))
 
 
-async def _record(connection: AsyncConnection, records: Sequence[AttemptRecord], now: int) -> int:
+def _record(connection: Connection, records: Sequence[AttemptRecord], now: int) -> int:
     request_ids = sorted({each.request_id for each in records})
     there = {
         (row.tenant_id, row.request_id, row.purpose, row.attempt, row.kind)
-        for row in await connection.execute(_ATTEMPT_KEYS, {"requests": request_ids})
+        for row in connection.execute(_ATTEMPT_KEYS, {"requests": request_ids})
     }
     new: dict[tuple[str, str, str, int, str], AttemptRecord] = {}
     for each in records:
@@ -300,7 +299,7 @@ async def _record(connection: AsyncConnection, records: Sequence[AttemptRecord],
             new.setdefault(each.key, each)
     if not new:
         return 0
-    await connection.execute(
+    connection.execute(
         insert(attempts),
         [
             {
@@ -318,15 +317,15 @@ async def _record(connection: AsyncConnection, records: Sequence[AttemptRecord],
     )
     accounted = {
         key
-        for key, receipt in (await _visible(connection, request_ids)).items()
+        for key, receipt in (_visible(connection, request_ids)).items()
         # A receipt that the ledger made lacks the attempt that came just now: it is reconciled again.
         if receipt.origin == ORCHESTRATOR
     }
     waiting = {(each.tenant_id, each.request_id) for each in new.values()} - accounted
     if waiting:
         keys = [{"tenant": tenant, "request": request} for tenant, request in sorted(waiting)]
-        await connection.execute(_DONE, keys)
-        await connection.execute(
+        connection.execute(_DONE, keys)
+        connection.execute(
             insert(open_requests),
             [{"tenant_id": each["tenant"], "request_id": each["request"], "last_seen_ns": now} for each in keys],
         )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, insert, or_, select, update
 
 from mesh.errors import Code, TenthError
 from mesh.receipt import Price, PriceBook
@@ -34,14 +33,7 @@ class PriceBooks:
         if kept is not None:
             return kept
         async with self._store.read() as connection:
-            if not 0 < version <= await current_version(connection):
-                raise TenthError(
-                    Code.INVALID_ARGUMENT,
-                    Reason.UNKNOWN_PRICE_BOOK_VERSION,
-                    f"the price book has no version {version}",
-                    "request.price_book_version",
-                )
-            rows = tuple(row for _, row in await _rows(connection, version))
+            rows = await connection.run_sync(prices_of, version)
         if len(self._versions) >= _KEPT_VERSIONS:
             self._versions.pop(next(iter(self._versions)))
         self._versions[version] = rows
@@ -58,39 +50,49 @@ class PriceBooks:
     async def current(self) -> tuple[int, tuple[DatedPrice, ...]]:
         """The newest version and its prices."""
         async with self._store.read() as connection:
-            version = await current_version(connection)
+            version = await connection.run_sync(current_version)
         return version, await self.version(version)
 
     async def add(self, new: Sequence[DatedPrice], *, only_absent: bool = False) -> int:
         """Add prices; returns the version that has them. Raises PRICE_NOT_LATER, and adds none of them then."""
 
-        async def operation(connection: AsyncConnection) -> int:
-            version = await current_version(connection)
-            ids = await _rows(connection, version)
+        def operation(connection: Connection) -> int:
+            version = current_version(connection)
+            ids = _rows(connection, version)
             change = add([row for _, row in ids], new, only_absent=only_absent)
             if not change.added:
                 return version
             by_row = {(row.model, row.valid_from_ns): row_id for row_id, row in ids}
             for before, _ in change.closed:
                 row_id = by_row[before.model, before.valid_from_ns]
-                await connection.execute(
-                    update(prices).where(prices.c.id == row_id).values(replaced_version=version + 1)
-                )
+                connection.execute(update(prices).where(prices.c.id == row_id).values(replaced_version=version + 1))
             rows = [*(after for _, after in change.closed), *change.added]
-            await connection.execute(insert(prices), [_values(row, version + 1) for row in rows])
-            await connection.execute(update(books).values(price_book_version=version + 1))
+            connection.execute(insert(prices), [_values(row, version + 1) for row in rows])
+            connection.execute(update(books).values(price_book_version=version + 1))
             return version + 1
 
         return await self._store.write(operation)
 
 
-async def current_version(connection: AsyncConnection) -> int:
+def current_version(connection: Connection) -> int:
     """The newest version of the price book; 0 while it is empty."""
-    return int((await connection.execute(select(books.c.price_book_version))).scalar_one())
+    return int((connection.execute(select(books.c.price_book_version))).scalar_one())
 
 
-async def _rows(connection: AsyncConnection, version: int) -> list[tuple[int, DatedPrice]]:
-    rows = await connection.execute(
+def prices_of(connection: Connection, version: int) -> tuple[DatedPrice, ...]:
+    """All dated prices of a version; version 0 is the empty book. Raises UNKNOWN_PRICE_BOOK_VERSION."""
+    if not 0 <= version <= current_version(connection):
+        raise TenthError(
+            Code.INVALID_ARGUMENT,
+            Reason.UNKNOWN_PRICE_BOOK_VERSION,
+            f"the price book has no version {version}",
+            "request.price_book_version",
+        )
+    return tuple(row for _, row in _rows(connection, version))
+
+
+def _rows(connection: Connection, version: int) -> list[tuple[int, DatedPrice]]:
+    rows = connection.execute(
         select(prices)
         .where(
             prices.c.added_version <= version,

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, select, update
 from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
@@ -18,8 +17,9 @@ from mesh.wire import build_receipt
 from services.ledger.admin import baseline_model
 from services.ledger.balances import Balances
 from services.ledger.book import RECONCILED, Book, close_reservations, settle_in
-from services.ledger.errors import Reason
 from services.ledger.policy import NANOS_PER_SECOND, Attempt, spent_by_attempts
+from services.ledger.pricebook import current_version, prices_of
+from services.ledger.prices import book_at
 from services.ledger.receipts import Settlement, flatten, parse_attempt, reconciled_facts
 from services.ledger.tables import OPEN, attempts, open_requests, reservations
 
@@ -89,9 +89,9 @@ class Sweeper:
     async def _reconcile(self, tenant_id: str, request_id: str) -> Swept:
         now = self._book.now_ns()
 
-        async def operation(connection: AsyncConnection) -> Swept:
+        def operation(connection: Connection) -> Swept:
             held = (
-                await connection.execute(
+                connection.execute(
                     select(reservations).where(
                         reservations.c.tenant_id == tenant_id,
                         reservations.c.request_id == request_id,
@@ -102,36 +102,36 @@ class Sweeper:
             if any(row.expire_ns > now for row in held):
                 return Swept()
             rows = (
-                await connection.execute(
+                connection.execute(
                     select(attempts.c.event, attempts.c.price_book_version).where(
                         attempts.c.tenant_id == tenant_id, attempts.c.request_id == request_id
                     )
                 )
             ).all()
             if not rows:
-                return await _release(connection, held, now)
+                return _release(connection, held, now)
             parsed = [parse_attempt(row.event) for row in rows]
-            settled = await self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
+            settled = self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
             if settled is None:
                 return Swept()
             if isinstance(settled, TenthError):
                 # Without a price there is no receipt: the request stays among the unreceipted, and is tried again
                 # with every later price book, but its reservation is not held for that.
                 log.warning("request %s of %s cannot be priced: %s", request_id, tenant_id, settled)
-                await connection.execute(
+                connection.execute(
                     update(open_requests)
                     .where(open_requests.c.tenant_id == tenant_id, open_requests.c.request_id == request_id)
                     .values(last_seen_ns=now)
                 )
-                return await _release(connection, held, now)
-            await settle_in(connection, [settled], RECONCILED, now)
+                return _release(connection, held, now)
+            settle_in(connection, [settled], RECONCILED, now)
             return Swept(released=len(held), reconciled=1)
 
         return await self._book.store.write(operation)
 
-    async def _settlement(
+    def _settlement(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         parsed: Sequence[tuple[Any, Attempt]],
         version: int,
         now: int,
@@ -146,25 +146,23 @@ class Sweeper:
             return None
         events = [event for event, _ in parsed]
         # A tenant that the ledger does not know has no baseline of its own; a failed request's baseline is 0.
-        baseline = await baseline_model(connection, events[0].tenant_id) or events[0].model
-        current, _ = await self._book.prices.current()
+        baseline = baseline_model(connection, events[0].tenant_id) or events[0].model
+        current = current_version(connection)
         error: TenthError | None = None
         for candidate in dict.fromkeys((version, current)):
             facts = reconciled_facts(events, spent, baseline, candidate)
             create_ns = facts.create_time.ToNanoseconds()
             try:
-                book = await self._book.prices.at(candidate, create_ns)
+                book = book_at(prices_of(connection, candidate), create_ns)
                 return flatten(build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL), create_ns)
             except TenthError as raised:
-                if raised.reason == Reason.STORE_UNAVAILABLE:
-                    raise
                 error = raised
         return error
 
 
-async def _release(connection: AsyncConnection, held: Sequence[Row[Any]], now: int) -> Swept:
+def _release(connection: Connection, held: Sequence[Row[Any]], now: int) -> Swept:
     if held:
-        balances = await Balances.load(connection, {row.tenant_id for row in held})
-        await close_reservations(connection, balances, held, "expired", now)
-        await balances.save()
+        balances = Balances.load(connection, {row.tenant_id for row in held})
+        close_reservations(connection, balances, held, "expired", now)
+        balances.save()
     return Swept(released=len(held))

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -25,12 +26,21 @@ from mesh.errors import Code, TenthError
 from services.ledger.errors import Reason
 
 T = TypeVar("T")
-Operation = Callable[[AsyncConnection], Awaitable[T]]
-"""One write. It may run again from the start, and must raise a TenthError before its first change or not at all."""
+Operation = Callable[[Connection], T]
+"""One write. It may run again from the start, and must raise a TenthError before its first change or not at all.
+
+Plain functions of a plain connection: on SQLite a whole transaction runs in one thread without a switch of threads
+for every statement, which cost four times the statements themselves (4.3 ms of CPU for one reservation).
+"""
+Transaction = Callable[[Sequence[Operation[Any]]], Awaitable[list[Any]]]
+"""Runs some operations in one transaction; a TenthError that one raises is its outcome."""
 
 WRITE_LOCK = 0x7E47_1ED6
 """Key of the Postgres advisory lock that writers of all replicas take in turn."""
 _BUSY_SECONDS = 30
+# FULL: an acknowledged receipt survives not only kill -9 (NORMAL would do) but a power cut too; the orchestrator
+# deletes its copy on the acknowledgement. One sync per commit (0.5 ms here) is shared by all writes that wait.
+_SQLITE_WRITES = ("BEGIN IMMEDIATE", "PRAGMA synchronous=FULL")
 _SHARED = 64
 """Most operations that share one commit: bounds how long the first of them waits."""
 
@@ -38,8 +48,8 @@ _SHARED = 64
 class Store:
     """Reads and writes of one database. Made by ``open_store``."""
 
-    def __init__(self, writes: AsyncEngine, reads: AsyncEngine) -> None:
-        self._writes = writes
+    def __init__(self, transaction: Transaction, reads: AsyncEngine) -> None:
+        self._transaction = transaction
         self._reads = reads
         self._queue: deque[tuple[Operation[Any], asyncio.Future[Any]]] = deque()
         self._wake = asyncio.Event()
@@ -48,7 +58,7 @@ class Store:
     @property
     def dialect(self) -> str:
         """``sqlite`` or ``postgresql``."""
-        return self._writes.dialect.name
+        return self._reads.dialect.name
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -91,11 +101,6 @@ class Store:
         self._closing = True
         self._wake.set()
 
-    async def dispose(self) -> None:
-        """Close all connections."""
-        await self._writes.dispose()
-        await self._reads.dispose()
-
     async def _commit(self, batch: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
         if not batch:
             return
@@ -117,18 +122,6 @@ class Store:
             else:
                 future.set_result(outcome)
 
-    async def _transaction(self, operations: list[Operation[Any]]) -> list[Any]:
-        outcomes: list[Any] = []
-        async with self._writes.begin() as connection:
-            if self.dialect == "postgresql":
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITE_LOCK})
-            for operation in operations:
-                try:
-                    outcomes.append(await operation(connection))
-                except TenthError as error:
-                    outcomes.append(error)
-        return outcomes
-
 
 @asynccontextmanager
 async def open_store(url: str, *, password: str = "", read_connection_count: int = 8) -> AsyncIterator[Store]:
@@ -136,14 +129,59 @@ async def open_store(url: str, *, password: str = "", read_connection_count: int
 
     Raises ValueError for a URL that is neither a SQLite file nor Postgres.
     """
-    store = Store(write_engine(url, password), _read_engine(url, password, read_connection_count))
-    writer = asyncio.create_task(store.serve_writes())
-    try:
-        yield store
-    finally:
-        store.close()
-        await writer
-        await store.dispose()
+    parsed = _parsed(url, password)
+    async with AsyncExitStack() as stack:
+        reads = _read_engine(url, password, read_connection_count)
+        stack.push_async_callback(reads.dispose)
+        sqlite = parsed.get_backend_name() == "sqlite"
+        writes = _sqlite_writes(parsed, stack) if sqlite else _postgres_writes(write_engine(url, password), stack)
+        store = Store(writes, reads)
+        writer = asyncio.create_task(store.serve_writes())
+        try:
+            yield store
+        finally:
+            store.close()
+            await writer
+
+
+def _sqlite_writes(url: URL, stack: AsyncExitStack) -> Transaction:
+    thread = ThreadPoolExecutor(1, "ledger-writer")
+    stack.callback(thread.shutdown)
+    engine = create_engine(
+        url.set(drivername="sqlite+pysqlite"), pool_size=1, max_overflow=0, connect_args={"timeout": _BUSY_SECONDS}
+    )
+    stack.callback(engine.dispose)
+    _sqlite(engine, *_SQLITE_WRITES)
+
+    def run(operations: Sequence[Operation[Any]]) -> list[Any]:
+        with engine.begin() as connection:
+            return _run(connection, operations)
+
+    async def transaction(operations: Sequence[Operation[Any]]) -> list[Any]:
+        return await asyncio.get_running_loop().run_in_executor(thread, run, operations)
+
+    return transaction
+
+
+def _postgres_writes(engine: AsyncEngine, stack: AsyncExitStack) -> Transaction:
+    stack.push_async_callback(engine.dispose)
+
+    async def transaction(operations: Sequence[Operation[Any]]) -> list[Any]:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITE_LOCK})
+            return await connection.run_sync(_run, operations)
+
+    return transaction
+
+
+def _run(connection: Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
+    outcomes: list[Any] = []
+    for operation in operations:
+        try:
+            outcomes.append(operation(connection))
+        except TenthError as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def write_engine(url: str, password: str = "") -> AsyncEngine:
@@ -151,10 +189,7 @@ def write_engine(url: str, password: str = "") -> AsyncEngine:
     parsed = _parsed(url, password)
     if parsed.get_backend_name() == "sqlite":
         engine = create_async_engine(parsed, pool_size=1, max_overflow=0, connect_args={"timeout": _BUSY_SECONDS})
-        # FULL: an acknowledged receipt survives not only kill -9 (NORMAL would do) but a power cut too; the
-        # orchestrator deletes its copy on the acknowledgement. One sync per commit (0.5 ms here) is shared by
-        # all writes that wait.
-        _sqlite(engine, "BEGIN IMMEDIATE", "PRAGMA synchronous=FULL")
+        _sqlite(engine.sync_engine, *_SQLITE_WRITES)
         return engine
     return create_async_engine(parsed, pool_size=1, max_overflow=0, pool_pre_ping=True)
 
@@ -165,7 +200,7 @@ def _read_engine(url: str, password: str, connection_count: int) -> AsyncEngine:
         engine = create_async_engine(
             parsed, pool_size=connection_count, max_overflow=0, connect_args={"timeout": _BUSY_SECONDS}
         )
-        _sqlite(engine, "BEGIN", "PRAGMA query_only=ON")
+        _sqlite(engine.sync_engine, "BEGIN", "PRAGMA query_only=ON")
         return engine
     return create_async_engine(
         parsed,
@@ -188,10 +223,10 @@ def _parsed(url: str, password: str) -> URL:
     return parsed.set(password=password) if password else parsed
 
 
-def _sqlite(engine: AsyncEngine, begin: str, pragma: str) -> None:
+def _sqlite(engine: Engine, begin: str, pragma: str) -> None:
     """Take the transactions of a SQLite engine into our own hands: the driver would begin them too late."""
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def connect(connection: Any, _: object) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
@@ -199,7 +234,7 @@ def _sqlite(engine: AsyncEngine, begin: str, pragma: str) -> None:
             cursor.execute(line)
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def start(connection: Any) -> None:
         connection.exec_driver_sql(begin)
 

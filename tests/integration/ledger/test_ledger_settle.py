@@ -104,7 +104,7 @@ async def test_concurrent_settlements_sum_exactly(books: Books) -> None:
 
 
 async def test_a_write_that_breaks_takes_no_other_with_it(books: Books) -> None:
-    async def broken(_: object) -> None:
+    def broken(_: object) -> None:
         raise RuntimeError("a defect")
 
     wanted = [books.book.reserve(books.wanted()) for _ in range(5)]
