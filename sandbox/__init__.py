@@ -1,1 +1,1 @@
-"""Stand-ins for development: a provider that plays paid models, and a trace receiver. Never used in production."""
+"""A labelled stand-in for paid providers: OpenAI's wire format on a real socket, text from the local model."""

@@ -1,0 +1,343 @@
+"""The sandbox provider: ``python -m sandbox.provider --listen 127.0.0.1:7190``.
+
+Speaks the OpenAI wire format and says in every answer that it is a sandbox. It counts what it served, so that a test
+can compare a ledger with "the provider's own" books, and it fails on demand.
+
+    POST /v1/chat/completions   whole and streamed        GET  /sandbox/stats   its books
+    GET  /v1/models                                       POST /sandbox/fail    {"mode", "count", "model"?}
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from opentelemetry.context import attach
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from tenth.inference.v1 import inference_pb2_grpc
+
+from mesh.auth import Signer, read_key
+from mesh.channel import connect
+from mesh.errors import Code, TenthError
+from mesh.settings import MeshSettings, load
+from mesh.telemetry import TRACEPARENT, parent_context, start_telemetry
+from sandbox.usage import PromptCache, encode, prompt_tokens, usage_object
+from sandbox.writers import InstantWriter, ModelWriter, Writer
+
+log = logging.getLogger("tenth.sandbox")
+
+FINGERPRINT = "tenth-sandbox"
+"""``system_fingerprint`` of every answer."""
+HEADERS = {"x-tenth-sandbox": "this is not a real provider"}
+MODES = ("429", "500", "503", "garbage", "half_stream", "hang")
+_HANG_SECONDS = 600
+
+
+@dataclass(slots=True)
+class Failure:
+    """What shall go wrong, how often, and with which model (empty: any)."""
+
+    mode: str
+    count: int
+    model: str = ""
+
+
+@dataclass(slots=True)
+class Books:
+    """What was served. A request counts when its usage was reported or its text was sent."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    tokens_in: Counter[str] = field(default_factory=Counter)
+    tokens_cached: Counter[str] = field(default_factory=Counter)
+    tokens_out: Counter[str] = field(default_factory=Counter)
+    request_ids: list[str] = field(default_factory=list)
+
+    def served(self, model: str, request_id: str, usage: dict[str, Any], *, whole: bool) -> None:
+        """One answer, or what was sent of it before the caller left."""
+        self.requests[model] += 1
+        self.cut[model] += not whole
+        self.tokens_in[model] += usage["prompt_tokens"]
+        self.tokens_cached[model] += usage["prompt_tokens_details"]["cached_tokens"]
+        self.tokens_out[model] += usage["completion_tokens"]
+        if request_id:
+            self.request_ids.append(request_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The books by model, and the ids in order."""
+        names = sorted(self.requests | self.failures)
+        return {
+            "sandbox": True,
+            "models": {
+                name: {
+                    "requests": self.requests[name],
+                    "cut_off": self.cut[name],
+                    "failures": self.failures[name],
+                    "input_tokens": self.tokens_in[name],
+                    "cached_input_tokens": self.tokens_cached[name],
+                    "output_tokens": self.tokens_out[name],
+                }
+                for name in names
+            },
+            "requests": sum(self.requests.values()),
+            "request_ids": self.request_ids,
+        }
+
+
+class Provider:
+    """The HTTP application."""
+
+    def __init__(self, writer: Writer, max_tokens: int) -> None:
+        self._writer = writer
+        self._max_tokens = max_tokens
+        self._cache = PromptCache()
+        self._failures: list[Failure] = []
+        self.books = Books()
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/models", self.models, methods=["GET"]),
+                Route("/sandbox/stats", self.stats, methods=["GET"]),
+                Route("/sandbox/fail", self.fail, methods=["POST"]),
+            ]
+        )
+
+    async def models(self, request: Request) -> Response:
+        """The models asked for so far; any name is played."""
+        data = [{"id": name, "object": "model", "owned_by": FINGERPRINT} for name in sorted(self.books.requests)]
+        return JSONResponse({"object": "list", "data": data}, headers=HEADERS)
+
+    async def stats(self, request: Request) -> Response:
+        """The books."""
+        return JSONResponse(self.books.to_json(), headers=HEADERS)
+
+    async def fail(self, request: Request) -> Response:
+        """Let the next ``count`` requests fail; count 0 clears what was asked before."""
+        try:
+            body = await request.json()
+            failure = Failure(str(body["mode"]), int(body.get("count", 1)), str(body.get("model") or ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return _error(400, 'expected {"mode": ..., "count": n, "model": optional}')
+        if failure.mode not in MODES:
+            return _error(400, f"mode is none of {', '.join(MODES)}")
+        if failure.count <= 0:
+            self._failures.clear()
+        else:
+            self._failures.append(failure)
+        return JSONResponse({"ok": True}, headers=HEADERS)
+
+    async def chat(self, request: Request) -> Response:
+        """A chat completion."""
+        # One task per request: what is set here ends with it.
+        attach(parent_context(request.headers.get(TRACEPARENT)))
+        try:
+            body = json.loads(await request.body())
+            model, messages = body["model"], body["messages"]
+            if not isinstance(model, str) or not isinstance(messages, list) or not messages:
+                raise ValueError
+            limit = body.get("max_completion_tokens") or body.get("max_tokens") or self._max_tokens
+            limit = min(int(limit), self._max_tokens)
+            ids = prompt_tokens(body)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return _error(400, "the request is no chat completion request")
+        mode = self._next_failure(model)
+        if mode:
+            self.books.failures[model] += 1
+            log.info("failing on request: %s", mode)
+        if mode in ("429", "500", "503"):
+            headers = {"retry-after": "2"} if mode == "429" else {}
+            return _error(int(mode), f"sandbox failure {mode}", headers)
+        if mode == "garbage":
+            return Response("<html>not what you asked for</html>", media_type="text/html", headers=HEADERS)
+        if mode == "hang":
+            await asyncio.sleep(_HANG_SECONDS)
+            return _error(500, "sandbox failure hang")
+        cached = self._cache.lookup(model, ids)
+        answer = _Answer(self, body, model, request.headers.get("x-request-id", ""), len(ids), cached, limit)
+        if body.get("stream"):
+            events = answer.events(half=mode == "half_stream")
+            return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+        return await answer.whole(half=mode == "half_stream")
+
+    def write(self, body: dict[str, Any], limit: int) -> AsyncGenerator[tuple[str, str]]:
+        """The writer's pieces."""
+        return self._writer.write(body, limit)
+
+    def _next_failure(self, model: str) -> str:
+        for failure in self._failures:
+            if failure.model in ("", model):
+                failure.count -= 1
+                if failure.count == 0:
+                    self._failures.remove(failure)
+                return failure.mode
+        return ""
+
+
+class _Answer:
+    """One answer on its way."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        body: dict[str, Any],
+        model: str,
+        request_id: str,
+        prompt: int,
+        cached: int,
+        limit: int,
+    ) -> None:
+        self._provider = provider
+        self._body = body
+        self._model = model
+        self._request_id = request_id
+        self._prompt = prompt
+        self._cached = cached
+        self._limit = limit
+        self._id = f"chatcmpl-sandbox-{uuid.uuid4().hex[:24]}"
+        self._created = int(time.time())
+
+    async def whole(self, *, half: bool) -> Response:
+        """In one response; a failing writer is an HTTP error, as a provider's would be."""
+        text, reason = "", ""
+        try:
+            async for piece, ending in self._provider.write(self._body, self._limit):
+                text += piece
+                reason = ending
+        except TenthError as error:
+            self._provider.books.failures[self._model] += 1
+            return _error(400 if error.code is Code.INVALID_ARGUMENT else 503, str(error))
+        usage = self._served(text, whole=True)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": None if half else reason,
+            "logprobs": None,
+        }
+        return JSONResponse(
+            {**self._head("chat.completion"), "choices": [choice], "usage": usage},
+            headers={**HEADERS, "x-request-id": self._id},
+        )
+
+    async def events(self, *, half: bool) -> AsyncIterator[bytes]:
+        """As server-sent events."""
+        head = json.dumps(self._head("chat.completion.chunk"), separators=(",", ":"))[:-1]
+        text, reason, done = "", "", False
+        try:
+            yield _event(head, {"role": "assistant", "content": ""})
+            async with aclosing(self._provider.write(self._body, self._limit)) as pieces:
+                async for piece, ending in pieces:
+                    reason = ending
+                    if piece:
+                        text += piece
+                        yield _event(head, {"content": piece})
+                        if half:
+                            return
+            yield _event(head, {}, reason)
+            done = True
+            usage = self._served(text, whole=True)
+            if (self._body.get("stream_options") or {}).get("include_usage"):
+                yield f'data: {head},"choices":[],"usage":{json.dumps(usage)}}}\n\n'.encode()
+            yield b"data: [DONE]\n\n"
+        except TenthError as error:
+            yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n".encode()
+        finally:
+            if not done and text:
+                self._served(text, whole=False)
+
+    def _served(self, text: str, *, whole: bool) -> dict[str, Any]:
+        usage = usage_object(self._prompt, self._cached, len(encode(text)))
+        self._provider.books.served(self._model, self._request_id, usage, whole=whole)
+        return usage
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": FINGERPRINT,
+        }
+
+
+def _event(head: str, delta: dict[str, Any], reason: str = "") -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason or None, "logprobs": None}
+    return f'data: {head},"choices":[{json.dumps(choice)}]}}\n\n'.encode()
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    kind = {400: "invalid_request_error", 429: "rate_limit_exceeded"}.get(status, "server_error")
+    body = {"error": {"message": message, "type": kind, "code": kind, "param": None}}
+    return JSONResponse(body, status, headers={**HEADERS, **(headers or {})})
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Wire and serve until SIGTERM."""
+    mesh = load(MeshSettings)
+    async with AsyncExitStack() as stack:
+        telemetry = start_telemetry("sandbox", mesh)
+        stack.callback(telemetry.close)
+        writer: Writer
+        if options.instant:
+            writer = InstantWriter(options.latency_ms / 1000, options.words)
+        else:
+            key = read_key(options.key_file or mesh.identity_key_file)
+            channel = await stack.enter_async_context(
+                connect(options.inference, mesh, telemetry, Signer(key, "sandbox"))
+            )
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            writer = ModelWriter(stub, options.model, options.timeout_seconds)
+        host, _, port = options.listen.rpartition(":")
+        app = Provider(writer, options.max_tokens).app
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=int(port),
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            timeout_graceful_shutdown=3,
+        )
+        log.warning(
+            "SANDBOX provider on %s: not a real model provider; text by %s", options.listen, writer.__class__.__name__
+        )
+        await uvicorn.Server(config).serve()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox.provider", description="A labelled stand-in for providers."
+    )
+    parser.add_argument("--listen", default="127.0.0.1:7190", help="host:port (default %(default)s)")
+    parser.add_argument("--inference", default="127.0.0.1:7104", help="the inference service that writes the text")
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="the catalogue model that writes it (default %(default)s)"
+    )
+    parser.add_argument("--key-file", type=Path, help="identity key (default: TENTH_IDENTITY_KEY_FILE)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=48, help="most output tokens of an answer (default %(default)s)"
+    )
+    parser.add_argument("--timeout-seconds", type=float, default=120, help="longest wait for the model")
+    parser.add_argument("--instant", action="store_true", help="fixed text without a model, for measurements")
+    parser.add_argument("--latency-ms", type=float, default=0, help="with --instant: time before the first word")
+    parser.add_argument("--words", type=int, default=24, help="with --instant: length of the answer")
+    asyncio.run(serve(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    main()
