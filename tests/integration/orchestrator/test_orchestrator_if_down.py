@@ -59,12 +59,16 @@ def test_the_table_names_every_hop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "hop"),
-    [("LookupCompletion", "cache"), ("SelectModel", "router"), ("CompressPrompt", "compressor")],
+    ("method", "hop", "cap"),
+    [
+        ("LookupCompletion", "cache", "lookup_cap_seconds"),
+        ("SelectModel", "router", "select_cap_seconds"),
+        ("CompressPrompt", "compressor", "compress_cap_seconds"),
+    ],
 )
 @pytest.mark.parametrize("how", ["down", "late", "busy"])
-async def test_a_hop_that_does_not_answer_degrades(start: Start, method: str, hop: str, how: str) -> None:
-    mesh = await start(**(LATE_CAPS if how == "late" else {}))
+async def test_a_hop_that_does_not_answer_degrades(start: Start, method: str, hop: str, cap: str, how: str) -> None:
+    mesh = await start(**({cap: 0.05} if how == "late" else {}))
     mesh.fakes.on(method, {"down": DOWN, "late": slow(1.0), "busy": BUSY}[how])
     request = ask(policy=chat_pb2.RequestPolicy(tier_floor=chat_pb2.TIER_SIMPLE))
     reply = await mesh.generate(request)
@@ -237,9 +241,10 @@ async def test_inference_that_dies_mid_stream_is_stream_broken(mesh: Mesh, break
 )
 async def test_after_reasoning_or_a_tool_call_no_other_model_begins_anew(mesh: Mesh, first: Any) -> None:
     mesh.fakes.on("StreamGenerateText", [began(), first, spent("PROVIDER_STREAM_BROKEN")])
-    with pytest.raises(TenthError):
+    with pytest.raises(TenthError) as raised:
         await mesh.events(ask(sampling=chat_pb2.SamplingParameters(temperature=0)))
-    assert mesh.fakes.count("StreamGenerateText") == 1
+    assert raised.value.reason == "PROVIDER_STREAM_BROKEN"
+    assert mesh.fakes.count("SelectModel") == mesh.fakes.count("StreamGenerateText") == 1
 
 
 async def test_before_the_first_piece_the_next_model_streams(mesh: Mesh) -> None:
