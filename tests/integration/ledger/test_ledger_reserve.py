@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from mesh.errors import TenthError
 from services.ledger.balances import Scope
 from services.ledger.policy import Verdict
+from services.ledger.store import open_store
 from tests.integration.ledger.ledger_books import SECOND, Books, open_books
 
 COST = 3_000_000
@@ -148,3 +151,24 @@ async def test_the_same_request_64_times_at_once_holds_one_reservation(books: Bo
     made = await asyncio.gather(*(books.book.reserve(books.wanted("r", ttl_ns=SECOND)) for _ in range(64)))
     assert len({each.reservation_id for each in made}) == 1
     assert (await books.position()).reserved == COST
+
+
+async def test_a_lost_database_connection_costs_one_typed_error_at_most(books: Books) -> None:
+    if books.store.dialect == "sqlite":
+        pytest.skip("a file has no connection to lose")
+    await books.book.reserve(books.wanted())
+    async with books.store.read() as connection:
+        own = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = 'tenth'"
+        )
+        await connection.execute(text(own))
+    assert (await books.book.reserve(books.wanted())).decision.verdict is Verdict.OK
+    await books.store.ping()
+
+
+async def test_a_database_that_is_gone_is_a_typed_error(tmp_path: Path) -> None:
+    async with open_store(f"postgresql+asyncpg://tenth@/none?host={tmp_path}") as store:
+        with pytest.raises(TenthError, match="STORE_UNAVAILABLE"):
+            await store.ping()
+        with pytest.raises(TenthError, match="STORE_UNAVAILABLE"):
+            await store.write(lambda connection: connection.execute(text("SELECT 1")))
