@@ -115,7 +115,7 @@ class RouteCandidate(_message.Message):
     success_probability: _builtins.float
     """Estimated probability that it answers well, 0..1."""
     expected_cost_nano_usd: _builtins.int
-    """Expected price of this request on it, from the catalogue's reference prices."""
+    """Expected price of this request on it, from the catalogue's reference prices; -1 when it has none."""
     rejected_reason: _builtins.str
     """Why it was left out; empty if it was eligible."""
     def __init__(
