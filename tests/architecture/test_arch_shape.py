@@ -13,7 +13,20 @@ from pydantic_settings import BaseSettings
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.name for path in (ROOT / "services").iterdir() if path.is_dir() and path.name != "__pycache__")
 SERVICES = [name for name in FOLDERS if (ROOT / "services" / name / "__init__.py").is_file()]
-UNITS = ("seconds", "bytes", "megabytes", "tokens", "count", "usd", "ratio", "characters", "entries", "size", "attempts", "ms")
+UNITS = (
+    "seconds",
+    "bytes",
+    "megabytes",
+    "tokens",
+    "count",
+    "usd",
+    "ratio",
+    "characters",
+    "entries",
+    "size",
+    "attempts",
+    "ms",
+)
 
 
 def test_only_a_place_that_says_so_has_no_code() -> None:
