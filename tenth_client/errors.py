@@ -49,8 +49,15 @@ class TenthClientError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """True when the same request (same request_id) may be sent again without spending twice."""
-        return self.code is grpc.StatusCode.UNAVAILABLE and self.spent_nano_usd == 0
+        """True when the same request (same request_id) may be sent again: no model has been paid for it yet.
+
+        The mesh's own compute (an embedding) does not count; a retry carries it onto the one receipt.
+        """
+        if self.code is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        attempts = self.spent.attempts if self.spent is not None else ()
+        only_compute = bool(attempts) and all(item.kind == "compute" for item in attempts)
+        return self.spent_nano_usd == 0 or only_compute
 
 
 def decode(error: grpc.aio.AioRpcError) -> TenthClientError:

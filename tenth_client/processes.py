@@ -40,6 +40,8 @@ class ProcessSpec:
     address: str = ""
     health: str = "grpc"
     ready_seconds: float = 60.0
+    nice: int = 0
+    """How far the process steps back for the others, 0..19."""
     cwd: Path | None = None
 
 
@@ -131,7 +133,9 @@ class SupervisedProcess:
     async def _spawn(self) -> None:
         self._started_at = time.monotonic()
         command = list(self.spec.command)
-        setpriv = shutil.which("setpriv")
+        nice, setpriv = shutil.which("nice"), shutil.which("setpriv")
+        if self.spec.nice and nice is not None:
+            command = [nice, "-n", str(self.spec.nice), *command]
         if setpriv is not None:
             # A supervisor that is killed outright must not leave its services running.
             command = [setpriv, "--pdeathsig", "TERM", *command]

@@ -53,6 +53,16 @@ READY_SECONDS = {"inference": 240.0, "cache": 120.0}
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 INFERENCE_THREADS = min(os.cpu_count() or 1, max(2, (os.cpu_count() or 1) - 2))
 """Threads of the model's own process: it alone may use more than one."""
+INFERENCE_NICE = 10
+"""The model keeps every core busy for seconds; hops that need a millisecond must not queue behind it."""
+SHARED_CORES = {
+    "TENTH_ORCHESTRATOR_LOOKUP_CAP_SECONDS": "1.0",
+    "TENTH_ORCHESTRATOR_SELECT_CAP_SECONDS": "1.0",
+    "TENTH_ORCHESTRATOR_COMPRESS_CAP_SECONDS": "1.0",
+    "TENTH_ORCHESTRATOR_RESERVE_CAP_SECONDS": "3.0",
+}
+"""Caps of the hops where a model generates on the same cores: an answer takes seconds there, and a lookup given up
+after 150 ms, or a budget not asked, would cost more than the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +273,7 @@ class Mesh:
             address=self.process_address(name),
             health="tcp" if service == "sandbox" else "grpc",
             ready_seconds=READY_SECONDS.get(service, 60.0),
+            nice=INFERENCE_NICE if service == "inference" and local_models(self._catalog) else 0,
         )
         process = self._processes[name] = SupervisedProcess(spec, self.log_file(name), self._say)
         return process
@@ -285,6 +296,7 @@ class Mesh:
         models = str(self.options.models_dir.resolve())
         catalog = str(self.data_dir / "catalog.yaml")
         env = {
+            **(SHARED_CORES if service == "orchestrator" and local_models(self._catalog) else {}),
             **self._environ,
             **dict.fromkeys(_THREADS, str(INFERENCE_THREADS if service == "inference" else 1)),
             "TOKENIZERS_PARALLELISM": "false",

@@ -291,6 +291,18 @@ async def test_unavailable_is_tried_again_under_the_same_id(client: Client, fake
     assert answer.request_id == fake.requests[0].request_id
 
 
+async def test_the_mesh_s_own_compute_is_no_reason_to_give_up(client: Client, fake: FakeOrchestrator) -> None:
+    compute = receipt_pb2.OverheadItem(kind="compute", cost_nano_usd=9)
+    spent = receipt_pb2.SpentDetail(spent_nano_usd=9, attempts=[compute])
+    fake.failures = [failing(grpc.StatusCode.UNAVAILABLE, info("BUDGET_UNAVAILABLE"), spent)]
+    await client.complete("hi")
+    assert len(fake.requests) == 2
+    spent.attempts.add(kind="failed_attempt", model="m")
+    fake.failures = [failing(grpc.StatusCode.UNAVAILABLE, info("PROVIDER_FAILED"), spent)]
+    with pytest.raises(TenthClientError):
+        await client.complete("hi")
+
+
 async def test_a_stream_is_tried_again_before_its_first_event(client: Client, fake: FakeOrchestrator) -> None:
     fake.failures = [failing(grpc.StatusCode.UNAVAILABLE, info("DRAINING"))]
     events = [event async for event in client.stream("hi")]
