@@ -14,7 +14,6 @@ from tenth_client import Client, TenthClientError
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh
 
-
 _NOT_YET = ("NOT_FOUND", "UNREACHABLE", "RECEIPT_NOT_FOUND")
 
 
