@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mesh.errors import TenthError
 from services.cache.embedding import Embedded, Embedder, Vector
 from services.cache.keys import Question, embedded_text, exact_key, semantic_scope
-from services.cache.policy import CachePolicy, ExactOnly, Verdict, exact_only, fresh, judge
+from services.cache.policy import CachePolicy, ExactOnly, Verdict, exact_only, fresh, judge, least_similarity
 from services.cache.store import Condition, Conditions, Entry, Found, VectorStore, entry_id
 
 log = logging.getLogger("tenth.cache")
@@ -97,8 +97,8 @@ class AnswerCache:
             return Outcome(None, False, "no exact match; an identical request is in flight")
         embedded = await self._embedder.embed([asked.text])
         vector = embedded.vectors[0]
-        found, reason = None, "nothing similar is stored"
-        for candidate in await self._near(asked, vector, CANDIDATES, now):
+        found, reason = None, "nothing similar enough is stored"
+        for candidate in await self._near(asked, vector, CANDIDATES, now, self._least(asked)):
             verdict = self.judge(asked, candidate)
             if verdict.serve:
                 found, reason = candidate, f"similarity {candidate.similarity:.4f}"
@@ -118,7 +118,7 @@ class AnswerCache:
         if self.why_exact_only(asked) is not None:
             return []
         embedded = await self._embedder.embed([asked.text])
-        found = await self._near(asked, embedded.vectors[0], count, self._now())
+        found = await self._near(asked, embedded.vectors[0], count, self._now(), -1.0)
         return [(candidate, self.judge(asked, candidate)) for candidate in found]
 
     def judge(self, asked: Asked, candidate: Found) -> Verdict:
@@ -231,18 +231,19 @@ class AnswerCache:
             except TenthError as error:
                 log.warning("sweep put off: %s", error)
 
-    async def _near(self, asked: Asked, vector: Vector, count: int, now: float) -> list[Found]:
+    def _least(self, asked: Asked) -> float:
+        return least_similarity(asked.question, self._policy, self._embedder.reads_korean)
+
+    async def _near(self, asked: Asked, vector: Vector, count: int, now: float, least: float) -> list[Found]:
         question = asked.question
-        conditions: tuple[Condition, ...] = (
-            Condition("scope", (semantic_scope(question, self._embedder.version),)),
-            Condition("tenant", (question.tenant_id,)),
-            Condition("expires", above=now),
-        )
+        # The scope begins with the tenant, and both tenant and age are checked below and by policy: every further
+        # condition of the search costs as much again as comparing the vectors.
+        conditions: tuple[Condition, ...] = (Condition("scope", (semantic_scope(question, self._embedder.version),)),)
         if question.tier_floor:
             conditions += (Condition("tier", at_least=float(question.tier_floor)),)
         if question.max_age_seconds is not None:
             conditions += (Condition("created", at_least=now - question.max_age_seconds),)
-        found = await self._store.search(vector.tolist(), conditions, count)
+        found = await self._store.search(vector.tolist(), conditions, count, least)
         return [candidate for candidate in found if candidate.entry.tenant == question.tenant_id]
 
     def _count_hit(self, entry: Entry, now: float) -> None:

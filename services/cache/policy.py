@@ -186,6 +186,13 @@ def fresh(entry: Entry, question: Question, now: float) -> str:
     return ""
 
 
+def least_similarity(question: Question, policy: CachePolicy, embedder_reads_korean: bool) -> float:
+    """The cosine below which no neighbour is worth judging."""
+    if language(question.last_turn) is Language.KOREAN and not embedder_reads_korean:
+        return policy.korean_similarity_threshold
+    return policy.similarity_threshold
+
+
 def judge(question: Question, found: Found, policy: CachePolicy, embedder_reads_korean: bool, now: float) -> Verdict:
     """May this neighbour's answer be served? All tests are run, so that the verdict explains itself."""
     asked, stored = question.last_turn, found.entry.turn
@@ -198,7 +205,7 @@ def judge(question: Question, found: Found, policy: CachePolicy, embedder_reads_
         reasons.append(f"{'ok' if passed else 'refused'}: {what}")
 
     blind = language(asked) is Language.KOREAN and not embedder_reads_korean
-    threshold = policy.korean_similarity_threshold if blind else policy.similarity_threshold
+    threshold = least_similarity(question, policy, embedder_reads_korean)
     test(found.similarity >= threshold, f"similarity {found.similarity:.4f}, needs {threshold:g}")
     if blind:
         # What such an embedder calls similar is worth little; the letters and every content word must agree too.

@@ -70,10 +70,16 @@ class QdrantEdgeStore:
         records = await self._run(lambda shard: shard.retrieve([entry_id], True, False))
         return _entry(records[0]) if records else None
 
-    async def search(self, vector: Sequence[float], conditions: Conditions, limit: int) -> list[Found]:
+    async def search(
+        self, vector: Sequence[float], conditions: Conditions, limit: int, least: float = -1.0
+    ) -> list[Found]:
         """Exact (no graph index): below some ten thousand entries of a scope that is the faster way."""
         request = edge.SearchRequest(
-            query=edge.Query.Nearest(list(vector)), limit=limit, filter=_filter(conditions), with_payload=True
+            query=edge.Query.Nearest(list(vector)),
+            limit=limit,
+            filter=_filter(conditions),
+            with_payload=True,
+            score_threshold=least,
         )
         points = await self._run(lambda shard: shard.search(request))
         return [Found(_entry(point), float(point.score)) for point in points]

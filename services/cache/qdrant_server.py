@@ -79,11 +79,18 @@ class QdrantServerStore:
         records = await self._run(self._client.retrieve(self._collection, [entry_id], with_payload=True))
         return _entry(records[0]) if records else None
 
-    async def search(self, vector: Sequence[float], conditions: Conditions, limit: int) -> list[Found]:
+    async def search(
+        self, vector: Sequence[float], conditions: Conditions, limit: int, least: float = -1.0
+    ) -> list[Found]:
         """Nearest by cosine."""
         response = await self._run(
             self._client.query_points(
-                self._collection, list(vector), query_filter=_filter(conditions), limit=limit, with_payload=True
+                self._collection,
+                list(vector),
+                query_filter=_filter(conditions),
+                limit=limit,
+                with_payload=True,
+                score_threshold=least,
             )
         )
         return [Found(_entry(point), float(point.score)) for point in response.points]

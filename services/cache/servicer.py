@@ -237,6 +237,10 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 would_serve=verdict.serve and bypass is None,
                 reasons=verdict.reasons,
             )
+            if response.outcome == "miss" and len(response.candidates) == 1 and not verdict.serve:
+                response.reason = (
+                    f"the nearest is {next(line for line in verdict.reasons if line.startswith('refused'))}"
+                )
         return response
 
     async def InvalidateEntries(

@@ -91,8 +91,10 @@ class VectorStore(Protocol):
     async def get(self, entry_id: str) -> Entry | None:
         """The entry of an id, expired or not."""
 
-    async def search(self, vector: Sequence[float], conditions: Conditions, limit: int) -> list[Found]:
-        """The nearest entries that meet all conditions, best first."""
+    async def search(
+        self, vector: Sequence[float], conditions: Conditions, limit: int, least: float = -1.0
+    ) -> list[Found]:
+        """The nearest entries of at least a similarity that meet all conditions, best first."""
 
     async def count(self, conditions: Conditions, entry_ids: Sequence[str] = ()) -> int:
         """How many meet all conditions (and are among the ids, when any are given)."""

@@ -46,7 +46,7 @@ class WordEncoder:
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().strip("?.!").split():
                 row[sum(word.encode()) % self.dimension] += 0.05 if word in ("how", "do", "can", "i") else 1
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
     def fits(self, text: str) -> bool:
         return len(text) < 200
@@ -65,7 +65,7 @@ class Clock:
 
 @dataclass
 class Mesh:
-    stub: cache_pb2_grpc.CacheServiceAsyncStub
+    stub: Any
     clock: Clock
     encoder: WordEncoder
     answers: AnswerCache

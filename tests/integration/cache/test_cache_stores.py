@@ -91,6 +91,7 @@ async def test_search_is_nearest_first_within_all_conditions(store: VectorStore)
     assert found[0].similarity == pytest.approx(0.995, abs=0.001)
     assert found[1].similarity == pytest.approx(0, abs=0.001)
     assert len(await store.search([1, 0, 0, 0], conditions, 1)) == 1
+    assert len(await store.search([1, 0, 0, 0], conditions, 5, 0.9)) == 1
 
 
 async def test_count_and_delete_by_every_filter(store: VectorStore) -> None:

@@ -1,0 +1,132 @@
+"""The cache as a process with the real model: `python -m services.cache`, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
+from tenth.type.v1 import chat_pb2
+
+from mesh.testing import KEY, dial, write_callers
+from services.cache.bert import BertEncoder
+
+MODELS = Path(os.environ.get("TENTH_MODELS_DIR", ".models"))
+MODEL = MODELS / "all-MiniLM-L6-v2"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def process(tmp_path: Path, **extra: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    key = tmp_path / "key"
+    key.write_bytes(KEY)
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        "TENTH_LISTEN": address,
+        "TENTH_DATA_DIR": str(tmp_path / "data"),
+        "TENTH_CALLERS_FILE": str(write_callers(tmp_path / "callers.yaml")),
+        "TENTH_IDENTITY_KEY_FILE": str(key),
+        "TENTH_CACHE_MODELS_DIR": str(MODELS),
+        **extra,
+    }
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cache", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield child, address
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.communicate()
+
+
+def ask(text: str) -> chat_pb2.CompletionRequest:
+    message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, parts=[chat_pb2.ContentPart(text=text)])
+    return chat_pb2.CompletionRequest(messages=[message])
+
+
+async def test_answers_survive_kill_minus_nine_and_paraphrases_hit_with_the_real_model(tmp_path: Path) -> None:
+    question = "How do I reset my password?"
+    completion = chat_pb2.Completion(
+        message=chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, parts=[chat_pb2.ContentPart(text="Like so.")]),
+        finish_reason=chat_pb2.FINISH_REASON_STOP,
+        model="m",
+        tier=chat_pb2.TIER_SIMPLE,
+    )
+    async with process(tmp_path) as (child, address), dial(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 60)
+        stub: Any = cache_pb2_grpc.CacheServiceStub(channel)
+        looked = await stub.LookupCompletion(cache_pb2.LookupCompletionRequest(request=ask(question)), timeout=30)
+        assert looked.embedding.embedder == "all-MiniLM-L6-v2@1"
+        assert len(looked.embedding.values) == 384
+        stored = await stub.StoreCompletion(
+            cache_pb2.StoreCompletionRequest(
+                lease_id=looked.lease.lease_id, request=ask(question), completion=completion
+            ),
+            timeout=30,
+        )
+        assert stored.entry_id
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+    async with process(tmp_path) as (child, address), dial(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 60)
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        for text, kind in (
+            (question, cache_pb2.HIT_KIND_EXACT),
+            ("How can I reset my password?", cache_pb2.HIT_KIND_SEMANTIC),
+        ):
+            looked = await stub.LookupCompletion(cache_pb2.LookupCompletionRequest(request=ask(text)), timeout=30)
+            assert looked.hit.kind == kind, looked
+            assert looked.hit.completion == completion
+        looked = await stub.LookupCompletion(
+            cache_pb2.LookupCompletionRequest(request=ask("How do I not reset my password?")), timeout=30
+        )
+        assert looked.WhichOneof("outcome") == "lease"
+        child.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(child.wait(), 20) == 0
+
+
+async def test_a_missing_model_folder_ends_the_start_naming_the_remedy(tmp_path: Path) -> None:
+    async with process(tmp_path, TENTH_CACHE_MODELS_DIR=str(tmp_path / "none")) as (child, _):
+        _, errors = await asyncio.wait_for(child.communicate(), 60)
+        assert child.returncode not in (0, None)
+        assert b"make models" in errors
+        assert str(tmp_path / "none" / "all-MiniLM-L6-v2").encode() in errors
+
+
+def test_vectors_are_those_of_sentence_transformers() -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    texts = [
+        "How do I reset my password?",
+        "비밀번호를 어떻게 바꾸나요?",
+        "x",
+        "",
+        "A text beyond two hundred and fifty-six tokens is cut. " * 40,
+    ]
+    own = BertEncoder(MODEL).encode(texts)
+    reference = sentence_transformers.SentenceTransformer(str(MODEL), device="cpu")
+    expected = reference.encode(texts, normalize_embeddings=True)
+    assert np.abs(own - expected).max() < 2e-6
+    assert own.shape == (5, 384)
+
+
+def test_minilm_is_known_not_to_read_korean() -> None:
+    encoder = BertEncoder(MODEL)
+    assert not encoder.reads_korean()
+    assert encoder.fits("short")
+    assert not encoder.fits("word " * 300)
