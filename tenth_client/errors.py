@@ -49,15 +49,12 @@ class TenthClientError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """True when the same request (same request_id) may be sent again: no model has been paid for it yet.
+        """True when the same request (same request_id) may be sent again.
 
-        The mesh's own compute (an embedding) does not count; a retry carries it onto the one receipt.
+        A failure that says what was spent has ended that request: its receipt is written, and only a new
+        request_id may follow. Without it the request was never begun, or its connection broke.
         """
-        if self.code is not grpc.StatusCode.UNAVAILABLE:
-            return False
-        attempts = self.spent.attempts if self.spent is not None else ()
-        only_compute = bool(attempts) and all(item.kind == "compute" for item in attempts)
-        return self.spent_nano_usd == 0 or only_compute
+        return self.code is grpc.StatusCode.UNAVAILABLE and self.spent is None
 
 
 def decode(error: grpc.aio.AioRpcError) -> TenthClientError:

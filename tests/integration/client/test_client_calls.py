@@ -291,16 +291,14 @@ async def test_unavailable_is_tried_again_under_the_same_id(client: Client, fake
     assert answer.request_id == fake.requests[0].request_id
 
 
-async def test_the_mesh_s_own_compute_is_no_reason_to_give_up(client: Client, fake: FakeOrchestrator) -> None:
-    compute = receipt_pb2.OverheadItem(kind="compute", cost_nano_usd=9)
-    spent = receipt_pb2.SpentDetail(spent_nano_usd=9, attempts=[compute])
-    fake.failures = [failing(grpc.StatusCode.UNAVAILABLE, info("BUDGET_UNAVAILABLE"), spent)]
-    await client.complete("hi")
-    assert len(fake.requests) == 2
-    spent.attempts.add(kind="failed_attempt", model="m")
-    fake.failures = [failing(grpc.StatusCode.UNAVAILABLE, info("PROVIDER_FAILED"), spent)]
-    with pytest.raises(TenthClientError):
+@pytest.mark.parametrize("spent", [0, 9])
+async def test_a_request_that_ended_is_not_sent_again(client: Client, fake: FakeOrchestrator, spent: int) -> None:
+    detail = receipt_pb2.SpentDetail(request_id="r", spent_nano_usd=spent)
+    fake.failures = [failing(grpc.StatusCode.UNAVAILABLE, info("BUDGET_UNAVAILABLE"), detail)]
+    with pytest.raises(TenthClientError) as caught:
         await client.complete("hi")
+    assert caught.value.reason == "BUDGET_UNAVAILABLE"
+    assert len(fake.requests) == 1, "its receipt is written: the same id would be refused or settled twice"
 
 
 async def test_a_stream_is_tried_again_before_its_first_event(client: Client, fake: FakeOrchestrator) -> None:
