@@ -32,7 +32,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (root / "services" / "__init__.py").touch()
+    (root / "services" / "__init__.py").write_text((ROOT / "services" / "__init__.py").read_text())
     (root / "mesh").symlink_to(ROOT / "mesh")
     (root / "buf.yaml").write_text((ROOT / "buf.yaml").read_text())
     (root / "scripts").mkdir()

@@ -119,7 +119,11 @@ def test_every_command_names_a_module(overlays: tuple[str, ...]) -> None:
         assert command[:2] == ["python", "-m"], name
         module = command[2]
         main = f"{module}.__main__" if module.startswith("services.") else module
-        assert importlib.util.find_spec(main) is not None, f"{name}: there is no {main}"
+        spec = importlib.util.find_spec(main)
+        assert spec is not None, f"{name}: there is no {main}"
+        assert spec.origin is not None
+        for option in (part for part in command[3:] if part.startswith("--")):
+            assert f'"{option}"' in Path(spec.origin).read_text(), f"{name}: {main} has no {option}"
 
 
 def test_images_are_pinned_and_healthy() -> None:
