@@ -311,6 +311,7 @@ async def serve(options: argparse.Namespace) -> None:
             log_config=None,
             lifespan="off",
             timeout_graceful_shutdown=3,
+            timeout_keep_alive=75,  # As providers do; clients drop idle connections earlier.
         )
         log.warning(
             "SANDBOX provider on %s: not a real model provider; text by %s", options.listen, writer.__class__.__name__

@@ -88,6 +88,7 @@ class VllmBackend:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._reason = "the engine has not been started"
+        self._engine: Any = None
         self._tokenizer: Any = None
         self._longest_token = 1
         self._defaults: dict[str, Any] = {}
@@ -219,13 +220,13 @@ class VllmBackend:
                 stop=list(sampling.stop) or None,
                 output_kind=RequestOutputKind.DELTA,
             )
-        except ValueError as error:
+        except _refusals() as error:
             raise invalid_argument(str(error), field="generation.sampling") from error
 
     def _typed(self, error: BaseException) -> TenthError:
         if isinstance(error, TenthError):
             return error
-        if isinstance(error, ValueError):
+        if isinstance(error, _refusals()):
             # The engine refuses at admission what it cannot do; of all we pass on only a schema can still be that.
             return unsupported(f"{self.model}: {error}", "generation.response_format.json_schema")
         log.error("%s: the engine failed", self.model, exc_info=error)
@@ -244,7 +245,7 @@ class VllmBackend:
             self._reason = "the engine did not start; the log has it"
             log.exception("%s is not served", self.model)
             return
-        self._reason = ""
+        self._engine, self._reason = engine, ""
         try:
             while self._step(engine):
                 pass
@@ -350,6 +351,13 @@ def _prompt(ids: list[int], cache_salt: str) -> Any:
 
     # The salt keeps prefix-cache timing from telling one tenant about another's prompts.
     return tokens_input(ids, cache_salt=cache_salt or None)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises when a request is at fault and the engine is not."""
+    from vllm.exceptions import VLLMClientError
+
+    return (ValueError, VLLMClientError)
 
 
 def _logprobs(part: Any, wanted: int) -> tuple[TokenLogprob, ...]:

@@ -1,0 +1,250 @@
+"""The real engine: one for the whole module, on the folder that ``make models`` builds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from mesh.errors import TenthError
+from services.inference.policy import (
+    Delta,
+    Finished,
+    Generation,
+    Message,
+    Meter,
+    ResponseKind,
+    Sampling,
+)
+from services.inference.vllm import EngineOptions, VllmBackend
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    # vLLM and torch warn of their own deprecations while they are imported.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+FOLDER = Path(os.environ.get("TENTH_MODELS_DIR", ".models")) / "smollm2-135m-instruct"
+OPTIONS = EngineOptions(FOLDER, 2048, threads=2, kv_cache_bytes=256 * 1024 * 1024, max_running=8)
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans it is sent, with their service's name."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, Any]] = []
+
+    def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: object) -> Any:
+        for group in request.resource_spans:
+            names = [item.value.string_value for item in group.resource.attributes if item.key == "service.name"]
+            self.spans += [(names[0], span) for scope in group.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[tuple[Collector, str]]:
+    server = grpc.server(ThreadPoolExecutor(1))
+    result = Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(result, server)  # type: ignore[no-untyped-call]  # generated without types
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield result, f"127.0.0.1:{port}"
+    server.stop(0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def backend(collector: tuple[Collector, str]) -> AsyncIterator[VllmBackend]:
+    result = VllmBackend("smollm2", "local", "folder", replace(OPTIONS, otlp_endpoint=collector[1]))
+    result.start()
+    with pytest.raises(TenthError, match="starting"):
+        await result.ping()
+    for _ in range(900):
+        if not result.unavailable_reason():
+            break
+        await asyncio.sleep(0.2)
+    await result.ping()
+    yield result
+    await result.close()
+
+
+def generation(text: str, tenant: str = "acme", **changes: Any) -> Generation:
+    sampling = Sampling(**{"temperature": 0.0, "max_output_tokens": 12, **changes.pop("sampling", {})})
+    return Generation(
+        request_id=f"r{time.monotonic_ns()}",
+        attempt=1,
+        model="smollm2",
+        messages=(Message("user", (text,)),),
+        sampling=sampling,
+        tenant_id=tenant,
+        **changes,
+    )
+
+
+def meter() -> Meter:
+    return Meter(1, len)
+
+
+async def test_a_stream_and_a_whole_answer_agree(backend: VllmBackend) -> None:
+    used = meter()
+    events = [event async for event in backend.stream(generation("What is the capital of France?"), used)]
+    text = "".join(event.text for event in events if isinstance(event, Delta))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert len(events) > 4
+    assert "Paris" in text
+    assert finished.finish_reason == "stop"
+    assert used.usage() == finished.usage
+    assert finished.usage.input > 20
+    assert not finished.usage.estimated
+    whole = await backend.generate(generation("What is the capital of France?"), meter())
+    assert whole.delta.text == text
+    assert whole.finished.usage.output == finished.usage.output
+    assert whole.first_token_seconds
+
+
+async def test_length_stop_and_seed(backend: VllmBackend) -> None:
+    long = await backend.generate(generation("Tell me a story.", sampling={"max_output_tokens": 4}), meter())
+    assert (long.finished.finish_reason, long.finished.usage.output) == ("length", 4)
+    cut = await backend.generate(generation("What is the capital of France?", sampling={"stop": ("Paris",)}), meter())
+    assert cut.finished.finish_reason == "stop"
+    assert "France" in cut.delta.text
+    assert "Paris" not in cut.delta.text
+    seeded = {"temperature": 1.5, "seed": 7, "max_output_tokens": 8}
+    one = await backend.generate(generation("Tell me a story.", sampling=seeded), meter())
+    two = await backend.generate(generation("Tell me a story.", sampling=seeded), meter())
+    assert one.delta.text == two.delta.text
+
+
+async def test_the_prefix_cache_is_used_within_a_tenant_only(backend: VllmBackend) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 40
+    first = await backend.generate(generation(text, sampling={"max_output_tokens": 1}), meter())
+    again = await backend.generate(generation(text, sampling={"max_output_tokens": 1}), meter())
+    other = await backend.generate(generation(text, "rival", sampling={"max_output_tokens": 1}), meter())
+    assert first.finished.usage.cached == 0
+    assert again.finished.usage.cached >= 256
+    assert again.finished.usage.input == first.finished.usage.input
+    assert other.finished.usage.cached == 0
+
+
+async def test_leaving_a_stream_frees_its_sequence_and_charges_what_was_made(backend: VllmBackend) -> None:
+    used = meter()
+    stream = backend.stream(generation("Tell me a long story.", sampling={"max_output_tokens": 500}), used)
+    async for _ in stream:
+        break
+    await stream.aclose()
+    await _idle(backend)
+    assert 1 <= used.usage().output < 10
+    whole = asyncio.create_task(
+        backend.generate(generation("Tell me a long story.", sampling={"max_output_tokens": 500}), used := meter())
+    )
+    await asyncio.sleep(0.5)
+    whole.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await whole
+    await _idle(backend)
+    assert used.usage().output < 100
+
+
+async def _idle(backend: VllmBackend) -> None:
+    for _ in range(100):
+        if not backend._engine.has_unfinished_requests():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the engine still works on it")
+
+
+async def test_several_at_once(backend: VllmBackend) -> None:
+    questions = [f"What is {number} plus {number}?" for number in range(6)]
+    answers = await asyncio.gather(*(backend.generate(generation(question), meter()) for question in questions))
+    assert all(answer.delta.text for answer in answers)
+    assert len({answer.finished.usage.input for answer in answers}) == 1
+
+
+async def test_json_to_a_schema(backend: VllmBackend) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    asked = generation("Capital of France as JSON?", response=ResponseKind.JSON_SCHEMA, schema=schema)
+    answer = await backend.generate(replace(asked, sampling=Sampling(temperature=0, max_output_tokens=40)), meter())
+    assert answer.delta.text in ('{"city":"Paris","big":true}', '{"city":"Paris","big":false}')
+
+
+async def test_a_schema_that_the_engine_cannot_do_is_refused_by_field(backend: VllmBackend) -> None:
+    asked = generation("x", response=ResponseKind.JSON_SCHEMA, schema={"type": "no such type"})
+    with pytest.raises(TenthError) as caught:
+        await backend.generate(asked, meter())
+    assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED", "generation.response_format.json_schema")
+    assert (await backend.generate(generation("Hello"), meter())).delta.text
+
+
+async def test_log_probabilities(backend: VllmBackend) -> None:
+    answer = await backend.generate(
+        generation("What is the capital of France?", sampling={"top_logprobs": 2, "max_output_tokens": 3}), meter()
+    )
+    assert len(answer.delta.logprobs) == 3
+    for item in answer.delta.logprobs:
+        assert len(item.alternatives) == 2
+        assert item.alternatives[0] == (item.token, item.logprob)  # greedy
+        assert item.logprob <= 0
+
+
+@pytest.mark.parametrize(("words", "counted"), [(2500, True), (2_000_000, False)])
+async def test_a_prompt_that_does_not_fit_is_refused(backend: VllmBackend, words: int, counted: bool) -> None:
+    started = time.monotonic()
+    with pytest.raises(TenthError) as caught:
+        await backend.generate(generation("word " * words), meter())
+    assert caught.value.reason == "PROMPT_TOO_LONG"
+    assert ("prompt_tokens" in caught.value.metadata) is counted
+    assert time.monotonic() - started < 5
+
+
+async def test_the_engines_span_joins_the_trace(backend: VllmBackend, collector: tuple[Collector, str]) -> None:
+    parent = "b7ad6b7169203331"
+    await backend.generate(generation("Hello", traceparent=f"00-{TRACE_ID}-{parent}-01"), meter())
+    for _ in range(100):
+        found = [(name, span) for name, span in collector[0].spans if span.trace_id.hex() == TRACE_ID]
+        if found:
+            break
+        await asyncio.sleep(0.1)
+    name, span = found[0]
+    assert (name, span.name, span.parent_span_id.hex()) == ("vllm", "llm_request", parent)
+    assert "OTEL_SERVICE_NAME" not in os.environ
+
+
+async def test_without_the_folder_the_model_is_unavailable_and_the_rest_is_served(tmp_path: Path) -> None:
+    absent = VllmBackend("m", "local", "f", replace(OPTIONS, folder=tmp_path / "none"))
+    absent.start()
+    await absent.ping()
+    with pytest.raises(TenthError, match="make models") as caught:
+        await absent.generate(generation("x"), meter())
+    assert caught.value.reason == "MODEL_UNAVAILABLE"
+    await absent.close()
+
+
+async def test_without_vllm_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    absent = VllmBackend("m", "local", "f", OPTIONS)
+    absent.start()
+    for _ in range(100):
+        if "not installed" in absent.unavailable_reason():
+            break
+        await asyncio.sleep(0.02)
+    await absent.ping()
+    with pytest.raises(TenthError, match="backend: openai, base_url"):
+        await absent.generate(generation("x"), meter())
+    await absent.close()
