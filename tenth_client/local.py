@@ -64,15 +64,20 @@ def free_ports(names: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     candidates = iter(random.sample(range(20_000, 32_000), 2_000))
     for name in names:
-        for port in candidates:
-            with socket.socket() as probe:
-                try:
-                    probe.bind((HOST, port))
-                except OSError:
-                    continue
-            found[name] = port
-            break
+        found[name] = next(port for port in candidates if is_free(port))
     return found
+
+
+def is_free(port: int) -> bool:
+    """True when nobody listens on a loopback port."""
+    with socket.socket() as probe:
+        # As servers do: connections of an earlier run that linger do not take the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def fixed_ports(names: Sequence[str]) -> dict[str, int]:

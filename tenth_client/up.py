@@ -27,6 +27,7 @@ from tenth_client.local import (
     HOST,
     fixed_ports,
     free_ports,
+    is_free,
     kept,
     local_models,
     read_yaml,
@@ -34,7 +35,7 @@ from tenth_client.local import (
     without_local_model,
     write_private,
 )
-from tenth_client.processes import ProcessSpec, SupervisedProcess
+from tenth_client.processes import ProcessSpec, StartError, SupervisedProcess
 
 STAGES: tuple[tuple[str, ...], ...] = (
     ("collector", "ledger"),
@@ -226,6 +227,9 @@ class Mesh:
         self.played_providers = self._without_key() if self.options.sandbox != "off" else ()
         names = [name for service in self._services() for name in self._replica_names(service)]
         self._ports = free_ports(names) if self.options.free_ports else fixed_ports(names)
+        for name, port in self._ports.items():
+            if not is_free(port):
+                raise StartError(f"port {port} of {name} is taken: does another mesh run? --free-ports chooses others")
         saved = self.data_dir / CLIENT_FILE
         self.api_key = kept(saved, lambda text: str(json.loads(text)["api_key"])) or secrets.token_urlsafe(32)
         identity = self.data_dir / "identity.key"

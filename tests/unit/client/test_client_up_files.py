@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import stat
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 
 from tenth_client.connection import Connection, Tls, find, target
 from tenth_client.demo import workload
-from tenth_client.local import free_ports, missing_local_model, with_local_caller, without_local_model
+from tenth_client.local import PORTS, free_ports, missing_local_model, with_local_caller, without_local_model
+from tenth_client.processes import StartError
 from tenth_client.rpc import replicas
 from tenth_client.up import Mesh, MeshOptions
 
@@ -128,6 +130,17 @@ def test_free_ports_differ() -> None:
     ports = free_ports([f"s{number}" for number in range(20)])
     assert len(set(ports.values())) == 20
     assert all(port < 32_768 for port in ports.values())
+
+
+def test_a_port_that_is_taken_is_named(deploy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setitem(PORTS, "router", port)
+        mesh = Mesh(MeshOptions(data_dir=deploy.parent / "data", deploy_dir=deploy, stages=(("router",),)), environ={})
+        with pytest.raises(StartError, match=f"port {port} of router is taken"):
+            mesh._prepare()
 
 
 def test_wrong_sandbox_mode() -> None:
