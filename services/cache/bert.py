@@ -1,6 +1,7 @@
 """A BERT sentence encoder on numpy: the forward pass of sentence-transformers folders such as all-MiniLM-L6-v2.
 
-It needs neither torch nor an inference runtime: about 90 MB of weights and one BLAS thread. The linear layers run
+For folders without an ONNX graph. It needs neither torch nor an inference runtime: about 90 MB of weights and one BLAS
+thread, at twice the CPU of ``onnx.py``. The linear layers run
 over the tokens of all texts of a batch together and attention runs text by text, so that nothing is padded.
 Post-norm encoder and exact GELU as in Devlin et al. 2018 (https://arxiv.org/abs/1810.04805); mean pooling and
 normalisation as in Reimers and Gurevych 2019 (https://arxiv.org/abs/1908.10084).
@@ -20,9 +21,9 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-Matrix = npt.NDArray[np.float32]
+from services.cache.folder import loses_korean, max_tokens
 
-_KOREAN_PROBE = "결제 취소는 어떻게 하나요? 왜 값이 안 맞는지 얇은 책을 읽고 싶어요."
+Matrix = npt.NDArray[np.float32]
 
 
 class UnsupportedModelError(ValueError):
@@ -56,10 +57,7 @@ class BertEncoder:
         self.dimension = int(config["hidden_size"])
         self._heads = int(config["num_attention_heads"])
         self._epsilon = np.float32(config.get("layer_norm_eps", 1e-12))
-        self.max_tokens = int(config["max_position_embeddings"])
-        limits = folder / "sentence_bert_config.json"
-        if limits.exists():
-            self.max_tokens = min(self.max_tokens, int(_read_json(limits).get("max_seq_length") or self.max_tokens))
+        self.max_tokens = max_tokens(folder)
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         # The folder's own file may pad and cut to other lengths than the model was made for.
         self._tokenizer.no_padding()
@@ -80,14 +78,8 @@ class BertEncoder:
         return len(self._tokenizer.encode(text).ids) <= self.max_tokens
 
     def reads_korean(self) -> bool:
-        """False when the tokenizer loses Hangul: unknown tokens, or syllables taken apart to conjoining jamo.
-
-        all-MiniLM-L6-v2 does both, which makes different Korean sentences look alike.
-        """
-        tokens = self._tokenizer.encode(_KOREAN_PROBE).tokens
-        unknown = any(token in ("[UNK]", "<unk>") for token in tokens)
-        jamo = any("\u1100" <= letter <= "\u11ff" for token in tokens for letter in token)
-        return not unknown and not jamo
+        """False when Hangul is lost on the tokenizer."""
+        return not loses_korean(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> Matrix:
         """One row of ``dimension`` float32 per text, L2-normalised."""

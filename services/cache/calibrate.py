@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from services.cache.bert import BertEncoder
+from services.cache.embedding import load_encoder
 from services.cache.keys import ROLE_USER, Message, Question
 from services.cache.policy import CachePolicy, judge
 from services.cache.store import Entry, Found
@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with gzip.open(arguments.data / "cache" / "parakqc_ko.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    encoder = BertEncoder(arguments.model)
+    encoder = load_encoder(arguments.model.parent, arguments.model.name)
     texts = [row["text"] for row in rows]
     vectors = np.concatenate([encoder.encode(texts[start : start + 64]) for start in range(0, len(texts), 64)])
     sets = sorted({row["set"] for row in rows})

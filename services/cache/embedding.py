@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mesh.errors import Code, TenthError
-from services.cache.bert import BertEncoder, UnsupportedModelError
 from services.cache.errors import Reason, embedder_missing
 
 Vector = npt.NDArray[np.float32]
@@ -161,15 +160,32 @@ class Embedder:
             self._memory.popitem(last=False)
 
 
-def load_encoder(models_dir: Path, name: str) -> BertEncoder:
-    """The encoder of a model folder. Raises EMBEDDER_MISSING, EMBEDDER_UNSUPPORTED."""
+def load_encoder(models_dir: Path, name: str) -> Encoder:
+    """The encoder of a model folder: its ONNX graph where there is one, else its weights on numpy, else the library.
+
+    All of them give the same vectors (to 1e-6), so the choice is no part of the embedder's version.
+    Raises EMBEDDER_MISSING, EMBEDDER_UNSUPPORTED.
+    """
     folder = models_dir / name
     for needed in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / needed).is_file():
             raise embedder_missing(str(folder), needed)
+    # Each runtime is imported only by who uses it.
     try:
-        return BertEncoder(folder)
-    except UnsupportedModelError as error:
+        if (folder / "onnx" / "model.onnx").is_file():
+            from services.cache.onnx import OnnxEncoder
+
+            return OnnxEncoder(folder)
+        from services.cache.bert import BertEncoder, UnsupportedModelError
+
+        try:
+            return BertEncoder(folder)
+        except UnsupportedModelError:
+            from services.cache.sentence_transformers import SentenceTransformersEncoder
+
+            return SentenceTransformersEncoder(folder)
+    except Exception as error:
+        # A broken graph, a torn file, an absent library: each runtime has errors of its own for them.
         raise TenthError(
             Code.FAILED_PRECONDITION,
             Reason.EMBEDDER_UNSUPPORTED,

@@ -13,7 +13,7 @@ class Reason(StrEnum):
     EMBEDDER_MISSING = "EMBEDDER_MISSING"
     """The folder of the embedding model is absent or incomplete; `make models` builds it."""
     EMBEDDER_UNSUPPORTED = "EMBEDDER_UNSUPPORTED"
-    """The folder holds a model that the encoder cannot run exactly."""
+    """The folder holds a model that no encoder here can load: broken files, or a library that is not installed."""
     EMBED_TOO_MANY_TEXTS = "EMBED_TOO_MANY_TEXTS"
     """Embed was given more than 512 texts."""
     EMBED_TEXT_TOO_LONG = "EMBED_TEXT_TOO_LONG"

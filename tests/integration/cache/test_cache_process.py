@@ -19,6 +19,7 @@ from tenth.type.v1 import chat_pb2
 
 from mesh.testing import KEY, dial, write_callers
 from services.cache.bert import BertEncoder
+from services.cache.embedding import load_encoder
 
 MODELS = Path(os.environ.get("TENTH_MODELS_DIR", ".models"))
 MODEL = MODELS / "all-MiniLM-L6-v2"
@@ -109,7 +110,10 @@ async def test_a_missing_model_folder_ends_the_start_naming_the_remedy(tmp_path:
         assert str(tmp_path / "none" / "all-MiniLM-L6-v2").encode() in errors
 
 
-def test_vectors_are_those_of_sentence_transformers() -> None:
+@pytest.mark.parametrize("kind", ["numpy", "onnx"])
+def test_vectors_are_those_of_sentence_transformers(kind: str) -> None:
+    if kind == "onnx" and not (MODEL / "onnx" / "model.onnx").exists():
+        pytest.skip("this folder was made without a graph")
     sentence_transformers = pytest.importorskip("sentence_transformers")
     texts = [
         "How do I reset my password?",
@@ -118,7 +122,8 @@ def test_vectors_are_those_of_sentence_transformers() -> None:
         "",
         "A text beyond two hundred and fifty-six tokens is cut. " * 40,
     ]
-    own = BertEncoder(MODEL).encode(texts)
+    encoder = BertEncoder(MODEL) if kind == "numpy" else load_encoder(MODELS, MODEL.name)
+    own = encoder.encode(texts)
     reference = sentence_transformers.SentenceTransformer(str(MODEL), device="cpu")
     expected = reference.encode(texts, normalize_embeddings=True)
     assert np.abs(own - expected).max() < 2e-6
