@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select
 
 from mesh.errors import Code, TenthError
 from mesh.money import MAX_NANO_USD
@@ -20,13 +19,9 @@ from services.ledger.errors import Reason, request_id_reused, unknown_tenant
 from services.ledger.policy import Decision, Verdict, decide
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import AttemptRecord, Settlement
+from services.ledger.settling import ORCHESTRATOR, close_reservations, settle_in, track, visible
 from services.ledger.store import Store
-from services.ledger.tables import OPEN, attempts, open_requests, receipt_events, receipts, reservations, tenants
-
-ORCHESTRATOR = "given"
-"""Origin of a receipt that was settled."""
-RECONCILED = "reconciled"
-"""Origin of a receipt that the ledger made from attempts."""
+from services.ledger.tables import OPEN, attempts, receipts, reservations, tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +35,7 @@ class Reserve:
     max_output_tokens: int
     price_book_version: int
     ttl_ns: int
+    payload_digest: str = ""
 
     @property
     def payload(self) -> str:
@@ -55,18 +51,6 @@ class Reservation:
     decision: Decision
     reservation_id: str = ""
     amount: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Visible:
-    """A receipt that is in the books."""
-
-    row_id: int
-    scope: Scope
-    digest: str
-    origin: str
-    create_ns: int
-    actual: int
 
 
 class Book:
@@ -94,13 +78,21 @@ class Book:
             state = (connection.execute(_REQUEST_STATE, key)).one_or_none()
             if state is None:
                 raise unknown_tenant(scope.tenant_id, "identity.tenant_id")
-            if state.origin is not None:
+            retry = bool(wanted.payload_digest)
+            if state.origin is not None and not (retry and state.receipt_digest == wanted.payload_digest):
                 raise request_id_reused(wanted.request_id, "it is settled already")
-            if state.reservation_id is not None:
-                if state.payload != wanted.payload:
-                    raise request_id_reused(wanted.request_id, "it holds a reservation of another payload")
-                return Reservation(Decision(Verdict.OK), state.reservation_id, state.amount)
             balances = Balances.load(connection, [scope.tenant_id])
+            if state.reservation_id is not None:
+                if state.payload == wanted.payload:
+                    return Reservation(Decision(Verdict.OK), state.reservation_id, state.amount)
+                if not (retry and state.held_digest == wanted.payload_digest):
+                    raise request_id_reused(wanted.request_id, "it holds a reservation of another payload")
+                # A retry on another replica, or with another model: what the lost try held makes room for it.
+                old = connection.execute(
+                    select(reservations).where(reservations.c.reservation_id == state.reservation_id)
+                ).all()
+                close_reservations(connection, balances, old, "released", now)
+                balances.save()
             positions = balances.positions(scope, now)
             decision = decide(amount, positions)
             if decision.verdict is not Verdict.OK:
@@ -119,6 +111,7 @@ class Book:
                     "user_id": scope.user_id,
                     "project_id": scope.project_id,
                     "payload": wanted.payload,
+                    "payload_digest": wanted.payload_digest,
                     "amount": amount,
                     "state": "open",
                     "create_ns": now,
@@ -161,7 +154,8 @@ class Book:
         """Settle receipts in one transaction; the result of each in order: None, or REQUEST_ID_REUSED.
 
         A receipt that the ledger made from attempts is replaced, with a correction in the events, when the
-        orchestrator's own comes; the other way round nothing happens.
+        orchestrator's own comes; the other way round nothing happens. Another receipt of the same payload replaces
+        an earlier one when it answers what failed, or is the later of the two.
         """
         now = self.now_ns()
 
@@ -178,113 +172,6 @@ class Book:
             return _record(connection, records, now)
 
         return await self.store.write(operation) if records else 0
-
-
-def close_reservations(
-    connection: Connection, balances: Balances, rows: Sequence[Row[Any]], state: str, now: int
-) -> None:
-    """Close open reservations and take them out of their windows."""
-    for row in rows:
-        scope = Scope(row.tenant_id, row.user_id, row.project_id)
-        balances.touch(scope, row.create_ns)
-    for row in rows:
-        balances.add(Scope(row.tenant_id, row.user_id, row.project_id), row.create_ns, reserved=-row.amount)
-    if rows:
-        connection.execute(_CLOSE, [{"id": row.reservation_id, "new_state": state, "now": now} for row in rows])
-
-
-def settle_in(
-    connection: Connection, settlements: Sequence[Settlement], origin: str, now: int
-) -> list[TenthError | None]:
-    """Settle receipts inside a running operation of the writer; see ``Book.settle``."""
-    request_ids = sorted({each.request_id for each in settlements})
-    visible = _visible(connection, request_ids)
-    seen = {key: (each.digest, each.origin) for key, each in visible.items()}
-    results: list[TenthError | None] = []
-    fresh: list[Settlement] = []
-    corrected: list[tuple[Settlement, _Visible]] = []
-    for each in settlements:
-        digest, from_whom = seen.get(each.key, ("", ""))
-        if from_whom == origin == ORCHESTRATOR and digest != each.digest:
-            results.append(request_id_reused(each.request_id, "it was settled with another receipt"))
-            continue
-        results.append(None)
-        if digest == each.digest or from_whom == ORCHESTRATOR:
-            continue
-        seen[each.key] = (each.digest, origin)
-        if each.key in visible:
-            corrected.append((each, visible[each.key]))
-        else:
-            fresh.append(each)
-    accepted = {each.key for each, result in zip(settlements, results, strict=True) if result is None}
-    if accepted:
-        connection.execute(_DONE, [{"tenant": tenant, "request": name} for tenant, name in sorted(accepted)])
-    if not fresh and not corrected:
-        return results
-    held = [
-        row
-        for row in connection.execute(_HELD, {"requests": request_ids})
-        if (row.tenant_id, row.request_id) in accepted
-    ]
-    balances = Balances.load(connection, {tenant_id for tenant_id, _ in accepted})
-    # Windows are read (or derived) before the change that they sum.
-    for each in (*fresh, *(new for new, _ in corrected)):
-        balances.touch(each.scope, each.create_ns)
-    for _, before in corrected:
-        balances.touch(before.scope, before.create_ns)
-    close_reservations(connection, balances, held, "settled", now)
-    _write_receipts(connection, fresh, corrected, origin, now)
-    for each in (*fresh, *(new for new, _ in corrected)):
-        balances.add(each.scope, each.create_ns, spent=each.actual)
-    for _, before in corrected:
-        balances.add(before.scope, before.create_ns, spent=-before.actual)
-    balances.save()
-    return results
-
-
-def _visible(connection: Connection, request_ids: list[str]) -> dict[tuple[str, str], _Visible]:
-    return {
-        (row.tenant_id, row.request_id): _Visible(
-            row.id, Scope(row.tenant_id, row.user_id, row.project_id), row.digest, row.origin, row.create_ns, row.actual
-        )
-        for row in connection.execute(_RECEIPTS, {"requests": request_ids})
-    }
-
-
-def _write_receipts(
-    connection: Connection,
-    fresh: Sequence[Settlement],
-    corrected: Sequence[tuple[Settlement, _Visible]],
-    origin: str,
-    now: int,
-) -> None:
-    # Ids are counted here, not by the database: there is one writer, and a receipt names its event.
-    event_id = int((connection.execute(_LAST_EVENT)).scalar_one())
-    events, rows, changes = [], [], []
-    for each, before in (*((each, None) for each in fresh), *corrected):
-        event_id += 1
-        kind = "corrected" if before is not None else "settled" if origin == ORCHESTRATOR else RECONCILED
-        events.append(
-            {
-                "id": event_id,
-                "tenant_id": each.tenant_id,
-                "request_id": each.request_id,
-                "kind": kind,
-                "event_ns": now,
-                "actual_delta": each.actual - (before.actual if before is not None else 0),
-                "receipt": each.blob,
-            }
-        )
-        row = {**each.columns, "origin": origin, "digest": each.digest, "event_id": event_id}
-        if before is None:
-            rows.append(row)
-        else:
-            changes.append((before.row_id, row))
-    connection.execute(insert(receipt_events), events)
-    if rows:
-        connection.execute(insert(receipts), rows)
-    for row_id, row in changes:
-        connection.execute(update(receipts).where(receipts.c.id == row_id).values(row))
 
 
 def _record(connection: Connection, records: Sequence[AttemptRecord], now: int) -> int:
@@ -315,20 +202,8 @@ def _record(connection: Connection, records: Sequence[AttemptRecord], now: int) 
             for each in new.values()
         ],
     )
-    accounted = {
-        key
-        for key, receipt in (_visible(connection, request_ids)).items()
-        # A receipt that the ledger made lacks the attempt that came just now: it is reconciled again.
-        if receipt.origin == ORCHESTRATOR
-    }
-    waiting = {(each.tenant_id, each.request_id) for each in new.values()} - accounted
-    if waiting:
-        keys = [{"tenant": tenant, "request": request} for tenant, request in sorted(waiting)]
-        connection.execute(_DONE, keys)
-        connection.execute(
-            insert(open_requests),
-            [{"tenant_id": each["tenant"], "request_id": each["request"], "last_seen_ns": now} for each in keys],
-        )
+    covered = {key: (found.origin, found.attempts) for key, found in visible(connection, request_ids).items()}
+    track(connection, {(each.tenant_id, each.request_id) for each in new.values()}, covered, now)
     return len(new)
 
 
@@ -336,8 +211,10 @@ _REQUEST_STATE = (
     select(
         tenants.c.tenant_id,
         receipts.c.origin,
+        receipts.c.payload_digest.label("receipt_digest"),
         reservations.c.reservation_id,
         reservations.c.payload,
+        reservations.c.payload_digest.label("held_digest"),
         reservations.c.amount,
     )
     .select_from(tenants)
@@ -353,29 +230,6 @@ _REQUEST_STATE = (
     )
     .where(tenants.c.tenant_id == bindparam("tenant"))
 )
-_RECEIPTS = select(
-    receipts.c.id,
-    receipts.c.tenant_id,
-    receipts.c.request_id,
-    receipts.c.user_id,
-    receipts.c.project_id,
-    receipts.c.digest,
-    receipts.c.origin,
-    receipts.c.create_ns,
-    receipts.c.actual,
-).where(receipts.c.request_id.in_(bindparam("requests", expanding=True)))
-_HELD = select(reservations).where(
-    reservations.c.request_id.in_(bindparam("requests", expanding=True)), reservations.c.state == OPEN
-)
-_CLOSE = (
-    update(reservations)
-    .where(reservations.c.reservation_id == bindparam("id"))
-    .values(state=bindparam("new_state"), close_ns=bindparam("now"))
-)
-_DONE = delete(open_requests).where(
-    open_requests.c.tenant_id == bindparam("tenant"), open_requests.c.request_id == bindparam("request")
-)
 _ATTEMPT_KEYS = select(
     attempts.c.tenant_id, attempts.c.request_id, attempts.c.purpose, attempts.c.attempt, attempts.c.kind
 ).where(attempts.c.request_id.in_(bindparam("requests", expanding=True)))
-_LAST_EVENT = select(func.coalesce(func.max(receipt_events.c.id), 0))

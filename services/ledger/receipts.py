@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,11 @@ from services.ledger.tables import SAVINGS
 ID_LENGTH = 256
 """Longest id or name that the books take, characters."""
 TAG_COUNT = 64
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _EARLIEST_NS = 946_684_800 * 10**9  # The year 2000: an earlier time is a clock or a unit gone wrong.
 _AHEAD_NS = 86_400 * 10**9
 _RECEIPT_NAMES = ("request_id", "tenant_id", "baseline_model")
-_RECEIPT_LABELS = ("user_id", "project_id", "model", "reservation_id", "trace_id", "cache_hit_kind")
+_RECEIPT_LABELS = ("user_id", "project_id", "model", "reservation_id", "trace_id", "cache_hit_kind", "payload_digest")
 MADE_HERE = "tenth.reconciled"
 """Tag of receipts that the ledger made from attempts because none came."""
 
@@ -49,6 +51,10 @@ class Settlement:
     create_ns: int
     actual: int
     digest: str
+    payload_digest: str
+    failed: bool
+    attempts: frozenset[int]
+    """Numbers of the attempts that this receipt accounts for."""
     blob: bytes
     columns: dict[str, Any]
 
@@ -86,6 +92,13 @@ def check_name(value: str, field: str, *, optional: bool = False) -> str:
     return value
 
 
+def check_digest(value: str, field: str) -> str:
+    """A SHA-256 in lower-case hex, or nothing."""
+    if value and not _DIGEST.fullmatch(value):
+        raise invalid_argument("not a SHA-256 in hex", field=field)
+    return value
+
+
 def instant(message: Timestamp, field: str) -> int:
     """Nanoseconds since the epoch. Raises INVALID_FIELD for a time outside of what int64 nanoseconds carry."""
     nanos = message.seconds * 10**9 + message.nanos
@@ -118,6 +131,7 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
     """The row of a receipt that the ledger computed."""
     facts = own.facts
     blob = serialized(own)
+    numbers = frozenset(filter(None, (facts.attempt, *(item.attempt for item in facts.overheads))))
     columns: dict[str, Any] = {
         "tenant_id": facts.tenant_id,
         "request_id": facts.request_id,
@@ -136,6 +150,8 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
         **{name: saving.saving_nano_usd for name, saving in zip(SAVINGS, own.savings, strict=True)},
         "overhead": own.overhead_nano_usd,
         "actual": own.actual_nano_usd,
+        "payload_digest": facts.payload_digest,
+        "attempts": " ".join(map(str, sorted(numbers))),
     }
     return Settlement(
         tenant_id=facts.tenant_id,
@@ -144,6 +160,9 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
         create_ns=create_ns,
         actual=own.actual_nano_usd,
         digest=hashlib.sha256(blob).hexdigest(),
+        payload_digest=facts.payload_digest,
+        failed=facts.failed,
+        attempts=numbers,
         blob=blob,
         columns=columns,
     )
@@ -202,6 +221,12 @@ def reconciled_facts(
         end_time=last.event_time,
         trace_id=first.trace_id,
     )
+    add_spent(facts, spent)
+    return facts
+
+
+def add_spent(facts: receipt_pb2.ReceiptFacts, spent: Iterable[Spent]) -> None:
+    """Put what attempts spent on a receipt, as overhead."""
     for item in spent:
         usage = item.attempt.usage
         facts.overheads.add(
@@ -218,7 +243,6 @@ def reconciled_facts(
                 estimated=item.estimated,
             ),
         )
-    return facts
 
 
 def _plain_attempt(event: ledger_pb2.AttemptEvent, event_ns: int) -> Attempt:
@@ -239,6 +263,7 @@ def _check_facts(facts: receipt_pb2.ReceiptFacts, now_ns: int, field: str) -> in
         check_name(getattr(facts, name), f"{field}.{name}")
     for name in _RECEIPT_LABELS:
         check_name(getattr(facts, name), f"{field}.{name}", optional=True)
+    check_digest(facts.payload_digest, f"{field}.payload_digest")
     if len(facts.cache_hit_kind) > 16:
         raise invalid_argument("longer than 16 characters", field=f"{field}.cache_hit_kind")
     if not facts.model and not facts.cache_hit and not facts.failed:

@@ -6,22 +6,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, select
 from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
+from mesh.receipt import Usage
 from mesh.wire import build_receipt
 from services.ledger.admin import baseline_model
 from services.ledger.balances import Balances
-from services.ledger.book import RECONCILED, Book, close_reservations, settle_in
+from services.ledger.book import Book
 from services.ledger.policy import NANOS_PER_SECOND, Attempt, spent_by_attempts
 from services.ledger.pricebook import current_version, prices_of
 from services.ledger.prices import book_at
-from services.ledger.receipts import Settlement, flatten, parse_attempt, reconciled_facts
-from services.ledger.tables import OPEN, attempts, open_requests, reservations
+from services.ledger.receipts import Settlement, add_spent, flatten, parse_attempt, reconciled_facts
+from services.ledger.settling import (
+    ORCHESTRATOR,
+    RECONCILED,
+    Visible,
+    close_reservations,
+    complete_in,
+    forget,
+    put_off,
+    settle_in,
+    visible,
+)
+from services.ledger.tables import OPEN, attempts, open_requests, receipt_events, reservations
 
 log = logging.getLogger("tenth.ledger")
 
@@ -111,6 +123,9 @@ class Sweeper:
             if not rows:
                 return _release(connection, held, now)
             parsed = [parse_attempt(row.event) for row in rows]
+            before = visible(connection, [request_id]).get((tenant_id, request_id))
+            if before is not None and before.origin == ORCHESTRATOR:
+                return self._complete(connection, before, [each for _, each in parsed], request_id, now)
             settled = self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
             if settled is None:
                 return Swept()
@@ -118,16 +133,44 @@ class Sweeper:
                 # Without a price there is no receipt: the request stays among the unreceipted, and is tried again
                 # with every later price book, but its reservation is not held for that.
                 log.warning("request %s of %s cannot be priced: %s", request_id, tenant_id, settled)
-                connection.execute(
-                    update(open_requests)
-                    .where(open_requests.c.tenant_id == tenant_id, open_requests.c.request_id == request_id)
-                    .values(last_seen_ns=now)
-                )
+                put_off(connection, (tenant_id, request_id), now)
                 return _release(connection, held, now)
             settle_in(connection, [settled], RECONCILED, now)
             return Swept(released=len(held), reconciled=1)
 
         return await self._book.store.write(operation)
+
+    def _complete(
+        self, connection: Connection, before: Visible, recorded: Sequence[Attempt], request_id: str, now: int
+    ) -> Swept:
+        """Put attempts that a settled receipt does not account for on it, as overhead."""
+        missing = [each for each in recorded if each.attempt not in before.attempts]
+        due = max((each.event_ns for each in missing), default=0) + self._attempt_ttl_ns + self._grace_ns
+        spent = spent_by_attempts(missing, assume_worst=now >= due)
+        key = (before.scope.tenant_id, request_id)
+        if spent is None:
+            put_off(connection, key, now)
+            return Swept()
+        owed = [each for each in spent if each.attempt.usage != Usage()]
+        if not owed:
+            forget(connection, key)
+            return Swept()
+        blob = connection.execute(
+            select(receipt_events.c.receipt).where(receipt_events.c.id == before.event_id)
+        ).scalar_one()
+        facts = receipt_pb2.Receipt.FromString(blob).facts
+        add_spent(facts, owed)
+        facts.attempts_unknown = False
+        try:
+            book = book_at(prices_of(connection, facts.price_book_version), before.create_ns)
+            receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
+        except TenthError as error:
+            log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
+            put_off(connection, key, now)
+            return Swept()
+        # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
+        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now)
+        return Swept(reconciled=1)
 
     def _settlement(
         self,

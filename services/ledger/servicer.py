@@ -28,7 +28,7 @@ from services.ledger.policy import (
     is_time_zone,
 )
 from services.ledger.prices import DatedPrice, check
-from services.ledger.receipts import Settlement, attempt_record, check_name, instant, settlement
+from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, instant, settlement
 
 MOST_ITEMS = 500
 """Most receipts, attempts or prices in one call."""
@@ -80,6 +80,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             max_output_tokens=request.max_output_token_count,
             price_book_version=request.price_book_version,
             ttl_ns=self._ttl(request),
+            payload_digest=check_digest(request.payload_digest, "request.payload_digest"),
         )
         made = await self._book.reserve(wanted)
         decision = made.decision

@@ -119,6 +119,7 @@ reservations = Table(
     Column("user_id", Text, nullable=False),
     Column("project_id", Text, nullable=False),
     Column("payload", Text, nullable=False),
+    Column("payload_digest", String(64), nullable=False),
     Column("amount", BigInteger, nullable=False),
     Column("state", String(10), nullable=False),
     Column("create_ns", BigInteger, nullable=False),
@@ -162,7 +163,7 @@ open_requests = Table(
     Column("request_id", Text, primary_key=True),
     Column("last_seen_ns", BigInteger, nullable=False, index=True),
 )
-"""Requests with attempts that no receipt accounts for yet."""
+"""Requests with attempts that no receipt accounts for yet; ``last_seen_ns`` 0: their receipt is to be completed."""
 
 receipt_events = Table(
     "receipt_events",
@@ -197,6 +198,8 @@ receipts = Table(
     Column("project_id", Text, nullable=False),
     Column("origin", String(10), nullable=False),
     Column("digest", String(64), nullable=False),
+    Column("payload_digest", String(64), nullable=False),
+    Column("attempts", Text, nullable=False),
     Column("event_id", _ID, ForeignKey("receipt_events.id"), nullable=False),
     Column("create_ns", BigInteger, nullable=False),
     Column("model", Text, nullable=False),

@@ -89,7 +89,7 @@ class Admission:
             streaming=streaming,
             # Attempts are numbered from a random base: a retry of the same request on another replica, or after a
             # crash, must never share a number with an attempt that was really paid for.
-            attempt_base=self._random.randrange(1, 2_000_000) * 1000,
+            attempt_base=self._random.randrange(2, 2_000_000) * 1000,
         )
 
 

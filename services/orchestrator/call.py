@@ -81,6 +81,7 @@ class Call:
     overheads: list[receipt_pb2.OverheadItem] = field(default_factory=list)
     compute_micros: int = 0
     attempts: int = 0
+    selections: int = 0
     attempts_unknown: bool = False
     reservation_id: str = ""
     downgraded: bool = False
@@ -129,6 +130,11 @@ class Call:
         self.attempts += 1
         return self.attempt_base + self.attempts
 
+    def next_classifier_attempt(self) -> int:
+        """The number for the router's own model call, if it makes one; of the same unique range."""
+        self.selections += 1
+        return self.attempt_base + 500 + self.selections
+
     def note_failed_attempt(self, model: str, error: TenthError) -> None:
         """Put what a failed attempt spent on the receipt; without word of it, the ledger asks inference's records."""
         spent = detail(error, receipt_pb2.SpentDetail)
@@ -154,6 +160,7 @@ class Call:
             reservation_id=self.reservation_id,
             trace_id=self.trace_id,
             hops=self.hops,
+            payload_digest=self.digest.hex(),
         )
         facts.create_time.FromNanoseconds(int(self.created * 1e9))
         facts.end_time.FromNanoseconds(int(now * 1e9))

@@ -87,6 +87,7 @@ class Steps:
             tier_ceiling=ceiling,
             excluded_models=call.excluded,
             strategy=_STRATEGIES[self._settings.router_strategy],
+            classifier_attempt=call.next_classifier_attempt(),
         )
         if embedding is not None:
             request.embedding.CopyFrom(embedding)
@@ -170,6 +171,7 @@ class Steps:
             price_book_version=call.price_book_version,
             user_id=call.identity.user_id,
             project_id=call.identity.project_id,
+            payload_digest=call.digest.hex(),
         )
         request.ttl.FromMilliseconds(int(self._settings.reservation_ttl_seconds * 1000))
         with call.hop("ledger") as hop:

@@ -14,6 +14,7 @@ from services.router.catalog import Tier
 from services.router.classifier import classification_prompt, parse_label
 
 FIRST_ATTEMPT = 1001
+"""For callers that do not number the classifier's attempts themselves."""
 _MAX_OUTPUT_TOKENS = 4
 
 

@@ -171,7 +171,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         failure = self._cannot_ask(request, catalog)
         if failure:
             return by_features, router_pb2.STRATEGY_FEATURES, f"{why}, {failure}", []
-        attempt = FIRST_ATTEMPT + kept.classifier_attempts
+        attempt = request.classifier_attempt or FIRST_ATTEMPT + kept.classifier_attempts
         # Noted before the call: an attempt number is never used twice, however the call ends.
         self._outcomes.put(tenant_id, request_id, replace(kept, classifier_attempts=kept.classifier_attempts + 1))
         model, project_id = catalog.classifier_model, request.request.project_id

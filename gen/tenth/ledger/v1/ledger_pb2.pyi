@@ -213,6 +213,7 @@ class ReserveFundsRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    PAYLOAD_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     model: _builtins.str
@@ -227,6 +228,8 @@ class ReserveFundsRequest(_message.Message):
     """The end user, if named."""
     project_id: _builtins.str
     """The project, if named."""
+    payload_digest: _builtins.str
+    """SHA-256 of what the request asks for, hex: a retry of the same payload may reserve anew, replacing what it held."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the reservation may stand before it is reconciled; absent: 10 minutes."""
@@ -242,10 +245,11 @@ class ReserveFundsRequest(_message.Message):
         user_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        payload_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

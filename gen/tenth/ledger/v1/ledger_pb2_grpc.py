@@ -97,8 +97,9 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SettleReceipts(self, request, context):
-        """Settles receipts. Idempotent by request_id: the first settlement of a request wins, a later identical one is
-        accepted and changes nothing. One bad item never blocks the others.
+        """Settles receipts. Idempotent by request_id: an identical one is accepted and changes nothing; another one of the
+        same payload (a retry after a failure, or on another replica) replaces the earlier, and what the earlier one's
+        attempts spent stays on it as overhead; another payload is REQUEST_ID_REUSED. One bad item never blocks the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

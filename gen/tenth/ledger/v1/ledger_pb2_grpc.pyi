@@ -40,8 +40,9 @@ class LedgerServiceStub:
     ReleaseFunds: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ReleaseFundsRequest, _ledger_pb2.ReleaseFundsResponse]
     """Gives a reservation back for a request that never reached a model. Idempotent."""
     SettleReceipts: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SettleReceiptsRequest, _ledger_pb2.SettleReceiptsResponse]
-    """Settles receipts. Idempotent by request_id: the first settlement of a request wins, a later identical one is
-    accepted and changes nothing. One bad item never blocks the others.
+    """Settles receipts. Idempotent by request_id: an identical one is accepted and changes nothing; another one of the
+    same payload (a retry after a failure, or on another replica) replaces the earlier, and what the earlier one's
+    attempts spent stays on it as overhead; another payload is REQUEST_ID_REUSED. One bad item never blocks the others.
     """
     RecordAttempts: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.RecordAttemptsRequest, _ledger_pb2.RecordAttemptsResponse]
     """Records what inference did, from inference's own durable log. Idempotent by (request_id, attempt, kind)."""
@@ -66,8 +67,9 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     ReleaseFunds: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ReleaseFundsRequest, _ledger_pb2.ReleaseFundsResponse]  # type: ignore[assignment]
     """Gives a reservation back for a request that never reached a model. Idempotent."""
     SettleReceipts: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SettleReceiptsRequest, _ledger_pb2.SettleReceiptsResponse]  # type: ignore[assignment]
-    """Settles receipts. Idempotent by request_id: the first settlement of a request wins, a later identical one is
-    accepted and changes nothing. One bad item never blocks the others.
+    """Settles receipts. Idempotent by request_id: an identical one is accepted and changes nothing; another one of the
+    same payload (a retry after a failure, or on another replica) replaces the earlier, and what the earlier one's
+    attempts spent stays on it as overhead; another payload is REQUEST_ID_REUSED. One bad item never blocks the others.
     """
     RecordAttempts: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RecordAttemptsRequest, _ledger_pb2.RecordAttemptsResponse]  # type: ignore[assignment]
     """Records what inference did, from inference's own durable log. Idempotent by (request_id, attempt, kind)."""
@@ -107,8 +109,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.SettleReceiptsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.SettleReceiptsResponse, _abc.Awaitable[_ledger_pb2.SettleReceiptsResponse]]:
-        """Settles receipts. Idempotent by request_id: the first settlement of a request wins, a later identical one is
-        accepted and changes nothing. One bad item never blocks the others.
+        """Settles receipts. Idempotent by request_id: an identical one is accepted and changes nothing; another one of the
+        same payload (a retry after a failure, or on another replica) replaces the earlier, and what the earlier one's
+        attempts spent stays on it as overhead; another payload is REQUEST_ID_REUSED. One bad item never blocks the others.
         """
 
     @_abc_1.abstractmethod

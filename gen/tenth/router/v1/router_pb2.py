@@ -26,7 +26,7 @@ from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
 from tenth.type.v1 import receipt_pb2 as tenth_dot_type_dot_v1_dot_receipt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctenth/router/v1/router.proto\x12\x0ftenth.router.v1\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\"\xf6\x01\n\x12SelectModelRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12+\n\tembedding\x18\x02 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12)\n\x0ctier_ceiling\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x65xcluded_models\x18\x04 \x03(\t\x12+\n\x08strategy\x18\x05 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\"\x98\x01\n\x0eRouteCandidate\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1b\n\x13success_probability\x18\x03 \x01(\x01\x12\x1e\n\x16\x65xpected_cost_nano_usd\x18\x04 \x01(\x03\x12\x17\n\x0frejected_reason\x18\x05 \x01(\t\"\x96\x02\n\x13SelectModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x66\x61llback_models\x18\x03 \x03(\t\x12+\n\x08strategy\x18\x04 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x33\n\ncandidates\x18\x06 \x03(\x0b\x32\x1f.tenth.router.v1.RouteCandidate\x12\x12\n\ncomplexity\x18\x07 \x01(\x01\x12.\n\toverheads\x18\x08 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\"T\n\x0eModelAbilities\x12\r\n\x05tools\x18\x01 \x01(\x08\x12\x13\n\x0bjson_schema\x18\x02 \x01(\x08\x12\x0e\n\x06vision\x18\x03 \x01(\x08\x12\x0e\n\x06korean\x18\x04 \x01(\x08\"\xcc\x01\n\x0c\x43\x61talogModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x03\x12\x32\n\tabilities\x18\x05 \x01(\x0b\x32\x1f.tenth.router.v1.ModelAbilities\x12\x13\n\x0bself_hosted\x18\x06 \x01(\x08\x12\x10\n\x08routable\x18\x07 \x01(\x08\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"u\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.tenth.router.v1.CatalogModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x03 \x01(\t\"J\n\x14ReportOutcomeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x17\n\x15ReportOutcomeResponse\",\n\x19\x44\x65leteUserOutcomesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"3\n\x1a\x44\x65leteUserOutcomesResponse\x12\x15\n\routcome_count\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xc2\x01\n\x10GetStatsResponse\x12N\n\x0f\x64\x65\x63ision_counts\x18\x01 \x03(\x0b\x32\x35.tenth.router.v1.GetStatsResponse.DecisionCountsEntry\x12\'\n\x1funparsable_classification_count\x18\x02 \x01(\x03\x1a\x35\n\x13\x44\x65\x63isionCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*d\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x15\n\x11STRATEGY_FEATURES\x10\x01\x12\x10\n\x0cSTRATEGY_LLM\x10\x02\x12\x15\n\x11STRATEGY_OVERRIDE\x10\x03\x32\xe0\x03\n\rRouterService\x12X\n\x0bSelectModel\x12#.tenth.router.v1.SelectModelRequest\x1a$.tenth.router.v1.SelectModelResponse\x12U\n\nListModels\x12\".tenth.router.v1.ListModelsRequest\x1a#.tenth.router.v1.ListModelsResponse\x12^\n\rReportOutcome\x12%.tenth.router.v1.ReportOutcomeRequest\x1a&.tenth.router.v1.ReportOutcomeResponse\x12m\n\x12\x44\x65leteUserOutcomes\x12*.tenth.router.v1.DeleteUserOutcomesRequest\x1a+.tenth.router.v1.DeleteUserOutcomesResponse\x12O\n\x08GetStats\x12 .tenth.router.v1.GetStatsRequest\x1a!.tenth.router.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctenth/router/v1/router.proto\x12\x0ftenth.router.v1\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\"\x92\x02\n\x12SelectModelRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12+\n\tembedding\x18\x02 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12)\n\x0ctier_ceiling\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x65xcluded_models\x18\x04 \x03(\t\x12+\n\x08strategy\x18\x05 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x1a\n\x12\x63lassifier_attempt\x18\x07 \x01(\x05\"\x98\x01\n\x0eRouteCandidate\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1b\n\x13success_probability\x18\x03 \x01(\x01\x12\x1e\n\x16\x65xpected_cost_nano_usd\x18\x04 \x01(\x03\x12\x17\n\x0frejected_reason\x18\x05 \x01(\t\"\x96\x02\n\x13SelectModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x66\x61llback_models\x18\x03 \x03(\t\x12+\n\x08strategy\x18\x04 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x33\n\ncandidates\x18\x06 \x03(\x0b\x32\x1f.tenth.router.v1.RouteCandidate\x12\x12\n\ncomplexity\x18\x07 \x01(\x01\x12.\n\toverheads\x18\x08 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\"T\n\x0eModelAbilities\x12\r\n\x05tools\x18\x01 \x01(\x08\x12\x13\n\x0bjson_schema\x18\x02 \x01(\x08\x12\x0e\n\x06vision\x18\x03 \x01(\x08\x12\x0e\n\x06korean\x18\x04 \x01(\x08\"\xcc\x01\n\x0c\x43\x61talogModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x03\x12\x32\n\tabilities\x18\x05 \x01(\x0b\x32\x1f.tenth.router.v1.ModelAbilities\x12\x13\n\x0bself_hosted\x18\x06 \x01(\x08\x12\x10\n\x08routable\x18\x07 \x01(\x08\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"u\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.tenth.router.v1.CatalogModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x03 \x01(\t\"J\n\x14ReportOutcomeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x17\n\x15ReportOutcomeResponse\",\n\x19\x44\x65leteUserOutcomesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"3\n\x1a\x44\x65leteUserOutcomesResponse\x12\x15\n\routcome_count\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xc2\x01\n\x10GetStatsResponse\x12N\n\x0f\x64\x65\x63ision_counts\x18\x01 \x03(\x0b\x32\x35.tenth.router.v1.GetStatsResponse.DecisionCountsEntry\x12\'\n\x1funparsable_classification_count\x18\x02 \x01(\x03\x1a\x35\n\x13\x44\x65\x63isionCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*d\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x15\n\x11STRATEGY_FEATURES\x10\x01\x12\x10\n\x0cSTRATEGY_LLM\x10\x02\x12\x15\n\x11STRATEGY_OVERRIDE\x10\x03\x32\xe0\x03\n\rRouterService\x12X\n\x0bSelectModel\x12#.tenth.router.v1.SelectModelRequest\x1a$.tenth.router.v1.SelectModelResponse\x12U\n\nListModels\x12\".tenth.router.v1.ListModelsRequest\x1a#.tenth.router.v1.ListModelsResponse\x12^\n\rReportOutcome\x12%.tenth.router.v1.ReportOutcomeRequest\x1a&.tenth.router.v1.ReportOutcomeResponse\x12m\n\x12\x44\x65leteUserOutcomes\x12*.tenth.router.v1.DeleteUserOutcomesRequest\x1a+.tenth.router.v1.DeleteUserOutcomesResponse\x12O\n\x08GetStats\x12 .tenth.router.v1.GetStatsRequest\x1a!.tenth.router.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_STRATEGY']._serialized_start=1677
-  _globals['_STRATEGY']._serialized_end=1777
+  _globals['_STRATEGY']._serialized_start=1705
+  _globals['_STRATEGY']._serialized_end=1805
   _globals['_SELECTMODELREQUEST']._serialized_start=105
-  _globals['_SELECTMODELREQUEST']._serialized_end=351
-  _globals['_ROUTECANDIDATE']._serialized_start=354
-  _globals['_ROUTECANDIDATE']._serialized_end=506
-  _globals['_SELECTMODELRESPONSE']._serialized_start=509
-  _globals['_SELECTMODELRESPONSE']._serialized_end=787
-  _globals['_MODELABILITIES']._serialized_start=789
-  _globals['_MODELABILITIES']._serialized_end=873
-  _globals['_CATALOGMODEL']._serialized_start=876
-  _globals['_CATALOGMODEL']._serialized_end=1080
-  _globals['_LISTMODELSREQUEST']._serialized_start=1082
-  _globals['_LISTMODELSREQUEST']._serialized_end=1140
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1142
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1259
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1261
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1335
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1337
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1360
-  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_start=1362
-  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_end=1406
-  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_start=1408
-  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_end=1459
-  _globals['_GETSTATSREQUEST']._serialized_start=1461
-  _globals['_GETSTATSREQUEST']._serialized_end=1478
-  _globals['_GETSTATSRESPONSE']._serialized_start=1481
-  _globals['_GETSTATSRESPONSE']._serialized_end=1675
-  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_start=1622
-  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_end=1675
-  _globals['_ROUTERSERVICE']._serialized_start=1780
-  _globals['_ROUTERSERVICE']._serialized_end=2260
+  _globals['_SELECTMODELREQUEST']._serialized_end=379
+  _globals['_ROUTECANDIDATE']._serialized_start=382
+  _globals['_ROUTECANDIDATE']._serialized_end=534
+  _globals['_SELECTMODELRESPONSE']._serialized_start=537
+  _globals['_SELECTMODELRESPONSE']._serialized_end=815
+  _globals['_MODELABILITIES']._serialized_start=817
+  _globals['_MODELABILITIES']._serialized_end=901
+  _globals['_CATALOGMODEL']._serialized_start=904
+  _globals['_CATALOGMODEL']._serialized_end=1108
+  _globals['_LISTMODELSREQUEST']._serialized_start=1110
+  _globals['_LISTMODELSREQUEST']._serialized_end=1168
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1170
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1287
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1289
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1363
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1365
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1388
+  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_start=1390
+  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_end=1434
+  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_start=1436
+  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_end=1487
+  _globals['_GETSTATSREQUEST']._serialized_start=1489
+  _globals['_GETSTATSREQUEST']._serialized_end=1506
+  _globals['_GETSTATSRESPONSE']._serialized_start=1509
+  _globals['_GETSTATSRESPONSE']._serialized_end=1703
+  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_start=1650
+  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_end=1703
+  _globals['_ROUTERSERVICE']._serialized_start=1808
+  _globals['_ROUTERSERVICE']._serialized_end=2288
 # @@protoc_insertion_point(module_scope)

@@ -61,12 +61,15 @@ class SelectModelRequest(_message.Message):
     EXCLUDED_MODELS_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    CLASSIFIER_ATTEMPT_FIELD_NUMBER: _builtins.int
     tier_ceiling: _chat_pb2.Tier.ValueType
     """No model above this tier: the budget's downgrade. Tightens the request's own ceiling."""
     strategy: Global___Strategy.ValueType
     """Force a strategy; unset takes the default."""
     dry_run: _builtins.bool
     """True: explain only."""
+    classifier_attempt: _builtins.int
+    """The attempt number for the `llm` strategy's call, unique over the request's life; 0: 1001."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request, before compression. Its policy's floor, ceiling, model and quality target bind."""
@@ -88,10 +91,11 @@ class SelectModelRequest(_message.Message):
         excluded_models: _abc.Iterable[_builtins.str] | None = ...,
         strategy: Global___Strategy.ValueType = ...,
         dry_run: _builtins.bool = ...,
+        classifier_attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "embedding", b"embedding", "excluded_models", b"excluded_models", "request", b"request", "strategy", b"strategy", "tier_ceiling", b"tier_ceiling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier_attempt", b"classifier_attempt", "dry_run", b"dry_run", "embedding", b"embedding", "excluded_models", b"excluded_models", "request", b"request", "strategy", b"strategy", "tier_ceiling", b"tier_ceiling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

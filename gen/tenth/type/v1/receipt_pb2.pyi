@@ -285,6 +285,7 @@ class ReceiptFacts(_message.Message):
     CACHE_HIT_KIND_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     ATTEMPTS_UNKNOWN_FIELD_NUMBER: _builtins.int
+    PAYLOAD_DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     tenant_id: _builtins.str
@@ -326,6 +327,10 @@ class ReceiptFacts(_message.Message):
     attempts_unknown: _builtins.bool
     """True when the orchestrator does not know what its attempts used (a stream cut off, a caller gone): the ledger
     completes the receipt from inference's own records.
+    """
+    payload_digest: _builtins.str
+    """SHA-256 of what the request asked for, hex. A later receipt of the same request_id replaces an earlier one only
+    for the same payload (a retry that another replica answered); else it is REQUEST_ID_REUSED.
     """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -380,10 +385,11 @@ class ReceiptFacts(_message.Message):
         cache_hit_kind: _builtins.str = ...,
         cancelled: _builtins.bool = ...,
         attempts_unknown: _builtins.bool = ...,
+        payload_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts_unknown", b"attempts_unknown", "baseline_input_token_count", b"baseline_input_token_count", "baseline_model", b"baseline_model", "batch", b"batch", "cache_hit", b"cache_hit", "cache_hit_kind", b"cache_hit_kind", "cancelled", b"cancelled", "create_time", b"create_time", "end_time", b"end_time", "failed", b"failed", "hops", b"hops", "model", b"model", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantized", b"quantized", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tenant_id", b"tenant_id", "tier", b"tier", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts_unknown", b"attempts_unknown", "baseline_input_token_count", b"baseline_input_token_count", "baseline_model", b"baseline_model", "batch", b"batch", "cache_hit", b"cache_hit", "cache_hit_kind", b"cache_hit_kind", "cancelled", b"cancelled", "create_time", b"create_time", "end_time", b"end_time", "failed", b"failed", "hops", b"hops", "model", b"model", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantized", b"quantized", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tenant_id", b"tenant_id", "tier", b"tier", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
