@@ -186,9 +186,9 @@ def _report(result: Result, loads: dict[tuple[str, str, int], Load], embed: dict
         if system == "ours":
             wanted = {"exact_hit": "exact", "semantic_hit": "semantic", "miss": "miss"}[kind]
             result.add(f"{name}as_intended{suffix}", load.outcomes.get(wanted, 0) / n, "ratio", n)
-    for kind, (milliseconds, n) in embed.items():
-        if n:
-            result.add(f"{kind}/ours/embed_cpu_ms", milliseconds / n, "ms", int(n))
+    for kind, (milliseconds, asked) in embed.items():
+        if asked:
+            result.add(f"{kind}/ours/embed_cpu_ms", milliseconds / asked, "ms", int(asked))
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

@@ -114,6 +114,7 @@ class Client:
         user_id: str = "",
         project_id: str = "",
         tags: Mapping[str, str] | None = None,
+        namespace: str = "",
         request_id: str = "",
         timeout: float | None = None,  # noqa: ASYNC109  (becomes the RPC's deadline, which the mesh passes on)
         traceparent: str = "",
@@ -124,7 +125,17 @@ class Client:
         ``timeout`` is seconds over all attempts; ``traceparent`` joins the request to the caller's own trace.
         """
         request = self._request(
-            messages, tools, response_format, sampling, retrieved_chunks, policy, user_id, project_id, tags, request_id
+            messages,
+            tools,
+            response_format,
+            sampling,
+            retrieved_chunks,
+            policy,
+            user_id,
+            project_id,
+            tags,
+            namespace,
+            request_id,
         )
         call = orchestrator_pb2.GenerateCompletionRequest(request=request)
         response: orchestrator_pb2.GenerateCompletionResponse = await self._call(
@@ -150,6 +161,7 @@ class Client:
         user_id: str = "",
         project_id: str = "",
         tags: Mapping[str, str] | None = None,
+        namespace: str = "",
         request_id: str = "",
         timeout: float | None = None,  # noqa: ASYNC109  (becomes the RPC's deadline, which the mesh passes on)
         traceparent: str = "",
@@ -161,7 +173,17 @@ class Client:
         request; what was emitted is billed.
         """
         request = self._request(
-            messages, tools, response_format, sampling, retrieved_chunks, policy, user_id, project_id, tags, request_id
+            messages,
+            tools,
+            response_format,
+            sampling,
+            retrieved_chunks,
+            policy,
+            user_id,
+            project_id,
+            tags,
+            namespace,
+            request_id,
         )
         call = orchestrator_pb2.StreamGenerateCompletionRequest(request=request)
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
@@ -238,6 +260,7 @@ class Client:
         user_id: str,
         project_id: str,
         tags: Mapping[str, str] | None,
+        namespace: str,
         request_id: str,
     ) -> chat_pb2.CompletionRequest:
         request = chat_pb2.CompletionRequest()
@@ -258,6 +281,7 @@ class Client:
         request.user_id = user_id or request.user_id
         request.project_id = project_id or request.project_id
         request.tags.update(tags or {})
+        request.namespace = namespace or request.namespace
         request.request_id = request_id or request.request_id or str(uuid.uuid4())
         return request
 

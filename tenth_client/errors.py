@@ -51,10 +51,9 @@ class TenthClientError(Exception):
     def retryable(self) -> bool:
         """True when the same request (same request_id) may be sent again.
 
-        A failure that says what was spent has ended that request: its receipt is written, and only a new
-        request_id may follow. Without it the request was never begun, or its connection broke.
+        Whatever an earlier try has spent stays on the request's receipt, and nothing that was answered is paid twice.
         """
-        return self.code is grpc.StatusCode.UNAVAILABLE and self.spent is None
+        return self.code is grpc.StatusCode.UNAVAILABLE
 
 
 def decode(error: grpc.aio.AioRpcError) -> TenthClientError:

@@ -161,9 +161,9 @@ class Embedder:
 
 
 def load_encoder(models_dir: Path, name: str) -> Encoder:
-    """The encoder of a model folder: its ONNX graph where there is one, else its weights on numpy, else the library.
+    """The encoder of a model folder: its ONNX graph where there is one, else sentence-transformers itself.
 
-    All of them give the same vectors (to 1e-6), so the choice is no part of the embedder's version.
+    Both give the same vectors (to 1e-6), so the choice is no part of the embedder's version.
     Raises EMBEDDER_MISSING, EMBEDDER_UNSUPPORTED.
     """
     folder = models_dir / name
@@ -176,14 +176,9 @@ def load_encoder(models_dir: Path, name: str) -> Encoder:
             from services.cache.onnx import OnnxEncoder
 
             return OnnxEncoder(folder)
-        from services.cache.bert import BertEncoder, UnsupportedModelError
+        from services.cache.sentence_transformers import SentenceTransformersEncoder
 
-        try:
-            return BertEncoder(folder)
-        except UnsupportedModelError:
-            from services.cache.sentence_transformers import SentenceTransformersEncoder
-
-            return SentenceTransformersEncoder(folder)
+        return SentenceTransformersEncoder(folder)
     except Exception as error:
         # A broken graph, a torn file, an absent library: each runtime has errors of its own for them.
         raise TenthError(

@@ -51,8 +51,8 @@ def question_from_proto(request: chat_pb2.CompletionRequest, tenant_id: str) -> 
     )
 
 
-def answer_from_proto(completion: chat_pb2.Completion) -> Answer:
-    """What of an answer decides whether it is stored."""
+def answer_from_proto(completion: chat_pb2.Completion, limit: int = 0) -> Answer:
+    """What of an answer decides whether it is stored; ``limit`` is the request's max_output_tokens, 0 for none."""
     message = completion.message
     text = any(part.text.strip() for part in message.parts)
     return Answer(
@@ -60,6 +60,7 @@ def answer_from_proto(completion: chat_pb2.Completion) -> Answer:
         model=completion.model,
         tier=int(completion.tier),
         is_empty=not text and not message.tool_calls,
+        reached_limit=0 < limit <= completion.usage.output_token_count,
     )
 
 

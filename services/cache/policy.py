@@ -83,6 +83,8 @@ class Answer:
     model: str
     tier: int
     is_empty: bool
+    reached_limit: bool = False
+    """As long as the request's own max_output_tokens allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +164,10 @@ def not_stored_reason(question: Question, answer: Answer, share_only: bool) -> N
         return NotStoredReason.SHARE_ONLY
     if question.cache_mode == MODE_READ:
         return NotStoredReason.CACHE_MODE_READ
-    if answer.finish_reason == FINISH_LENGTH:
+    # Cut at the limit that the request itself names (it is part of the key), an answer is what was asked for.
+    if answer.finish_reason == FINISH_LENGTH and not answer.reached_limit:
         return NotStoredReason.TRUNCATED
-    if answer.finish_reason not in (FINISH_STOP, FINISH_TOOL_CALLS):
+    if answer.finish_reason not in (FINISH_STOP, FINISH_LENGTH, FINISH_TOOL_CALLS):
         return NotStoredReason.UNFINISHED
     if answer.is_empty:
         return NotStoredReason.EMPTY

@@ -312,7 +312,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
 
     async def _keep(self, asked: Asked, request: cache_pb2.StoreCompletionRequest) -> cache_pb2.StoreCompletionResponse:
         reason: str | None = bypass_reason(asked.question, self._policy)
-        reason = reason or not_stored_reason(asked.question, answer_from_proto(request.completion), request.share_only)
+        answer = answer_from_proto(request.completion, request.request.sampling.max_output_tokens)
+        reason = reason or not_stored_reason(asked.question, answer, request.share_only)
         if reason is not None:
             annotate({"tenth.cache.not_stored_reason": str(reason)})
             return cache_pb2.StoreCompletionResponse(not_stored_reason=str(reason))

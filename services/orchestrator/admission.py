@@ -75,7 +75,8 @@ class Admission:
         prices = self._snapshot.prices(created)
         price_of(tenant.baseline_model, prices)
         self._rate.admit(identity.tenant_id, tenant.max_requests_per_minute)
-        if not request.sampling.HasField("max_output_tokens"):
+        caller_set_limit = request.sampling.HasField("max_output_tokens")
+        if not caller_set_limit:
             request.sampling.max_output_tokens = self._settings.default_max_output_tokens
         return Call(
             request=request,
@@ -89,6 +90,7 @@ class Admission:
             streaming=streaming,
             # Attempts are numbered from a random base: a retry of the same request on another replica, or after a
             # crash, must never share a number with an attempt that was really paid for.
+            caller_set_limit=caller_set_limit,
             attempt_base=self._random.randrange(2, 2_000_000) * 1000,
         )
 

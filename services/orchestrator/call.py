@@ -77,6 +77,8 @@ class Call:
     trace_id: str
     streaming: bool
     attempt_base: int
+    caller_set_limit: bool = True
+    """False when max_output_tokens is the deployment's default."""
     hops: list[receipt_pb2.Hop] = field(default_factory=list)
     overheads: list[receipt_pb2.OverheadItem] = field(default_factory=list)
     compute_micros: int = 0

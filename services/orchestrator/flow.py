@@ -305,8 +305,10 @@ class Flow:
     def _store_refusal(self, call: Call, route: Route, completion: chat_pb2.Completion) -> str:
         mode = call.request.policy.cache_mode
         return policy.store_refusal(
-            finish_reason_is_complete=completion.finish_reason
-            in (chat_pb2.FINISH_REASON_STOP, chat_pb2.FINISH_REASON_TOOL_CALLS),
+            complete=completion.finish_reason in (chat_pb2.FINISH_REASON_STOP, chat_pb2.FINISH_REASON_TOOL_CALLS)
+            or policy.as_long_as_asked(
+                completion.usage.output_token_count, call.request.sampling.max_output_tokens, call.caller_set_limit
+            ),
             downgraded=call.downgraded,
             fell_back=bool(call.excluded),
             router_degraded=route.degraded,

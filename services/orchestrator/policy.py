@@ -71,13 +71,11 @@ def lower_tier(tier: int, floor: int) -> int:
     return below if below >= (floor or SIMPLE) else 0
 
 
-def store_refusal(
-    *, finish_reason_is_complete: bool, downgraded: bool, fell_back: bool, router_degraded: bool, writes: bool
-) -> str:
+def store_refusal(*, complete: bool, downgraded: bool, fell_back: bool, router_degraded: bool, writes: bool) -> str:
     """Why an answer is only shared with its followers and not stored; empty when it may be stored."""
     if not writes:
         return "cache_mode"
-    if not finish_reason_is_complete:
+    if not complete:
         return "truncated"
     if downgraded:
         return "downgraded"
@@ -86,6 +84,14 @@ def store_refusal(
     if router_degraded:
         return "router_down"
     return ""
+
+
+def as_long_as_asked(output_tokens: int, limit: int, caller_set_limit: bool) -> bool:
+    """True when an answer was cut at the caller's own limit: the next one who asks with that limit gets the same.
+
+    An answer cut anywhere else (our default, the model's window) is less than was asked for.
+    """
+    return caller_set_limit and output_tokens >= limit
 
 
 def estimate_tokens(text_chars: int, non_ascii_chars: int) -> int:

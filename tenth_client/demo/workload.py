@@ -16,7 +16,7 @@ from tenth.type.v1 import chat_pb2
 
 from tenth_client.openai_format import completion_request
 
-MAX_TOKENS = 48
+MAX_TOKENS = 24
 """Output tokens per answer: enough to read, few enough for two cores."""
 _SEED = 20261122
 _REPEATS = {"faq_en": 18, "faq_ko": 10, "rag": 4}

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
 from mesh.testing import KEY, dial, write_callers
-from services.cache.bert import BertEncoder
 from services.cache.embedding import load_encoder
 
 MODELS = Path(os.environ.get("TENTH_MODELS_DIR", ".models"))
@@ -110,11 +108,10 @@ async def test_a_missing_model_folder_ends_the_start_naming_the_remedy(tmp_path:
         assert str(tmp_path / "none" / "all-MiniLM-L6-v2").encode() in errors
 
 
-@pytest.mark.parametrize("kind", ["numpy", "onnx"])
-def test_vectors_are_those_of_sentence_transformers(kind: str) -> None:
-    if kind == "onnx" and not (MODEL / "onnx" / "model.onnx").exists():
-        pytest.skip("this folder was made without a graph")
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+def test_vectors_are_those_of_sentence_transformers() -> None:
+    from services.cache.onnx import OnnxEncoder
+    from services.cache.sentence_transformers import SentenceTransformersEncoder
+
     texts = [
         "How do I reset my password?",
         "비밀번호를 어떻게 바꾸나요?",
@@ -122,16 +119,19 @@ def test_vectors_are_those_of_sentence_transformers(kind: str) -> None:
         "",
         "A text beyond two hundred and fifty-six tokens is cut. " * 40,
     ]
-    encoder = BertEncoder(MODEL) if kind == "numpy" else load_encoder(MODELS, MODEL.name)
-    own = encoder.encode(texts)
-    reference = sentence_transformers.SentenceTransformer(str(MODEL), device="cpu")
-    expected = reference.encode(texts, normalize_embeddings=True)
+    encoder = load_encoder(MODELS, MODEL.name)
+    assert isinstance(encoder, OnnxEncoder), "make models exports the graph"
+    reference = SentenceTransformersEncoder(MODEL)
+    own, expected = encoder.encode(texts), reference.encode(texts)
     assert np.abs(own - expected).max() < 2e-6
     assert own.shape == (5, 384)
+    assert (encoder.dimension, encoder.max_tokens) == (reference.dimension, reference.max_tokens)
+    assert not reference.reads_korean()
+    assert not reference.fits("word " * 300)
 
 
 def test_minilm_is_known_not_to_read_korean() -> None:
-    encoder = BertEncoder(MODEL)
+    encoder = load_encoder(MODELS, MODEL.name)
     assert not encoder.reads_korean()
     assert encoder.fits("short")
     assert not encoder.fits("word " * 300)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.orchestrator.policy import (
     KnownModel,
+    as_long_as_asked,
     estimate_tokens,
     fallback_model,
     lower_tier,
@@ -88,7 +89,7 @@ def test_the_next_tier_down(tier: int, floor: int, expected: int) -> None:
     [
         ({}, ""),
         ({"writes": False}, "cache_mode"),
-        ({"finish_reason_is_complete": False}, "truncated"),
+        ({"complete": False}, "truncated"),
         ({"downgraded": True}, "downgraded"),
         ({"fell_back": True}, "fallback"),
         ({"router_degraded": True}, "router_down"),
@@ -96,7 +97,7 @@ def test_the_next_tier_down(tier: int, floor: int, expected: int) -> None:
 )
 def test_which_answers_are_not_stored(fact: dict[str, bool], reason: str) -> None:
     facts = {
-        "finish_reason_is_complete": True,
+        "complete": True,
         "downgraded": False,
         "fell_back": False,
         "router_degraded": False,
@@ -138,3 +139,13 @@ def test_a_tokenizers_error_is_no_saving(original: int, sent: int, used: int) ->
 )
 def test_the_original_in_the_answering_models_tokens(original: int, sent: int, used: int, expected: int) -> None:
     assert original_tokens(original, sent, used) == expected
+
+
+@pytest.mark.parametrize(
+    ("output_tokens", "limit", "caller_set_limit", "expected"),
+    [(48, 48, True, True), (47, 48, True, False), (1024, 1024, False, False)],
+)
+def test_an_answer_cut_at_the_callers_own_limit_is_what_was_asked_for(
+    output_tokens: int, limit: int, caller_set_limit: bool, expected: bool
+) -> None:
+    assert as_long_as_asked(output_tokens, limit, caller_set_limit) is expected
