@@ -225,7 +225,7 @@ class _Answer:
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
-            "finish_reason": None if half else reason,
+            "finish_reason": None if half else self._ending(text, reason),
             "logprobs": None,
         }
         return JSONResponse(
@@ -247,7 +247,7 @@ class _Answer:
                         yield _event(head, {"content": piece})
                         if half:
                             return
-            yield _event(head, {}, reason)
+            yield _event(head, {}, self._ending(text, reason))
             done = True
             usage = self._served(text, whole=True)
             if (self._body.get("stream_options") or {}).get("include_usage"):
@@ -258,6 +258,10 @@ class _Answer:
         finally:
             if not done and text:
                 self._served(text, whole=False)
+
+    def _ending(self, text: str, reason: str) -> str:
+        """The writer counts by its own tokenizer: what is short of the limit by ours was not cut by it."""
+        return "stop" if reason == "length" and len(encode(text)) < self._limit else reason
 
     def _served(self, text: str, *, whole: bool) -> dict[str, Any]:
         usage = usage_object(self._prompt, self._cached, len(encode(text)))

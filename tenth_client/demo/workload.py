@@ -54,13 +54,15 @@ def _of_kind(kind: str, source: dict[str, Any], max_tokens: int) -> Iterator[dic
                 yield _body("support", language, [question], max_tokens, source[f"support_system_{language}"])
     elif kind == "rag":
         for language in ("en", "ko"):
-            for entry in source[f"rag_{language}"]:
+            found = [_passages(entry) for entry in source[f"rag_{language}"]]
+            for place, entry in enumerate(source[f"rag_{language}"]):
+                # As retrievers do it: the right document's passages among those of two others.
+                others = [found[(place + step) % len(found)] for step in (1, 2)]
+                passages = [*others[0], *found[place], *others[1]]
                 for question in entry["questions"]:
                     body = _body("rag", language, [question], max_tokens, source[f"rag_system_{language}"])
-                    body["tenth"]["retrieved_chunks"] = [
-                        {"chunk_id": f"{entry['document']}-{number}", "text": text, "document_id": entry["document"]}
-                        for number, text in enumerate(entry["chunks"], start=1)
-                    ]
+                    body["tenth"]["retrieved_chunks"] = passages
+                    body["tenth"]["policy"] = {"compression_mode": "balanced"}
                     yield body
     elif kind == "long":
         for language in ("en", "ko"):
@@ -74,6 +76,13 @@ def _of_kind(kind: str, source: dict[str, Any], max_tokens: int) -> Iterator[dic
         for language in ("en", "ko"):
             for question in source[f"{kind}_{language}"]:
                 yield _body(kind, language, [question], max_tokens)
+
+
+def _passages(entry: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {"chunk_id": f"{entry['document']}-{number}", "text": text, "document_id": entry["document"]}
+        for number, text in enumerate(entry["chunks"], start=1)
+    ]
 
 
 def _body(application: str, language: str, turns: list[str], max_tokens: int, system: str = "") -> dict[str, Any]:
