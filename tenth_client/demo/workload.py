@@ -20,7 +20,7 @@ MAX_TOKENS = 24
 """Output tokens per answer: enough to read, few enough for two cores."""
 _SEED = 20261122
 _REPEATS = {"faq_en": 18, "faq_ko": 10, "rag": 4}
-"""How many are asked again word for word."""
+"""How many are asked again, word for word or with a greeting."""
 
 
 def bodies(max_tokens: int = MAX_TOKENS) -> list[dict[str, Any]]:
@@ -35,9 +35,10 @@ def bodies(max_tokens: int = MAX_TOKENS) -> list[dict[str, Any]]:
         made.extend(some)
         repeated.extend(order.sample(some, _REPEATS.get(kind, 0)))
     order.shuffle(made)
-    for body in repeated:
-        # Asked again at some later point than the first time.
-        made.insert(order.randint(made.index(body) + 1, len(made)), body)
+    for number, body in enumerate(repeated):
+        # Asked again at some later point than the first time, every third time with a greeting before it.
+        again = _greeted(body) if number % 3 == 2 else body
+        made.insert(order.randint(made.index(body) + 1, len(made)), again)
     return made
 
 
@@ -76,6 +77,14 @@ def _of_kind(kind: str, source: dict[str, Any], max_tokens: int) -> Iterator[dic
         for language in ("en", "ko"):
             for question in source[f"{kind}_{language}"]:
                 yield _body(kind, language, [question], max_tokens)
+
+
+def _greeted(body: dict[str, Any]) -> dict[str, Any]:
+    *before, last = body["messages"]
+    question = str(last["content"])
+    korean = body["tenth"]["tags"]["language"] == "ko"
+    greeting = f"안녕하세요. {question}" if korean else f"Hello, {question[0].lower()}{question[1:]}"
+    return {**body, "messages": [*before, {**last, "content": greeting}]}
 
 
 def _passages(entry: dict[str, Any]) -> list[dict[str, str]]:

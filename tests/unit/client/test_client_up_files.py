@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tenth_client.connection import Connection, Tls, find, target
-from tenth_client.demo import workload
+from tenth_client.demo import table, workload
 from tenth_client.local import PORTS, free_ports, missing_local_model, with_local_caller, without_local_model
 from tenth_client.processes import StartError
 from tenth_client.rpc import replicas
@@ -196,5 +196,31 @@ def test_workload() -> None:
     korean = sum(body["tenth"]["tags"]["language"] == "ko" for body in bodies)
     assert 60 <= korean <= 75
     seen = Counter(json.dumps(body, sort_keys=True) for body in bodies)
-    assert sum(count - 1 for count in seen.values()) == 32, "exact repeats"
-    assert all(request.sampling.max_output_tokens == 48 for request in workload.requests())
+    assert sum(count - 1 for count in seen.values()) == 22, "exact repeats; ten more come with a greeting"
+    assert all(request.sampling.max_output_tokens == workload.MAX_TOKENS for request in workload.requests())
+
+
+def test_the_waterfall_is_written_into_the_page(tmp_path: Path) -> None:
+    report = {
+        "requests": 2,
+        "failed": 0,
+        "baseline_models": ["big"],
+        "baseline_nano_usd": 2_000_000_000,
+        "savings_nano_usd": {"cache": 500_000_000, "prompt_cache": -1_000_000},
+        "overhead_nano_usd": 1,
+        "actual_nano_usd": 1_501_000_001,
+        "cache_hits": 1,
+        "hit_kinds": {"exact": 1},
+        "latency_ms": {"p50": 1234.0, "p95": 2000.0},
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- demo:begin -->\nold\n<!-- demo:end -->\nafter\n")
+    assert table.main(["--report", str(tmp_path / "report.json"), str(page)]) == 0
+    text = page.read_text()
+    assert "| - cache | -0.500000 | -25.0% |" in text
+    assert "| = actual | 1.501000 | 75.1% |" in text
+    assert "old" not in text
+    assert text.startswith("before\n<!-- demo:begin -->\n")
+    page.write_text("no block")
+    assert table.main(["--report", str(tmp_path / "report.json"), str(page)]) == 1
