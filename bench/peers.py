@@ -67,7 +67,13 @@ def _spawn(environment: Path, upstream_url: str, port: int, folder: Path) -> Pro
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "litellm.yaml"
     file.write_text(yaml.safe_dump(config))
-    environ = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"}
+    environ = {
+        **os.environ,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_MODE": "PRODUCTION",
+        "NO_DOCS": "True",
+    }
     with (folder / "litellm.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  (the command is ours)
             [str(executable), "--config", str(file), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"],
