@@ -125,7 +125,7 @@ class Sweeper:
             parsed = [parse_attempt(row.event) for row in rows]
             before = visible(connection, [request_id]).get((tenant_id, request_id))
             if before is not None and before.origin == ORCHESTRATOR:
-                return self._complete(connection, before, [each for _, each in parsed], request_id, now)
+                return self._complete(connection, before, [each for _, each in parsed], request_id, now, held)
             settled = self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
             if settled is None:
                 return Swept()
@@ -141,9 +141,18 @@ class Sweeper:
         return await self._book.store.write(operation)
 
     def _complete(
-        self, connection: Connection, before: Visible, recorded: Sequence[Attempt], request_id: str, now: int
+        self,
+        connection: Connection,
+        before: Visible,
+        recorded: Sequence[Attempt],
+        request_id: str,
+        now: int,
+        held: Sequence[Row[Any]],
     ) -> Swept:
-        """Put attempts that a settled receipt does not account for on it, as overhead."""
+        """Put attempts that a settled receipt does not account for on it, as overhead.
+
+        ``held`` are expired reservations, of a retry that came to nothing.
+        """
         missing = [each for each in recorded if each.attempt not in before.attempts]
         due = max((each.event_ns for each in missing), default=0) + self._attempt_ttl_ns + self._grace_ns
         spent = spent_by_attempts(missing, assume_worst=now >= due)
@@ -154,7 +163,7 @@ class Sweeper:
         owed = [each for each in spent if each.attempt.usage != Usage()]
         if not owed:
             forget(connection, key)
-            return Swept()
+            return _release(connection, held, now)
         blob = connection.execute(
             select(receipt_events.c.receipt).where(receipt_events.c.id == before.event_id)
         ).scalar_one()
@@ -167,10 +176,10 @@ class Sweeper:
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
             put_off(connection, key, now)
-            return Swept()
+            return _release(connection, held, now)
         # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
         complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now)
-        return Swept(reconciled=1)
+        return Swept(released=len(held), reconciled=1)
 
     def _settlement(
         self,
