@@ -94,6 +94,8 @@ class Balances:
             self._connection.execute(_UPDATE, rows)
         if fresh:
             self._connection.execute(insert(budget_windows), fresh)
+        for sums in self._sums.values():
+            sums.stored, sums.changed = True, False
 
     def _covering(self, scope: Scope) -> Iterable[Budget]:
         return (each for each in self._budgets if each.covers(scope.tenant_id, scope.user_id, scope.project_id))
