@@ -19,7 +19,14 @@ from services.ledger.errors import Reason, request_id_reused, unknown_tenant
 from services.ledger.policy import Decision, Verdict, decide
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import AttemptRecord, Settlement
-from services.ledger.settling import ORCHESTRATOR, close_reservations, settle_in, track, visible
+from services.ledger.settling import (
+    ORCHESTRATOR,
+    RECONCILED,
+    close_reservations,
+    settle_in,
+    track,
+    visible,
+)
 from services.ledger.store import Store
 from services.ledger.tables import OPEN, attempts, receipts, reservations, tenants
 
@@ -79,7 +86,9 @@ class Book:
             if state is None:
                 raise unknown_tenant(scope.tenant_id, "identity.tenant_id")
             retry = bool(wanted.payload_digest)
-            if state.origin is not None and not (retry and state.receipt_digest == wanted.payload_digest):
+            # A receipt made from attempts says only what a lost try has spent; it is no answer.
+            settled = state.origin not in (None, RECONCILED)
+            if settled and not (retry and state.receipt_digest == wanted.payload_digest):
                 raise request_id_reused(wanted.request_id, "it is settled already")
             balances = Balances.load(connection, [scope.tenant_id])
             if state.reservation_id is not None:
