@@ -66,7 +66,7 @@ class Sweeper:
             except TenthError as error:
                 log.warning("sweep put off: %s", error)
             except Exception:
-                # One broken record must not stop the reconciling of all others; the log has it.
+                # Whatever it is, giving up would leave every later reservation open.
                 log.exception("sweep failed")
 
     async def sweep(self) -> Swept:
@@ -90,7 +90,15 @@ class Sweeper:
                 )
             ).all()
         keys = dict.fromkeys((row.tenant_id, row.request_id) for row in (*expired, *quiet))
-        results = [await self._reconcile(*key) for key in keys]
+        results = []
+        for key in keys:
+            try:
+                results.append(await self._reconcile(*key))
+            except TenthError:
+                raise  # The store is away: the next sweep will do.
+            except Exception:
+                # One broken record must not stop the reconciling of all others; the log has it.
+                log.exception("request %s of %s could not be reconciled", key[1], key[0])
         swept = Swept(
             released=sum(each.released for each in results), reconciled=sum(each.reconciled for each in results)
         )
