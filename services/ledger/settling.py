@@ -70,19 +70,22 @@ def settle_in(
     winners: dict[Key, Settlement] = {}
     results: list[TenthError | None] = []
     accepted: set[Key] = set()
+    ended: set[Key] = set()
     for each in settlements:
         before = winners.get(each.key) or there.get(each.key)
         if before is None or (isinstance(before, Visible) and before.origin == RECONCILED):
             winners[each.key] = each
+            ended.add(each.key)
         elif before.digest != each.digest and origin == ORCHESTRATOR:
             if not each.payload_digest or each.payload_digest != before.payload_digest:
                 results.append(request_id_reused(each.request_id, "it was settled with another receipt"))
                 continue
             if _replaces(each, before):
                 winners[each.key] = each
+            ended.add(each.key)
         accepted.add(each.key)
         results.append(None)
-    _write(connection, winners, there, origin, accepted, now)
+    _write(connection, winners, there, origin, ended, now)
     covered = {key: (found.origin, found.attempts) for key, found in there.items()}
     covered |= {key: (origin, winner.attempts) for key, winner in winners.items()}
     track(connection, accepted, covered, now)
@@ -155,26 +158,28 @@ def _write(
     winners: Mapping[Key, Settlement],
     there: Mapping[Key, Visible],
     origin: str,
-    accepted: Collection[Key],
+    ended: Collection[Key],
     now: int,
 ) -> None:
-    if not winners:
+    """``ended`` are the requests that hold nothing any more: a receipt delivered again does not end a retry."""
+    if not ended:
         return
     fresh = [each for key, each in winners.items() if key not in there]
     corrected = [(each, there[key]) for key, each in winners.items() if key in there]
     held = [
         row
-        for row in connection.execute(_HELD, {"requests": sorted({request for _, request in accepted})})
-        if (row.tenant_id, row.request_id) in accepted
+        for row in connection.execute(_HELD, {"requests": sorted({request for _, request in ended})})
+        if (row.tenant_id, row.request_id) in ended
     ]
-    balances = Balances.load(connection, {tenant_id for tenant_id, _ in accepted})
+    balances = Balances.load(connection, {tenant_id for tenant_id, _ in ended})
     # Windows are read (or derived) before the change that they sum.
     for each in winners.values():
         balances.touch(each.scope, each.create_ns)
     for _, before in corrected:
         balances.touch(before.scope, before.create_ns)
     close_reservations(connection, balances, held, "settled", now)
-    _write_receipts(connection, fresh, corrected, origin, now)
+    if winners:
+        _write_receipts(connection, fresh, corrected, origin, now)
     for each in winners.values():
         balances.add(each.scope, each.create_ns, spent=each.actual)
     for _, before in corrected:
