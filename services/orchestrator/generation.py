@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import cast
 
 from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
 from tenth.type.v1 import chat_pb2
@@ -80,19 +82,21 @@ class Generation:
         answer = Assembly()
         skip = call.sent_text
         stream = self._inference.StreamGenerateText(inference_pb2.StreamGenerateTextRequest(generation=request))
-        async for event in stream:
-            kind = event.WhichOneof("event")
-            if kind == "delta":
-                answer.add(event.delta)
-                fresh = _after_prefix(answer.text, skip, event.delta) if skip else event.delta
-                if fresh is not None:
-                    skip = ""
-                    call.note_sent(answer.text, event.delta)
-                    emit(fresh)
-            elif kind == "finished":
-                if skip and answer.text != skip:
-                    raise broken()  # The second answer ended before the part that the caller has already read.
-                return Generated(answer.completion(route.model, event.finished), event.finished.quantized)
+        # Closed here and now: a stream given up in the middle would have the model go on until it is collected.
+        async with aclosing(cast(AsyncGenerator[inference_pb2.StreamGenerateTextResponse], stream)) as events:
+            async for event in events:
+                kind = event.WhichOneof("event")
+                if kind == "delta":
+                    answer.add(event.delta)
+                    fresh = _after_prefix(answer.text, skip, event.delta) if skip else event.delta
+                    if fresh is not None:
+                        skip = ""
+                        call.note_sent(answer.text, event.delta)
+                        emit(fresh)
+                elif kind == "finished":
+                    if skip and answer.text != skip:
+                        raise broken()  # The second answer ended before the part that the caller has already read.
+                    return Generated(answer.completion(route.model, event.finished), event.finished.quantized)
         raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
 
 
