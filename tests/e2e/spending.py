@@ -16,7 +16,8 @@ from tenth.type.v1 import receipt_pb2
 
 from tenth_client.up import Mesh
 
-_STILL_SECONDS = 1.0
+_STILL_SECONDS = 0.7
+"""Longer than records are collected on their way to the ledger, and than its sweeps in a quick mesh."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ async def read(mesh: Mesh) -> Books:
 
 
 async def rest(mesh: Mesh, seconds: float = 40.0) -> Books:
-    """Wait until nothing is open and the books have not changed for a second."""
+    """Wait until nothing is open and the books have not changed for a while."""
     until = time.monotonic() + seconds
     kept, since = await read(mesh), time.monotonic()
     while True:
