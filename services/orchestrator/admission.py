@@ -35,8 +35,10 @@ class RateLimiter:
             return
         now = self._now()
         level, since = self._buckets.get(tenant_id, (float(per_minute), now))
-        level = min(per_minute, level + (now - since) * per_minute / 60)
+        # A clock that is set back gives nothing and takes nothing: the tenant must not wait until it has caught up.
+        level = min(per_minute, level + max(now - since, 0.0) * per_minute / 60)
         if level < 1:
+            self._buckets[tenant_id] = (level, now)
             raise TenthError(
                 Code.RESOURCE_EXHAUSTED,
                 Reason.RATE_LIMITED,
