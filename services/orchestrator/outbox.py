@@ -143,8 +143,14 @@ class Outbox:
             await self._waiting.wait()
             await asyncio.sleep(gather_seconds)
             self._waiting.clear()
-            while await self.flush(settle, batch_size):
-                continue
+            try:
+                while await self.flush(settle, batch_size):
+                    continue
+            except sqlite3.Error:
+                # A full disk, for one: giving up would strand every later receipt.
+                log.exception("the outbox cannot be read or marked")
+                await asyncio.sleep(1.0)
+                self._waiting.set()
 
     async def flush(self, settle: Settle, batch_size: int) -> bool:
         """Settle one batch. True when there may be more."""
