@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 import uuid
 from collections.abc import Sequence
 
@@ -187,8 +188,12 @@ def _labels(request: chat_pb2.CompletionRequest) -> None:
     if request.namespace and not _NAMESPACE.fullmatch(request.namespace):
         raise invalid_argument('1 to 64 letters, digits, ".", "_" or "-"', field="request.namespace")
     for name in ("user_id", "project_id"):
-        if len(getattr(request, name)) > _MAX_ID:
+        value = getattr(request, name)
+        if len(value) > _MAX_ID:
             raise invalid_argument(f"at most {_MAX_ID} characters", field=f"request.{name}")
+        # The ledger would refuse the receipt, when the answer is paid for.
+        if any(unicodedata.category(letter) == "Cc" for letter in value):
+            raise invalid_argument("holds a control character", field=f"request.{name}")
 
 
 def _chunks(chunks: Sequence[chat_pb2.RetrievedChunk]) -> None:
