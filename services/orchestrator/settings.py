@@ -57,7 +57,10 @@ class OrchestratorSettings(BaseSettings):
     )
     max_attempts: int = Field(default=3, ge=1, le=10, description="Models tried for one request")
     reservation_ttl_seconds: float = Field(
-        default=600.0, gt=0, description="How long a reservation stands before the ledger reconciles it, seconds"
+        default=600.0,
+        gt=0,
+        le=86_400,
+        description="How long a reservation stands before the ledger reconciles it, seconds, 0..86400",
     )
     replay_ttl_seconds: float = Field(
         default=600.0, gt=0, description="How long an answer is kept for a retry with the same request_id, seconds"
@@ -65,5 +68,5 @@ class OrchestratorSettings(BaseSettings):
     max_prompt_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest prompt, UTF-8 bytes")
     settle_batch_size: int = Field(default=200, ge=1, le=500, description="Receipts settled in one call")
     settle_interval_seconds: float = Field(
-        default=0.05, gt=0, description="Time that receipts gather before they are settled, seconds"
+        default=0.25, gt=0, description="Time that receipts gather before they are settled, seconds"
     )
