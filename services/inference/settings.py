@@ -51,7 +51,7 @@ class InferenceSettings(BaseSettings):
     circuit_failures: int = Field(default=3, ge=1, description="Failures in a row after which a model counts as down")
     circuit_open_seconds: float = Field(default=3.0, gt=0, description="Time before a model that is down is probed")
     delivery_interval_seconds: float = Field(
-        default=0.2, gt=0, description="Time that attempts are collected before they are sent to the ledger, seconds"
+        default=0.5, gt=0, description="Time that attempts are collected before they are sent to the ledger, seconds"
     )
     attempt_log_sync: bool = Field(
         default=False,

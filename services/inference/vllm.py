@@ -98,7 +98,10 @@ class VllmBackend:
     def start(self) -> None:
         """Begin loading the model; ``unavailable_reason`` says how far it is."""
         if not (self._options.folder / "config.json").is_file():
-            self._reason = f"there is no model folder {self._options.folder}; `make models` builds it"
+            self._reason = (
+                f"there is no model folder {self._options.folder}; `make models` builds the shipped ones, "
+                "`python -m models.build ORG/NAME` fetches one from the hub"
+            )
             log.error("%s: %s", self.model, self._reason)
             return
         self._reason = "the engine is starting"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.build import STAMP, BuildError, build, is_built, main
+from models.build import STAMP, BuildError, build, fetch, is_built, main
 from models.recipes import RECIPES, Recipe
 
 WEIGHTS = b"weights, really"
@@ -103,3 +103,31 @@ def test_every_recipe_pins_what_it_verifies() -> None:
     for item in RECIPES.values():
         assert item.payload
         assert all(len(digest) == 64 for _, digest in item.payload)
+
+
+def test_a_hub_model_becomes_a_folder_named_by_its_id(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def hub(model_id: str, target: Path) -> None:
+        asked.append(model_id)
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+
+    assert fetch("org/name", tmp_path, print, hub)
+    assert (tmp_path / "org" / "name" / "config.json").is_file()
+    assert not fetch("org/name", tmp_path, print, hub), "once is enough"
+    assert asked == ["org/name"]
+
+
+def test_a_hub_that_cannot_be_reached_leaves_nothing_behind(tmp_path: Path) -> None:
+    def hub(model_id: str, target: Path) -> None:
+        raise ConnectionError("no route")
+
+    with pytest.raises(BuildError, match="org/name could not be fetched from the hub: no route"):
+        fetch("org/name", tmp_path, print, hub)
+    assert [path.name for path in tmp_path.rglob("*")] == ["org"]
+
+
+def test_a_hub_repository_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"no config\.json"):
+        fetch("org/name", tmp_path, print, lambda model_id, target: target.mkdir())
