@@ -52,6 +52,7 @@ class Prompt:
     original_tokens: int
     sent_tokens: int
     baseline_tokens: int
+    """0: nobody counted with the baseline's tokenizer."""
     estimated: bool
 
 

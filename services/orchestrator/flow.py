@@ -99,9 +99,10 @@ class Flow:
             kind = "exact" if found.hit.kind == cache_pb2.HIT_KIND_EXACT else "semantic"
             return self._serve(run, call, found.hit.completion, kind, found.hit.entry_id)
         if found.HasField("follow"):
-            shared = await self._follow(run, call, found.follow)
+            seen = Assembly()
+            shared = await self._follow(run, call, found.follow, seen)
             if isinstance(shared, chat_pb2.Completion):
-                _emit_rest(run, call, shared)
+                _emit_rest(run, call, shared, seen)
                 return self._serve(run, call, shared, "follow", "")
             lease_id = shared
 
@@ -189,9 +190,13 @@ class Flow:
             metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd)},
         )
 
-    async def _follow(self, run: Run, call: Call, flight: cache_pb2.Flight) -> chat_pb2.Completion | str:
-        """Follow an identical request: its answer, or the lease when its leader died and this request leads now."""
-        seen = Assembly()
+    async def _follow(
+        self, run: Run, call: Call, flight: cache_pb2.Flight, seen: Assembly
+    ) -> chat_pb2.Completion | str:
+        """Follow an identical request: its answer, or the lease when its leader died and this request leads now.
+
+        ``seen`` takes the pieces that the caller has got.
+        """
         with call.hop("follow") as hop:
             try:
                 async for event in self._cache.FollowCompletion(
@@ -241,7 +246,7 @@ class Flow:
     def _baseline_tokens(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> int:
         if route.model == call.tenant.baseline_model:
             return self._original_tokens(prompt, generated)
-        return prompt.baseline_tokens
+        return prompt.baseline_tokens or self._original_tokens(prompt, generated)
 
     def _original_tokens(self, prompt: Prompt, generated: Generated) -> int:
         used = generated.completion.usage.input_token_count
@@ -320,10 +325,13 @@ class Flow:
             self._outbox.note_entry(call.identity.tenant_id, call.request.request_id, entry_id)
 
 
-def _emit_rest(run: Run, call: Call, completion: chat_pb2.Completion) -> None:
+def _emit_rest(run: Run, call: Call, completion: chat_pb2.Completion, seen: Assembly) -> None:
     """What the pieces of a followed answer left out of it. Raises STREAM_BROKEN when they do not belong to it."""
     if not call.began:
         return
+    # Only text can be completed: half a tool call, or another leader's, would be taken for the whole one.
+    if call.sent_other and not seen.holds_all_but_text_of(completion):
+        raise broken()
     whole = whole_delta(completion).text
     if not whole.startswith(call.sent_text):
         raise broken()

@@ -129,6 +129,15 @@ class Assembly:
             call.arguments_json += piece.arguments_json
         self._logprobs.extend(delta.logprobs)
 
+    def holds_all_but_text_of(self, completion: chat_pb2.Completion) -> bool:
+        """True when the pieces so far have an answer's reasoning, tool calls and log probabilities."""
+        message = completion.message
+        return (
+            "".join(self._reasoning) == message.reasoning
+            and [self._calls[index] for index in sorted(self._calls)] == list(message.tool_calls)
+            and self._logprobs == list(completion.logprobs)
+        )
+
     def completion(self, model: str, finished: inference_pb2.GenerationFinished) -> chat_pb2.Completion:
         """The whole answer."""
         return chat_pb2.Completion(

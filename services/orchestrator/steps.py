@@ -6,7 +6,7 @@ The policies are those of the table in flow.py. Each method notes its hop on the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
@@ -140,7 +140,8 @@ class Steps:
                 if not is_down(error):
                     raise
                 hop.outcome, hop.reason = DEGRADED, f"unchanged: {error.reason}"
-                return unchanged
+                # The upper guess is for the reservation; in the baseline it would show up as a saving.
+                return replace(unchanged, baseline_tokens=0)
             call.compute_micros += short.compute_micros
             if call.disabled("compression"):
                 hop.outcome = DISABLED
