@@ -210,7 +210,7 @@ class Authenticator:
         self._by_san: dict[str, Caller] = {}
         self._services: Mapping[str, tuple[str, ...]] = {}
         self._verified: dict[str, tuple[float, Identity]] = {}
-        self._allowed: dict[tuple[str, str], bool] = {}
+        self._allowed: dict[tuple[str, str, str], bool] = {}
         if callers_file is not None:
             self._load(_stamp(callers_file))
 
@@ -224,10 +224,10 @@ class Authenticator:
         if isinstance(token, str):
             identity = self._verify(token)
             granted = self._services.get(identity.service, ())
-            self._check(identity.service, granted, method)
+            self._check("service", identity.service, granted, method)
             return identity
         caller = self._caller(metadata, sans)
-        self._check(caller.name, caller.may_call, method)
+        self._check("caller", caller.name, caller.may_call, method)
         return Identity(
             tenant_id=caller.tenant_id,
             caller=caller.name,
@@ -276,8 +276,8 @@ class Authenticator:
         self._verified[token] = (expires, identity)
         return identity
 
-    def _check(self, name: str, granted: tuple[str, ...], method: str) -> None:
-        key = (name, method)
+    def _check(self, kind: str, name: str, granted: tuple[str, ...], method: str) -> None:
+        key = (kind, name, method)  # A caller may be called as a service is; it gets nothing of its grants.
         allowed = self._allowed.get(key)
         if allowed is None:
             allowed = any(fnmatchcase(method.lstrip("/"), pattern) for pattern in granted)
