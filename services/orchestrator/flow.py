@@ -30,7 +30,6 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh import deadlines, telemetry
 from mesh.errors import Code, TenthError
-from mesh.status import detail
 from mesh.wire import build_receipt
 from services.orchestrator import policy
 from services.orchestrator.background import Background
@@ -291,13 +290,13 @@ class Flow:
     def _failed(self, call: Call, error: TenthError) -> None:
         """Keep the receipt of a failure and tell the caller what it has cost."""
         receipt = self._keep_failed(call, f"{error.reason}: {error.message}")
-        if detail(error, receipt_pb2.SpentDetail) is None or len(call.overheads) > 1:
-            spent = receipt_pb2.SpentDetail(
-                request_id=call.request.request_id,
-                spent_nano_usd=receipt.overhead_nano_usd,
-                attempts=receipt.facts.overheads,
-            )
-            error.details = (spent,)
+        # In the place of inference's word on its own attempt, which has no prices: the receipt has every attempt.
+        spent = receipt_pb2.SpentDetail(
+            request_id=call.request.request_id,
+            spent_nano_usd=receipt.overhead_nano_usd,
+            attempts=receipt.facts.overheads,
+        )
+        error.details = (spent,)
 
     def _may_store(self, call: Call, found: cache_pb2.LookupCompletionResponse) -> bool:
         """Without a lease only a caller who asked to write, and whose question may be cached, has it stored."""
