@@ -28,6 +28,7 @@ _TEXT = (
     "none of it is about a model which would take longer and say something better than this"
 )
 _WORDS = _TEXT.split()
+_PAUSE_WORDS = 64
 
 
 class Writer(Protocol):
@@ -52,6 +53,8 @@ class InstantWriter:
         digest = hashlib.sha256(repr(body.get("messages")).encode()).digest()
         count = min(self._words, limit)
         for index in range(count):
+            if index % _PAUSE_WORDS == _PAUSE_WORDS - 1:
+                await asyncio.sleep(0)  # A long answer must notice that its reader has left.
             word = _WORDS[(digest[index % 32] + index) % len(_WORDS)]
             yield (f" {word}" if index else word), ""
         yield "", "length" if count < self._words else "stop"
