@@ -92,10 +92,9 @@ class MeshChannel(grpc.aio.Channel):
         """Close the connections; running calls get ``grace`` seconds."""
         await self._pool.close(grace)
 
-    @property
-    def replicas(self) -> tuple[str, ...]:
+    async def replicas(self) -> tuple[str, ...]:
         """Routing keys that reach each replica of a sharded channel once; one key for any other channel."""
-        return self._pool.replicas
+        return await self._pool.replicas()
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """Connectivity of the (first) connection."""

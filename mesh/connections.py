@@ -38,9 +38,8 @@ class Pool(ABC):
     async def pick(self, key: str) -> grpc.aio.Channel:
         """The connection for a call made now. Raises UNAVAILABLE without any address."""
 
-    @property
-    def replicas(self) -> tuple[str, ...]:
-        """Routing keys that reach each replica once, for calls that concern all of them."""
+    async def replicas(self) -> tuple[str, ...]:
+        """Routing keys that reach each replica once, for calls that concern all of them. Raises UNAVAILABLE."""
         return ("",)
 
     @abstractmethod
@@ -116,9 +115,12 @@ class ShardedPool(Pool):
             return self._channel(key)
         return self._channel(rendezvous(key, self._addresses) if key else self._next())
 
-    @property
-    def replicas(self) -> tuple[str, ...]:
-        """Routing keys that reach each replica once, for calls that concern all of them."""
+    async def replicas(self) -> tuple[str, ...]:
+        """Routing keys that reach each replica once, for calls that concern all of them. Raises UNAVAILABLE."""
+        if self._name:
+            await self._resolve()  # Asked now: a call that leaves out a new replica would look done.
+        if not self._addresses:
+            raise unavailable(f"{self._name} has no address")
         return tuple(self._addresses)
 
     async def close(self, grace: float | None) -> None:

@@ -85,7 +85,7 @@ async def assemble(
             router,
             ledger_pb2_grpc.LedgerReadServiceStub(ledger),
             settings,
-            lambda: shards.replicas,
+            shards.replicas,
         )
         pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)

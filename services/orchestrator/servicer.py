@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -47,7 +47,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         router: router_pb2_grpc.RouterServiceAsyncStub,
         ledger: ledger_pb2_grpc.LedgerReadServiceAsyncStub,
         settings: OrchestratorSettings,
-        cache_replicas: Callable[[], Sequence[str]],
+        cache_replicas: Callable[[], Awaitable[Sequence[str]]],
     ) -> None:
         self._cache_replicas = cache_replicas
         self._admission = admission
@@ -177,7 +177,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             )
         completions = self._outbox.forget_user(current_identity().tenant_id, request.user_id)
         entry_count = 0
-        for replica in self._cache_replicas():  # A user's entries may lie on every shard.
+        for replica in await self._cache_replicas():  # A user's entries may lie on every shard.
             with routing_key(replica):
                 entries = await self._cache.DeleteUserEntries(
                     cache_pb2.DeleteUserEntriesRequest(user_id=request.user_id), timeout=_CAP_SECONDS

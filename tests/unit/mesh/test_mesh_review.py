@@ -1,4 +1,4 @@
-"""A caller that is called as a service is."""
+"""A caller that is called as a service is; replicas whose name was never looked up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from mesh.auth import IDENTITY_KEY, Authenticator, Identity, Signer
+from mesh.channel import connect
 from mesh.errors import TenthError
+from mesh.settings import MeshSettings
+from mesh.testing import memory_telemetry
 
 KEY = b"a key of at least sixteen bytes"
 METHOD = "/tenth.ledger.v1.LedgerService/RecordAttempts"
@@ -34,3 +37,14 @@ def test_a_caller_named_like_a_service_gets_none_of_its_grants(tmp_path: Path, s
         else:
             with pytest.raises(TenthError, match="may not call"):
                 authenticator.authenticate(METHOD, {"authorization": "Bearer k"})
+
+
+async def test_the_replicas_behind_a_name_are_known_before_the_first_call() -> None:
+    telemetry, _ = memory_telemetry("test")
+    async with connect("dns:///localhost:7101", MeshSettings(), telemetry, sharded=True) as channel:
+        assert all(replica.endswith(":7101") for replica in await channel.replicas())
+        assert await channel.replicas()
+    async with connect("dns:///nowhere.invalid:7101", MeshSettings(), telemetry, sharded=True) as channel:
+        with pytest.raises(TenthError, match="has no address"):
+            await channel.replicas()
+    telemetry.close()
