@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from services.cache.opposites import OPPOSITES
+from services.cache.opposites import sides
 
 Guard = Callable[[str, str], str]
 """Takes the asked and the stored turn; returns the difference, or an empty string."""
@@ -134,16 +134,13 @@ def negation(asked: str, stored: str) -> str:
 
 def antonyms(asked: str, stored: str) -> str:
     """A word on one side and its opposite on the other."""
-    for left, right in OPPOSITES:
-        asked_left, asked_right = left.search(asked), right.search(asked)
-        if (asked_left is None) is (asked_right is None):
+    here, there = sides(asked), sides(stored)
+    for pair, words in here.items():
+        if len(words) == 2 or pair not in there:
             continue
-        stored_left, stored_right = left.search(stored), right.search(stored)
-        opposite = stored_right if asked_left else stored_left
-        same = stored_left if asked_left else stored_right
-        if opposite is not None and same is None:
-            own = asked_left or asked_right
-            return f"{own.group().strip() if own else ''!r} against {opposite.group().strip()!r}"
+        ((side, own),) = words.items()
+        if side not in there[pair]:
+            return f"{own!r} against {there[pair][1 - side]!r}"
     return ""
 
 

@@ -89,17 +89,48 @@ good|best|better / bad|worst|worse
 """
 
 
-def _compile(group: str) -> re.Pattern[str]:
-    words = group.replace("_", " ").split("|")
-    return re.compile(
-        "|".join(
-            rf"\b{word}(?:e|s|es|d|ed|ing|ion|ly)?\b" if word.isascii() else rf"(?<![가-힣]){word}" for word in words
-        ),
-        re.IGNORECASE,
-    )
+_ENDINGS = ("", "e", "s", "es", "d", "ed", "ing", "ion", "ly")
+_LINES = tuple(line.split(" / ") for line in _PAIRS.strip().splitlines())
+_WORD = re.compile(r"\w+")
+_HANGUL = re.compile("[가-힣]")
 
 
-OPPOSITES: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
-    (_compile(left), _compile(right)) for left, right in (line.split(" / ") for line in _PAIRS.strip().splitlines())
+def _forms() -> dict[str, tuple[tuple[int, int], ...]]:
+    forms: dict[str, tuple[tuple[int, int], ...]] = {}
+    for pair, groups in enumerate(_LINES):
+        for side, group in enumerate(groups):
+            for form in {word + ending for word in group.split("|") if word.isascii() for ending in _ENDINGS}:
+                forms[form] = (*forms.get(form, ()), (pair, side))
+    return forms
+
+
+def _stems(group: str) -> re.Pattern[str] | None:
+    stems = [word.replace("_", " ") for word in group.split("|") if not word.isascii()]
+    return re.compile("|".join(rf"(?<![가-힣]){stem}" for stem in stems)) if stems else None
+
+
+_FORMS = _forms()
+_STEMS = tuple(
+    (pair, side, pattern)
+    for pair, groups in enumerate(_LINES)
+    for side, group in enumerate(groups)
+    if (pattern := _stems(group)) is not None
 )
-"""Both sides of every pair, compiled."""
+
+
+def sides(text: str) -> dict[int, dict[int, str]]:
+    """The pairs that a text has words of: by pair and side (0, 1) the first such word.
+
+    English words are looked up and Korean stems searched for only where there is Hangul: searching for every pair in
+    every text took more CPU than the rest of a lookup.
+    """
+    found: dict[int, dict[int, str]] = {}
+    for word in _WORD.findall(text.lower()):
+        for pair, side in _FORMS.get(word, ()):
+            found.setdefault(pair, {}).setdefault(side, word)
+    if _HANGUL.search(text):
+        for pair, side, pattern in _STEMS:
+            match = pattern.search(text)
+            if match is not None:
+                found.setdefault(pair, {}).setdefault(side, match.group().strip())
+    return found
