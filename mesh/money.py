@@ -20,6 +20,12 @@ def round_half_even(amount: Fraction) -> int:
     return round(amount)
 
 
+def divide_half_even(numerator: int, denominator: int) -> int:
+    """``round_half_even`` of a quotient of whole numbers; the denominator is positive."""
+    whole, rest = divmod(numerator, denominator)
+    return whole + (2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1))
+
+
 def parse_usd(text: str) -> int:
     """A decimal string in USD as nano-USD.
 

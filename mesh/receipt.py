@@ -15,7 +15,7 @@ from enum import IntEnum
 from fractions import Fraction
 
 from mesh.errors import Code, TenthError
-from mesh.money import MAX_NANO_USD, TOKENS_PER_PRICE, round_half_even
+from mesh.money import MAX_NANO_USD, TOKENS_PER_PRICE, divide_half_even
 
 PRICE_UNKNOWN = "PRICE_UNKNOWN"
 """Reason of the error for a model without a confirmed price: never free."""
@@ -143,7 +143,7 @@ def overhead_cost(item: Overhead, prices: PriceBook) -> int:
         hour = price_of(CPU, prices).cpu_hour
         if hour is None:
             raise _unknown(CPU)
-        cost += round_half_even(Fraction(item.compute_micros * hour, _MICROS_PER_HOUR))
+        cost += divide_half_even(item.compute_micros * hour, _MICROS_PER_HOUR)
     return _bounded(cost)
 
 
@@ -187,13 +187,13 @@ def _discounted(price: Price, usage: Usage, *, batch: bool = False, quantized: b
     plain = usage.input - usage.cached - usage.write_5m - usage.write_1h
     if plain < 0:
         raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "cached and written tokens exceed the input", "usage")
-    money_in = Fraction(
+    money_in: int | Fraction = (
         plain * price.input
         + _count(usage.cached) * _or(price.cached_input, price.input)
         + _count(usage.write_5m) * _or(price.cache_write_5m, price.input)
         + _count(usage.write_1h) * _or(price.cache_write_1h, price.input)
     )
-    money_out = Fraction(_count(usage.output) * price.output)
+    money_out: int | Fraction = _count(usage.output) * price.output
     # Batch and quantized prices scale the input side as a whole: providers stack them with the cache multipliers.
     if batch:
         money_in *= _ratio(price.batch_input, price.input)
@@ -226,7 +226,9 @@ def _ratio(part: int | None, whole: int) -> Fraction:
 
 
 def _rounded(tokens_times_price: int | Fraction) -> int:
-    return _bounded(round_half_even(Fraction(tokens_times_price) / TOKENS_PER_PRICE))
+    # A Fraction only where a price scales another: its arithmetic costs ten times that of whole numbers.
+    amount = tokens_times_price
+    return _bounded(divide_half_even(amount.numerator, amount.denominator * TOKENS_PER_PRICE))
 
 
 def _count(value: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.money import MAX_NANO_USD, NANO_PER_USD, format_usd, parse_usd, round_half_even
+from mesh.money import MAX_NANO_USD, NANO_PER_USD, divide_half_even, format_usd, parse_usd, round_half_even
 
 quick = settings(deadline=None, max_examples=100)
 """No deadline: other work on the machine must not fail a test of arithmetic."""
@@ -90,6 +90,13 @@ def test_rounding_is_to_the_nearest_and_ties_to_the_even(value: Fraction) -> Non
 def test_nine_decimals_show_every_nano_dollar(nano: int) -> None:
     text = format_usd(nano, 9).replace("$", "").replace(",", "")
     assert Fraction(Decimal(text)) == Fraction(nano, NANO_PER_USD)
+
+
+@quick
+@given(st.integers(-(10**30), 10**30), st.integers(1, 10**15))
+def test_dividing_rounds_as_a_fraction_does(numerator: int, denominator: int) -> None:
+    assert divide_half_even(numerator, denominator) == round_half_even(Fraction(numerator, denominator))
+    assert divide_half_even(numerator * 5, 10) == round_half_even(Fraction(numerator, 2))
 
 
 @pytest.mark.parametrize(
