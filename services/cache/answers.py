@@ -71,6 +71,8 @@ class AnswerCache:
         self._memory: OrderedDict[str, tuple[Entry, float]] = OrderedDict()
         self._memory_bytes = 0
         self._used: dict[str, tuple[int, float]] = {}
+        self._deletions = 0
+        """Counts the beginnings and ends of deletions: what was read or written across one is not remembered."""
 
     @property
     def embedder(self) -> Embedder:
@@ -142,8 +144,9 @@ class AnswerCache:
             entry = known[0]
             self._memory.move_to_end(key)
         else:
+            deletions = self._deletions
             entry = await self._store.get(entry_id(key))
-            if entry is not None:
+            if entry is not None and deletions == self._deletions:
                 self._remember(entry)
         # The key already holds the tenant; asked again all the same, so that no defect of a key can cross tenants.
         if entry is None or entry.exact_key != key or entry.tenant != tenant_id or now >= entry.expires:
@@ -178,9 +181,13 @@ class AnswerCache:
             tags=tags,
             used=now,
         )
+        deletions = self._deletions
         await self._store.put(entry, vector)
         self._used.pop(entry.entry_id, None)
-        self._remember(entry)
+        if deletions == self._deletions:
+            self._remember(entry)
+        else:
+            self._forget(entry.exact_key)
         return entry
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
@@ -192,9 +199,12 @@ class AnswerCache:
         if dry_run:
             return await self._store.count(conditions, entry_ids)
         # Memory first: whatever the store answers, nothing of this is served from here any more.
-        self._memory.clear()
-        self._memory_bytes = 0
-        return await self._store.delete(conditions, entry_ids)
+        self._forget_all()
+        try:
+            return await self._store.delete(conditions, entry_ids)
+        finally:
+            # Again: a lookup may have read from the store what was about to go.
+            self._forget_all()
 
     async def count(self, conditions: Conditions) -> int:
         """How many entries meet all conditions."""
@@ -261,6 +271,11 @@ class AnswerCache:
             len(self._memory) > self._memory_entry_count or self._memory_bytes > self._memory_bytes_most
         ):
             self._forget(next(iter(self._memory)))
+
+    def _forget_all(self) -> None:
+        self._deletions += 1
+        self._memory.clear()
+        self._memory_bytes = 0
 
     def _forget(self, key: str) -> None:
         known = self._memory.pop(key, None)
