@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_EMBED_TEXTS = 512
 MAX_EMBED_CHARACTERS = 32_768
 MAX_CANDIDATES = 100
 _REMEMBERED_STORES = 4096
+_COUNTED_NAMESPACES = 10_000
 
 Board = FlightBoard[chat_pb2.CompletionDelta, chat_pb2.Completion]
 
@@ -38,7 +39,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         self._board = board
         self._policy = policy
         self._store_name = store_name
-        self._counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._counts: dict[tuple[str, str], Counter[str]] = {}
         self._stored: OrderedDict[tuple[str, str], cache_pb2.StoreCompletionResponse] = OrderedDict()
 
     async def LookupCompletion(
@@ -47,7 +48,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         """Exact, then semantic, then lease or flight."""
         tenant = current_identity().tenant_id
         question = question_from_proto(request.request, tenant)
-        counts = self._counts[tenant, question.namespace]
+        counts = self._counts_of(tenant, question.namespace)
         reason = bypass_reason(question, self._policy)
         if reason is not None:
             annotate({"tenth.cache.outcome": "bypass", "tenth.cache.reason": reason.value})
@@ -292,6 +293,16 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             embedder=self._answers.embedder.version,
             store=self._store_name,
         )
+
+    def _counts_of(self, tenant: str, namespace: str) -> Counter[str]:
+        found = self._counts.get((tenant, namespace))
+        if found is None:
+            oldest = next((key for key in self._counts if key[1]), None)
+            if oldest is not None and len(self._counts) >= _COUNTED_NAMESPACES:
+                # Callers name namespaces as they like: the oldest one's counts go on in the tenant's total alone.
+                self._counts.setdefault((oldest[0], ""), Counter()).update(self._counts.pop(oldest))
+            found = self._counts[tenant, namespace] = Counter()
+        return found
 
     def _miss(
         self, asked: Asked, dry_run: bool, response: cache_pb2.LookupCompletionResponse, counts: Counter[str]
