@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mesh.auth import Authenticator
 from mesh.handlers import Handlers
+from mesh.process import settle_memory
 from mesh.settings import MeshSettings
 from mesh.status import METADATA_BYTES
 from mesh.telemetry import Telemetry
@@ -100,6 +101,7 @@ class MeshServer:
             loop.add_signal_handler(number, stop.set)
         try:
             await self.start()
+            settle_memory()
             watcher = asyncio.create_task(self.watch_health())
             try:
                 await stop.wait()

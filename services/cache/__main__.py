@@ -11,6 +11,7 @@ from tenth.cache.v1 import cache_pb2_grpc
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
 from mesh.auth import Authenticator, read_key
+from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
@@ -62,4 +63,4 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(load(MeshSettings), load(CacheSettings)))
+    run(serve(load(MeshSettings), load(CacheSettings)))

@@ -13,6 +13,7 @@ from tenth.ledger.v1.ledger_pb2_grpc import (
 )
 
 from mesh.auth import Authenticator, read_key
+from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
@@ -63,4 +64,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

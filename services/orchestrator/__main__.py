@@ -17,6 +17,7 @@ from tenth.router.v1 import router_pb2_grpc
 
 from mesh.auth import Authenticator, Signer, read_key
 from mesh.channel import MeshChannel, connect
+from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import Telemetry, start_telemetry
@@ -105,4 +106,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())

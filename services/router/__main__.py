@@ -12,6 +12,7 @@ from tenth.router.v1 import router_pb2_grpc
 
 from mesh.auth import Authenticator, Signer, read_key
 from mesh.channel import connect
+from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
@@ -53,4 +54,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(main())
