@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import books
 import pytest
+import pytest_asyncio
 import spending
 from conftest import QUICK_RECONCILIATION, started
 from tenth.orchestrator.v1 import orchestrator_pb2
@@ -17,6 +18,8 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from tenth_client import Client, TenthClientError
 from tenth_client.up import Mesh
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STREAMS = 18
 CONCURRENCY = 6
@@ -36,13 +39,20 @@ class Stream:
     error: TenthClientError | None = None
 
 
-@pytest.mark.parametrize("victim", ["inference", "orchestrator"])
-async def test_kill_while_answers_stream(victim: str, tmp_path: Path) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """A mesh of its own, which outlives both kills."""
     arguments = {"sandbox": ("--words", str(WORDS), "--max-tokens", str(WORDS))}
-    async with (
-        started(tmp_path, env=QUICK_RECONCILIATION, arguments=arguments) as mesh,
-        Client(mesh.address("orchestrator"), mesh.api_key, retry_seconds=60) as client,
-    ):
+    folder = tmp_path_factory.mktemp("streams")
+    async with started(folder, env=QUICK_RECONCILIATION, arguments=arguments) as mesh:
+        yield mesh
+
+
+@pytest.mark.parametrize("victim", ["inference", "orchestrator"])
+async def test_kill_while_answers_stream(victim: str, own: Mesh) -> None:
+    mesh = own
+    async with Client(mesh.address("orchestrator"), mesh.api_key, retry_seconds=60) as client:
+        before = await spending.rest(mesh)
         streams = await play_and_kill(mesh, client, victim)
         await mesh.wait_ready(victim)
         assert len(streams) == STREAMS, "every stream has an end"
@@ -69,13 +79,14 @@ async def test_kill_while_answers_stream(victim: str, tmp_path: Path) -> None:
             assert emitted >= broken[receipt.facts.request_id].read, "what the caller read is paid for"
         everything = [*answered, *failed]
         assert all(books.holds(receipt) for receipt in everything)
-        assert after.total.request_count == len(everything)
-        assert after.total.failed_count == len(failed)
-        assert after.total.actual_nano_usd == sum(receipt.actual_nano_usd for receipt in everything)
-        asked = after.provider["request_ids"]
+        assert after.total.request_count - before.total.request_count == len(everything)
+        assert after.total.failed_count - before.total.failed_count == len(failed)
+        spent = after.total.actual_nano_usd - before.total.actual_nano_usd
+        assert spent == sum(receipt.actual_nano_usd for receipt in everything)
+        asked = after.provider["request_ids"][len(before.provider["request_ids"]) :]
         assert len(asked) == len(set(asked)), "no attempt reaches the provider twice"
         assert set(asked) <= books.attempts_on(everything), "what the provider was asked is on a receipt"
-        served = spending.provider_tokens({"models": {}}, after.provider)
+        served = spending.provider_tokens(before.provider, after.provider)
         booked = spending.receipt_tokens(answered)
         assert all(booked[name] <= served[name] for name in booked)
 
