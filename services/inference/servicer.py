@@ -236,12 +236,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
             assert served is not None
             check_abilities(generation, served.model.ability)
-            self._admit(served)
             attempt = _Attempt(
                 generation, served, span, Meter(generation.estimated_input, self._count_tokens), self._clock()
             )
             self._describe(attempt, request)
             event = self._event(request, attempt, identity.tenant_id, identity.user_id, identity.project_id)
+            # Last: from here on the circuit waits to hear how it went.
+            self._admit(served)
             if not sandbox:
                 self._record(attempt, event)
             served.running += 1
@@ -332,7 +333,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if error.reason in _NOT_THE_PROVIDERS_FAULT or impatient:
             circuit.left()
         else:
-            circuit.failed(self._clock(), error.message)
+            # Said to every tenant that asks next: the provider's own words may quote this one's prompt.
+            status = error.metadata.get("http_status", "")
+            circuit.failed(self._clock(), error.reason + (f" (HTTP {status})" if status else ""))
         usage = attempt.meter.usage()
         if usage == Usage():
             return error
@@ -367,7 +370,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             "tenth.request_id": request.request_id,
             "tenth.attempt": request.attempt,
             "tenth.model": request.model,
-            "tenth.purpose": inference_pb2.Purpose.Name(request.purpose)[8:].lower(),
+            "tenth.purpose": _purpose(request.purpose),
             "tenth.sandbox": backend.provider.endswith(" (sandbox)"),
         }
         if sampling.max_output_tokens is not None:
@@ -388,6 +391,12 @@ def _put_usage(span: Span, usage: Usage) -> None:
             "tenth.usage_estimated": usage.estimated,
         }
     )
+
+
+def _purpose(purpose: inference_pb2.Purpose.ValueType) -> str:
+    """Its name in small letters; a newer revision's has none here."""
+    known = purpose in inference_pb2.Purpose.values()
+    return inference_pb2.Purpose.Name(purpose).removeprefix("PURPOSE_").lower() if known else str(int(purpose))
 
 
 def _content(messages: list[tuple[str, str]]) -> str:
