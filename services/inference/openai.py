@@ -23,7 +23,7 @@ from mesh import deadlines
 from mesh.errors import Code, TenthError
 from services.inference.backend import Answer
 from services.inference.errors import Reason
-from services.inference.policy import Delta, Event, Finished, Generation, Meter, normalise_usage
+from services.inference.policy import Delta, Event, Finished, Generation, Meter, Usage, normalise_usage
 from services.inference.wire import delta_of, finish_reason_of, request_body
 
 log = logging.getLogger("tenth.inference.openai")
@@ -41,6 +41,8 @@ _STATUS: dict[int, tuple[Code, Reason]] = {
     422: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
     429: (Code.RESOURCE_EXHAUSTED, Reason.PROVIDER_RATE_LIMITED),
 }
+_OUR_ACCOUNT = frozenset({401, 402, 403})
+"""Statuses about our key and credit, which are no caller's business (401 quotes a part of the key)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,12 @@ class OpenAiBackend:
                 finally:
                     await response.aclose()
         body = _json_object(raw, response)
-        if isinstance(body.get("usage"), dict):
-            meter.reported = normalise_usage(body["usage"])
+        _report(body, meter)
         choice = _choice(body)
         message = choice.get("message")
         if not isinstance(message, dict):
             raise _garbage("the answer has no message")
-        delta = delta_of(message, choice)
+        delta = _delta(message, choice)
         meter.emit(delta)
         reason = finish_reason_of(choice.get("finish_reason"))
         if not reason:
@@ -137,12 +138,11 @@ class OpenAiBackend:
                 response = await self._send(generation, meter, stream=True)
             try:
                 async for body in _events(response, until):
-                    if isinstance(body.get("usage"), dict):
-                        meter.reported = normalise_usage(body["usage"])
+                    _report(body, meter)
                     if not body.get("choices"):
                         continue  # The last event of a stream: usage alone.
                     choice = _choice(body)
-                    delta = delta_of(choice.get("delta") or {}, choice)
+                    delta = _delta(choice.get("delta") or {}, choice)
                     if delta != _NOTHING:
                         meter.emit(delta)
                         yield delta
@@ -219,6 +219,9 @@ class OpenAiBackend:
                 Code.INVALID_ARGUMENT, Reason.PROMPT_TOO_LONG, f"{self.provider}: {said}", "generation.messages"
             )
         code, reason = _STATUS.get(status, (Code.UNAVAILABLE, Reason.PROVIDER_FAILED))
+        if status in _OUR_ACCOUNT:
+            log.error("%s: HTTP %d: %s", self.provider, status, said)
+            said = "the service's log has the provider's words"
         return TenthError(
             code,
             reason,
@@ -293,6 +296,21 @@ def _json_object(raw: bytes, response: httpx2.Response) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _garbage("the answer is no object")
     return body
+
+
+def _report(body: dict[str, Any], meter: Meter) -> None:
+    """Take over the usage that a body reports. One of zeros says nothing: an answer is never free."""
+    raw = body.get("usage")
+    usage = normalise_usage(raw) if isinstance(raw, dict) else Usage()
+    if usage != Usage():
+        meter.reported = usage
+
+
+def _delta(message: Any, choice: dict[str, Any]) -> Delta:
+    try:
+        return delta_of(message, choice)
+    except (AttributeError, TypeError, ValueError):
+        raise _garbage("a field of the answer has a wrong type") from None
 
 
 def _choice(body: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,10 @@ def request_body(generation: Generation, provider_model: str, base_url: str, *, 
 
 
 def delta_of(message: dict[str, Any], choice: dict[str, Any]) -> Delta:
-    """What a message (or a stream's delta) holds. Fields of a wrong type count as absent."""
+    """What a message (or a stream's delta) holds. Texts of a wrong type count as absent.
+
+    Raises AttributeError, TypeError or ValueError where an object or a list is something else.
+    """
     content = message.get("content")
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     calls = message.get("tool_calls")
@@ -120,10 +123,11 @@ def _call(position: int, call: Any) -> ToolCall:
         return ToolCall(position, "", "", "")
     function = call.get("function") or {}
     arguments = function.get("arguments") or ""
+    index = call.get("index", position)
     return ToolCall(
-        index=call.get("index", position),
-        id=call.get("id") or "",
-        name=function.get("name") or "",
+        index=index if isinstance(index, int) else position,
+        id=_text(call.get("id")),
+        name=_text(function.get("name")),
         arguments=arguments if isinstance(arguments, str) else json.dumps(arguments),
     )
 
@@ -131,7 +135,11 @@ def _call(position: int, call: Any) -> ToolCall:
 def _logprob(item: dict[str, Any]) -> TokenLogprob:
     best = item.get("top_logprobs") or ()
     return TokenLogprob(
-        token=item.get("token", ""),
-        logprob=item.get("logprob", 0.0),
-        alternatives=tuple((other.get("token", ""), other.get("logprob", 0.0)) for other in best),
+        token=_text(item.get("token")),
+        logprob=float(item.get("logprob", 0.0)),
+        alternatives=tuple((_text(other.get("token")), float(other.get("logprob", 0.0))) for other in best),
     )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
