@@ -104,11 +104,11 @@ class AttemptLog:
         """The ledger has these: forget them, except the start of an attempt that still runs."""
         numbers = [(seq,) for seq in seqs]
         execute = self._database.executemany
-        self._database.execute("BEGIN")
-        execute(f"UPDATE records SET state = {_DELIVERED} WHERE seq = ?", numbers)  # noqa: S608  (constants)
-        execute("DELETE FROM records WHERE seq = (SELECT start_seq FROM records WHERE seq = ?)", numbers)
-        execute("DELETE FROM records WHERE seq = ? AND start_seq IS NOT NULL", numbers)
-        self._database.execute("COMMIT")
+        with self._database:  # Commits, or rolls back: in a transaction left open later records would not be kept.
+            self._database.execute("BEGIN")
+            execute(f"UPDATE records SET state = {_DELIVERED} WHERE seq = ?", numbers)  # noqa: S608  (constants)
+            execute("DELETE FROM records WHERE seq = (SELECT start_seq FROM records WHERE seq = ?)", numbers)
+            execute("DELETE FROM records WHERE seq = ? AND start_seq IS NOT NULL", numbers)
         self._cursor = max(self._cursor, seqs[-1])
 
     def refused(self, seq: int) -> None:
