@@ -225,7 +225,8 @@ def channel_options(settings: MeshSettings, retryable: Sequence[tuple[str, str]]
                     "initialBackoff": "0.05s",
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # CANCELLED is how a stopping server drops calls that it had not begun.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]

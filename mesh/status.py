@@ -78,6 +78,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> TenthError:
     """The typed error behind a failed call; details other than ours are kept in ``details``."""
     code = Code(error.code().value[0] or Code.UNKNOWN.value)
     message = error.details() or code.name
+    if code is Code.CANCELLED and not error.trailing_metadata():
+        # Nobody here cancelled (that is asyncio's CancelledError): a server that stops drops the calls that had not
+        # reached its handlers yet in this way.
+        code, message = Code.UNAVAILABLE, "the server ended the call before it began"
     result = TenthError(code, _default_reason(code), message)
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):

@@ -59,6 +59,9 @@ class TenthClientError(Exception):
 def decode(error: grpc.aio.AioRpcError) -> TenthClientError:
     """The typed error behind a failed RPC. Details that are unknown or damaged are passed over."""
     code = error.code()
+    if code is grpc.StatusCode.CANCELLED and not error.trailing_metadata():
+        # A server that stops drops the calls that it had not begun in this way; nothing of ours cancels a call.
+        code = grpc.StatusCode.UNAVAILABLE
     result = TenthClientError(code, _default_reason(code), error.details() or code.name)
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):

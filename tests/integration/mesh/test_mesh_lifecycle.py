@@ -279,8 +279,8 @@ async def test_only_listed_methods_are_tried_again(
     assert fake.calls == calls
 
 
-@pytest.mark.parametrize("code", [code for code in Code if code is not Code.UNAVAILABLE])
-async def test_nothing_but_unavailable_is_tried_again(tmp_path: Path, code: Code) -> None:
+@pytest.mark.parametrize("code", [code for code in Code if code not in (Code.UNAVAILABLE, Code.CANCELLED)])
+async def test_nothing_but_a_server_that_is_away_is_tried_again(tmp_path: Path, code: Code) -> None:
     async def embed(request: Any, context: Any) -> Any:
         raise TenthError(code, "R", "m")
 

@@ -49,7 +49,7 @@ def test_retries_are_data() -> None:
     config = json.loads(options["grpc.service_config"])
     (method,) = config["methodConfig"]
     assert method["name"] == [{"service": "a.B", "method": "Get"}, {"service": "a.B", "method": "List"}]
-    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert "methodConfig" not in json.loads(dict(channel_options(MeshSettings(), []))["grpc.service_config"])
 
