@@ -219,6 +219,7 @@ async def test_a_provider_that_breaks_off_mid_stream_is_reported_with_what_it_co
     receipt = await mesh.settled(request.request_id)
     assert receipt.facts.failed
     assert receipt.overhead_nano_usd == 80 * 1_000 + 3 * 2_000 + 10
+    assert spent_detail(raised.value).spent_nano_usd == receipt.overhead_nano_usd
 
 
 @pytest.mark.parametrize("breaks", ["connection", "no end"])
