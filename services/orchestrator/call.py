@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
 
 from mesh.auth import Identity
 from mesh.errors import Code, TenthError, deadline_exceeded
-from mesh.receipt import Price
+from mesh.receipt import CPU, Price
 from mesh.status import detail
 
 OK = receipt_pb2.HOP_OUTCOME_OK
@@ -142,14 +142,29 @@ class Call:
         """Put what a failed attempt spent on the receipt; without word of it, the ledger asks inference's records."""
         spent = detail(error, receipt_pb2.SpentDetail)
         if isinstance(spent, receipt_pb2.SpentDetail):
-            self.overheads.extend(spent.attempts)
+            self.note_overheads(spent.attempts)
         else:
             self.attempts_unknown = True
+
+    def note_overheads(self, items: Iterable[receipt_pb2.OverheadItem]) -> None:
+        """Put what was spent beside the answer on the receipt.
+
+        What has no price here must not cost the caller its answer: the ledger adds it from inference's records.
+        """
+        for item in items:
+            if item.model and not self._priced(item.model):
+                self.attempts_unknown = True
+            else:
+                self.overheads.append(item)
+
+    def _priced(self, name: str) -> bool:
+        price = self.prices.get(name)
+        return price is not None and price.confirmed
 
     def facts(self, now: float) -> receipt_pb2.ReceiptFacts:
         """The receipt's facts as far as they do not depend on the outcome."""
         overheads = list(self.overheads)
-        if self.compute_micros and "cpu" in self.prices:
+        if self.compute_micros and self._priced(CPU):
             overheads.append(receipt_pb2.OverheadItem(kind="compute", compute_micros=self.compute_micros))
         facts = receipt_pb2.ReceiptFacts(
             request_id=self.request.request_id,

@@ -102,7 +102,7 @@ class Steps:
                     raise
                 hop.outcome, hop.reason = DEGRADED, f"default tier: {error.reason}"
                 return self._route_without_router(call, ceiling)
-            call.overheads.extend(chosen.overheads)
+            call.note_overheads(chosen.overheads)
             hop.reason = f"{chosen.model}: {chosen.reason}"
             known = self._snapshot.model(chosen.model)
             return Route(

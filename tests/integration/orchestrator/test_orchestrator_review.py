@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tenth.type.v1 import chat_pb2
+from tenth.router.v1 import router_pb2
+from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh.errors import TenthError
 from tests.integration.orchestrator.orchestrator_fakes import (
@@ -87,3 +88,15 @@ async def test_a_broken_continuation_stops_the_model(mesh: Mesh) -> None:
         await mesh.events(request)
     assert raised.value.reason == "STREAM_BROKEN"
     await until(lambda: "StreamGenerateText" in mesh.fakes.cancelled, seconds=3)
+
+
+async def test_a_classifier_without_a_price_does_not_cost_the_answer(mesh: Mesh) -> None:
+    item = receipt_pb2.OverheadItem(kind="classifier", model="unpriced", attempt=7)
+    item.usage.input_token_count = 10
+    chosen = router_pb2.SelectModelResponse(model=MINI, tier=chat_pb2.TIER_MEDIUM, overheads=[item])
+    mesh.fakes.on("SelectModel", chosen)
+    reply = await mesh.generate(ask())
+    assert reply.completion.message.parts[0].text == "Hello."
+    assert reply.receipt.facts.attempts_unknown, "the ledger adds it, when it has a price"
+    assert not any(each.model == "unpriced" for each in reply.receipt.facts.overheads)
+    assert adds_up(reply.receipt)
