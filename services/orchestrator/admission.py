@@ -65,6 +65,7 @@ class Admission:
     def identify(self, request: chat_pb2.CompletionRequest) -> bytes:
         """Check the form, give the request an id if it has none; returns the payload's digest."""
         validate(request, self._settings.max_prompt_bytes)
+        act_for(request.user_id, request.project_id)  # Also for an answer that is kept already: it may be a user's own.
         if not request.request_id:
             request.request_id = str(UUID(int=self._random.getrandbits(128), version=4))
         return payload_digest(request)

@@ -100,3 +100,11 @@ async def test_a_classifier_without_a_price_does_not_cost_the_answer(mesh: Mesh)
     assert reply.receipt.facts.attempts_unknown, "the ledger adds it, when it has a price"
     assert not any(each.model == "unpriced" for each in reply.receipt.facts.overheads)
     assert adds_up(reply.receipt)
+
+
+async def test_a_kept_answer_of_a_user_is_not_given_to_who_may_not_name_users(mesh: Mesh) -> None:
+    request = ask(user_id="u")
+    await mesh.generate(request)
+    with pytest.raises(TenthError) as raised:
+        await mesh.generate(request, key="plain")
+    assert raised.value.reason == "USER_ASSERTION_FORBIDDEN"
