@@ -25,6 +25,7 @@ class Reason(StrEnum):
     NO_MODEL_AVAILABLE = "NO_MODEL_AVAILABLE"
     """Every allowed model failed or is down."""
     STREAM_BROKEN = "STREAM_BROKEN"
-    """The model's stream ended in the middle of the answer; SpentDetail says what was spent."""
+    """Inference went away in the middle of an answer, or a broken one could not be continued; SpentDetail says what
+    was spent. A provider that breaks off keeps inference's own reason (PROVIDER_*)."""
     NOT_FOUND = "NOT_FOUND"
     """No such receipt or operation, or it has been forgotten."""
