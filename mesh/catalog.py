@@ -62,7 +62,7 @@ def open_catalog(text: str, name: str, allowed: Collection[str] | None = SECTION
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise CatalogError(f"{name}: not YAML: {error}") from None
-    start = yaml.Mark(name, 0, 0, 0, None, None)
+    start = yaml.Mark(name, 0, 0, 0, None, 0)
     return Entry(_Source(name), MappingNode("", [], start, start) if node is None else node, "", allowed)
 
 

@@ -1,0 +1,108 @@
+"""The catalogue file is read strictly, every complaint with its file, line and key; a bad change is not taken."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from mesh.catalog import CatalogError, Entry, WatchedFile, open_catalog
+
+
+def entry(text: str) -> Entry:
+    return open_catalog(text, "c.yaml", None)
+
+
+def test_values_of_every_kind() -> None:
+    found = entry("""
+text: a
+number: 9223372036854775807
+no: False
+usd: "0.04"
+day: 2025-01-01
+time: 2025-01-01T09:00:00+09:00
+""")
+    assert found.text("text") == "a"
+    assert found.integer("number") == 2**63 - 1
+    assert not found.boolean("no", True)
+    assert found.usd("usd") == 40_000_000
+    assert found.instant("day") == datetime(2025, 1, 1, tzinfo=UTC)
+    assert found.instant("time") == datetime(2025, 1, 1, 9, tzinfo=timezone(timedelta(hours=9)))
+    assert (found.text("absent", ""), found.integer("absent", 3), found.boolean("absent", True)) == ("", 3, True)
+    assert found.choice("text", ("a", "b")) == "a"
+    assert "text" in found
+    assert "absent" not in found
+
+
+def test_nothing_below_a_key_is_the_same_as_no_key() -> None:
+    for text in ("models:\nprices:", "", "# only a comment"):
+        root = open_catalog(text, "c.yaml")
+        assert list(root.mapping("models", None).mappings(())) == []
+        assert list(root.sequence("prices", ())) == []
+        with pytest.raises(CatalogError, match=r"^c\.yaml:1: models: required$"):
+            root.mapping("models", None, required=True)
+
+
+def test_merged_keys_are_read_and_own_ones_win() -> None:
+    root = entry("""
+one: &one {a: 1, b: 1}
+two: &two {b: 2, c: 2}
+both: {<<: [*one, *two], c: 3}
+""")
+    both = root.mapping("both", {"a", "b", "c"})
+    assert [both.integer(key) for key in "abc"] == [1, 1, 3]
+    with pytest.raises(CatalogError, match=r"^c\.yaml:3: both\.c: unknown key$"):
+        root.mapping("both", {"a", "b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x: 010", "c.yaml:1: x: '010' is not a whole number of at least 1"),
+        ('x: "8"', "x: '8' is not a whole number"),
+        ("x: 9223372036854775808", "is not a whole number"),
+        ("x: 1_000", "is not a whole number"),
+        (f"x: {'9' * 5000}", "is not a whole number"),
+        ("x: [1]", "x: must be one value"),
+        ("y: 1", "x: required"),
+        ("\n- a", "c.yaml:2: must be a mapping"),
+        ("a: 1\nx: 1\nx: 2", "c.yaml:3: x: given twice"),
+        ("&a {<<: *a}", "c.yaml:1: merges itself"),
+        ("a: 1\n---\nb: 1", "c.yaml: not YAML"),
+    ],
+)
+def test_a_wrong_number_or_file_is_named(text: str, message: str) -> None:
+    with pytest.raises(CatalogError) as caught:
+        entry(text).integer("x")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["5", "~", "true", "2025-01-01", "[a]", '""'])
+def test_only_text_is_text(value: str) -> None:
+    with pytest.raises(CatalogError, match=r"^c\.yaml:1: x: must be"):
+        entry(f"x: {value}").text("x")
+
+
+@pytest.mark.parametrize("value", ["yes", "on", '"true"', "1"])
+def test_only_true_and_false_are_taken(value: str) -> None:
+    with pytest.raises(CatalogError, match="neither true nor false"):
+        entry(f"x: {value}").boolean("x", False)
+
+
+def test_a_price_that_another_reader_takes_for_a_float_is_refused() -> None:
+    with pytest.raises(CatalogError, match=r"x: 2\.5 is not a decimal string in quotes"):
+        entry("x: 2.5").usd("x")
+
+
+async def test_a_file_that_is_no_text_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("x: a")
+    file = WatchedFile(path, lambda text, name: open_catalog(text, name, None).text("x"))
+    path.write_bytes(b"x: \xff\xfe")
+    assert not await file.refresh()
+    assert file.current == "a"
+    assert "c.yaml: not UTF-8" in caplog.text
+    path.write_text("x: bb")
+    assert await file.refresh()
+    assert file.current == "bb"
