@@ -11,12 +11,13 @@ from tenth.inference.v1 import inference_pb2_grpc
 from tenth.router.v1 import router_pb2_grpc
 
 from mesh.auth import Authenticator, Signer, read_key
+from mesh.catalog import CatalogError, WatchedFile
 from mesh.channel import connect
 from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
-from services.router.catalog import CatalogError, CatalogFile
+from services.router.catalog import parse_catalog
 from services.router.classifier import Thresholds
 from services.router.llm import LlmClassifier
 from services.router.outcomes import OutcomeLog
@@ -28,7 +29,7 @@ async def main() -> None:
     """Wire and serve."""
     mesh, settings = load(MeshSettings), load(RouterSettings)
     try:
-        catalog = CatalogFile(settings.catalog_file, lambda: datetime.now(UTC))
+        catalog = WatchedFile(settings.catalog_file, lambda text, name: parse_catalog(text, name, datetime.now(UTC)))
     except (CatalogError, OSError) as error:
         raise SystemExit(f"setting TENTH_ROUTER_CATALOG_FILE: {error}") from None
     key = read_key(mesh.identity_key_file)

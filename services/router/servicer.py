@@ -11,10 +11,11 @@ from tenth.router.v1 import router_pb2, router_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
 from mesh.auth import Identity, current_identity
+from mesh.catalog import WatchedFile
 from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.router import classifier, features, policy
-from services.router.catalog import Catalog, CatalogFile, Model, Tier
+from services.router.catalog import Catalog, Model, Tier
 from services.router.llm import FIRST_ATTEMPT, LlmClassifier
 from services.router.outcomes import OutcomeLog
 
@@ -30,7 +31,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     def __init__(
         self,
-        catalog: CatalogFile,
+        catalog: WatchedFile[Catalog],
         thresholds: classifier.Thresholds,
         default_strategy: str,
         llm: LlmClassifier,

@@ -15,9 +15,10 @@ from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
 from tenth.router.v1 import router_pb2, router_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
 
+from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, running
-from services.router.catalog import CatalogFile
+from services.router.catalog import parse_catalog
 from services.router.classifier import Thresholds
 from services.router.llm import LlmClassifier
 from services.router.outcomes import OutcomeLog
@@ -73,7 +74,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         )
         behind = await stack.enter_async_context(dial(address))
         servicer = RouterServicer(
-            CatalogFile(Path("deploy/catalog.yaml"), lambda: datetime.now(UTC)),
+            WatchedFile(Path("deploy/catalog.yaml"), lambda text, name: parse_catalog(text, name, datetime.now(UTC))),
             Thresholds(0.3, 0.62, 0.9),
             "features",
             LlmClassifier(inference_pb2_grpc.InferenceServiceStub(behind), 2.0),
@@ -295,7 +296,7 @@ async def test_a_decision_costs_less_than_a_millisecond(mesh: Mesh) -> None:
     """The figure itself is in the README; this only catches a slip by an order of magnitude."""
     request = ask("How do I change the delivery address of an order that I placed yesterday?")
     servicer = RouterServicer(
-        CatalogFile(Path("deploy/catalog.yaml"), lambda: datetime.now(UTC)),
+        WatchedFile(Path("deploy/catalog.yaml"), lambda text, name: parse_catalog(text, name, datetime.now(UTC))),
         Thresholds(0.3, 0.62, 0.9),
         "features",
         LlmClassifier(inference_pb2_grpc.InferenceServiceStub(dial("127.0.0.1:1")), 1.0),

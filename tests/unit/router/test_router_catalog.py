@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.router.catalog import CatalogError, CatalogFile, ReferencePrice, Tier, parse_catalog
+from mesh.catalog import CatalogError, WatchedFile
+from services.router.catalog import ReferencePrice, Tier, parse_catalog
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 GOOD = """
@@ -91,7 +92,7 @@ def test_an_empty_catalogue_is_refused() -> None:
 async def test_a_changed_file_is_taken_and_a_bad_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(GOOD)
-    file = CatalogFile(path, lambda: NOW)
+    file = WatchedFile(path, lambda text, name: parse_catalog(text, name, NOW))
     first = file.current
     assert not await file.refresh()
     path.write_text(GOOD.replace("tier: simple", "tier: medium"))
