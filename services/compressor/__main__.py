@@ -10,12 +10,13 @@ from tenth.cache.v1 import cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2_grpc
 
 from mesh.auth import Authenticator, Signer, read_key
+from mesh.catalog import CatalogError, WatchedFile
 from mesh.channel import connect
 from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
-from services.compressor.catalog import CatalogError, CatalogFile
+from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
 from services.compressor.policy import plans
 from services.compressor.servicer import CompressorServicer
@@ -27,7 +28,7 @@ async def main() -> None:
     """Wire and serve."""
     mesh, settings = load(MeshSettings), load(CompressorSettings)
     try:
-        catalog = CatalogFile(settings.catalog_file)
+        catalog = WatchedFile(settings.catalog_file, parse_catalog)
     except (CatalogError, OSError) as error:
         raise SystemExit(f"setting TENTH_COMPRESSOR_CATALOG_FILE: {error}") from None
     key = read_key(mesh.identity_key_file)
@@ -40,7 +41,7 @@ async def main() -> None:
         watcher = asyncio.create_task(catalog.watch(settings.catalog_check_seconds))
         stack.callback(watcher.cancel)
         counters = TokenCounters(settings.models_dir, settings.token_cache_mebibytes * 2**20)
-        await asyncio.to_thread(counters.load, catalog.models.values())
+        await asyncio.to_thread(counters.load, catalog.current.values())
         embeddings = Embeddings(
             cache_pb2_grpc.CacheServiceStub(channel),
             settings.embed_timeout_seconds,

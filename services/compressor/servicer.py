@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from mesh.catalog import WatchedFile
 from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.compressor import policy
-from services.compressor.catalog import CatalogFile, Model
+from services.compressor.catalog import Model
 from services.compressor.embeddings import Embeddings
 from services.compressor.errors import Reason
 from services.compressor.policy import Compressed, Mode, Plan
@@ -50,7 +51,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
 
     def __init__(
         self,
-        catalog: CatalogFile,
+        catalog: WatchedFile[dict[str, Model]],
         counters: TokenCounters,
         plans: Mapping[Mode, Plan],
         embeddings: Embeddings,
@@ -142,7 +143,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         )
 
     def _model(self, name: str, field: str) -> Model:
-        model = self._catalog.models.get(name)
+        model = self._catalog.current.get(name)
         if model is None:
             raise invalid_argument(f"the catalogue has no model {name}", field=field, reason=Reason.UNKNOWN_MODEL)
         return model

@@ -13,9 +13,10 @@ from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
-from services.compressor.catalog import CatalogFile
+from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
 from services.compressor.policy import plans
 from services.compressor.servicer import CompressorServicer
@@ -76,9 +77,9 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             running(cache_pb2_grpc.add_CacheServiceServicer_to_server, cache, "tenth.cache.v1.CacheService", tmp_path)
         )
         behind = await stack.enter_async_context(dial(address))
-        catalog = CatalogFile(Path("deploy/catalog.yaml"))
+        catalog = WatchedFile(Path("deploy/catalog.yaml"), parse_catalog)
         counters = TokenCounters(tmp_path, 1 << 20)
-        counters.load(catalog.models.values())
+        counters.load(catalog.current.values())
         made: list[Mesh] = []
         embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(behind), 0.25, 2.0, 100, lambda: made[0].now)
         servicer = CompressorServicer(catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000)

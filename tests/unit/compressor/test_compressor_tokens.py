@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mesh.catalog import CatalogError
 from services.compressor import vocabularies
-from services.compressor.catalog import CatalogError, Model, parse_catalog
+from services.compressor.catalog import Model, parse_catalog
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, Prompt, context_lead
 from services.compressor.tokens import TokenCache, TokenCounters, pieces
 
