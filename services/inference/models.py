@@ -1,37 +1,15 @@
-"""The catalogue as inference sees it: which model is served by which provider, checked strictly."""
+"""The catalogue as inference sees it: which model is served by which provider."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from mesh.catalog import ABILITY_KEYS, MODEL_KEYS, PROVIDER_KEYS, Entry, open_catalog
 from services.inference.policy import Ability
 
-_SECTIONS = {"providers", "routing", "models", "prices"}
-_PROVIDER_KEYS = {"backend", "base_url", "key_env", "key_file"}
-# Keys of other services' concern are known here, so that a misspelt key is still refused.
-_MODEL_KEYS = {
-    "provider",
-    "provider_model",
-    "tier",
-    "context_window_tokens",
-    "max_output_tokens",
-    "tokenizer",
-    "abilities",
-    "self_hosted",
-    "routable",
-    "expected_output_tokens",
-}
-_ABILITY_KEYS = {"tools", "json_schema", "vision", "korean"}
 _BACKENDS = ("vllm", "openai")
-
-
-class CatalogError(ValueError):
-    """The catalogue file is wrong; the text names file and key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +42,14 @@ class Model:
 
 def parse_catalog(text: str, source: str) -> dict[str, Model]:
     """The models by name. Raises CatalogError naming what is wrong."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CatalogError(f"{source}: not YAML: {error}") from None
-    root = _mapping(raw, source, "the file", _SECTIONS)
+    root = open_catalog(text, source)
     providers = {
-        name: _provider(name, entry, source)
-        for name, entry in _mapping(root.get("providers"), source, "providers").items()
+        name: _provider(name, entry)
+        for name, entry in root.mapping("providers", None, required=True).mappings(PROVIDER_KEYS)
     }
     return {
-        name: _model(name, entry, providers, source)
-        for name, entry in _mapping(root.get("models"), source, "models").items()
+        name: _model(name, entry, providers)
+        for name, entry in root.mapping("models", None, required=True).mappings(MODEL_KEYS)
     }
 
 
@@ -95,59 +69,25 @@ def local_model(models: Mapping[str, Model], wanted: str) -> Model | None:
     return local[0] if local else None
 
 
-def _provider(name: str, raw: Any, source: str) -> Provider:
-    where = f"providers.{name}"
-    entry = _mapping(raw, source, where, _PROVIDER_KEYS)
-    backend = entry.get("backend")
-    if backend not in _BACKENDS:
-        raise CatalogError(f"{source}: {where}.backend: {backend!r} is none of {', '.join(_BACKENDS)}")
-    base_url = _text(entry, "base_url", source, where, "")
+def _provider(name: str, entry: Entry) -> Provider:
+    backend = entry.choice("backend", _BACKENDS)
+    base_url = entry.text("base_url", "")
     if backend == "openai" and not base_url.startswith(("http://", "https://")):
-        raise CatalogError(f"{source}: {where}.base_url: an http: or https: URL is needed")
-    key_file = _text(entry, "key_file", source, where, "")
-    return Provider(
-        name, backend, base_url, _text(entry, "key_env", source, where, ""), Path(key_file) if key_file else None
-    )
+        raise entry.wrong("base_url", "an http: or https: URL is needed")
+    key_file = entry.text("key_file", "")
+    return Provider(name, backend, base_url, entry.text("key_env", ""), Path(key_file) if key_file else None)
 
 
-def _model(name: str, raw: Any, providers: Mapping[str, Provider], source: str) -> Model:
-    where = f"models.{name}"
-    entry = _mapping(raw, source, where, _MODEL_KEYS)
-    provider = providers.get(_text(entry, "provider", source, where))
+def _model(name: str, entry: Entry, providers: Mapping[str, Provider]) -> Model:
+    provider = providers.get(entry.text("provider"))
     if provider is None:
-        raise CatalogError(f"{source}: {where}.provider: {entry['provider']!r} is not in providers")
-    abilities = _mapping(entry.get("abilities") or {}, source, f"{where}.abilities", _ABILITY_KEYS)
-    for key, value in abilities.items():
-        if not isinstance(value, bool):
-            raise CatalogError(f"{source}: {where}.abilities.{key}: true or false is needed")
+        raise entry.wrong("provider", f"{entry.text('provider')!r} is not in providers")
+    abilities = entry.mapping("abilities", ABILITY_KEYS)
     return Model(
         name=name,
         provider=provider,
-        provider_model=_text(entry, "provider_model", source, where),
-        context_window=_count(entry, "context_window_tokens", source, where),
-        max_output=_count(entry, "max_output_tokens", source, where),
-        ability=Ability(**{key: value for key, value in abilities.items() if key != "korean"}),
+        provider_model=entry.text("provider_model"),
+        context_window=entry.integer("context_window_tokens"),
+        max_output=entry.integer("max_output_tokens"),
+        ability=Ability(**{key: abilities.boolean(key, False) for key in ABILITY_KEYS - {"korean"}}),
     )
-
-
-def _mapping(raw: Any, source: str, where: str, keys: set[str] | None = None) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise CatalogError(f"{source}: {where}: a mapping is needed")
-    unknown = sorted(str(key) for key in raw if keys is not None and key not in keys)
-    if unknown:
-        raise CatalogError(f"{source}: {where}: unknown key {unknown[0]!r}")
-    return raw
-
-
-def _text(entry: dict[str, Any], key: str, source: str, where: str, default: str | None = None) -> str:
-    value = entry.get(key, default)
-    if not isinstance(value, str) or (default is None and not value):
-        raise CatalogError(f"{source}: {where}.{key}: a text is needed")
-    return value
-
-
-def _count(entry: dict[str, Any], key: str, source: str, where: str) -> int:
-    value = entry.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CatalogError(f"{source}: {where}.{key}: a whole number of at least 1 is needed")
-    return value

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from mesh.catalog import CatalogError, read_file
 from mesh.server import Ping
 from services.inference.backend import Backend
-from services.inference.models import CatalogError, Model, Provider, local_model, parse_catalog
+from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
 from services.inference.servicer import Served
@@ -27,8 +28,8 @@ _KEY_SECONDS = 2.0
 def read_catalog(settings: InferenceSettings) -> tuple[dict[str, Model], Model | None]:
     """The models, and the one that the local engine serves; ends the process naming the setting that is wrong."""
     try:
-        catalog = parse_catalog(settings.catalog_file.read_text("utf-8"), str(settings.catalog_file))
-    except (CatalogError, OSError, UnicodeDecodeError) as error:
+        catalog = read_file(settings.catalog_file, parse_catalog)
+    except (CatalogError, OSError) as error:
         raise SystemExit(f"setting TENTH_INFERENCE_CATALOG_FILE: {error}") from None
     try:
         return catalog, local_model(catalog, settings.local_model)
