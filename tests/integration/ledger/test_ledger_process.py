@@ -166,4 +166,4 @@ def test_a_wrong_seed_ends_the_start_by_file_and_key(tmp_path: Path) -> None:
     environ["TENTH_LEDGER_CATALOG_FILE"] = str(tmp_path / "catalog.yaml")
     done = subprocess.run([sys.executable, "-m", "services.ledger"], cwd=ROOT, env=environ, capture_output=True)
     assert done.returncode == 1
-    assert b"catalog.yaml: prices[0]: unknown keys ['colour']" in done.stderr
+    assert b"catalog.yaml:2: prices[0].colour: unknown key" in done.stderr
