@@ -473,12 +473,13 @@ async def test_an_overhead_without_a_price_still_leaves_a_receipt(mesh: Mesh) ->
         "SelectModel", router_pb2.SelectModelResponse(model=MINI, tier=chat_pb2.TIER_MEDIUM, overheads=[item])
     )
     request = ask()
+    mesh.fakes.on("GenerateText", TenthError(Code.INVALID_ARGUMENT, "PROVIDER_REJECTED", "no"))
     with pytest.raises(TenthError) as raised:
         await mesh.generate(request)
-    assert raised.value.reason == "PRICE_UNKNOWN"
+    assert raised.value.reason == "PROVIDER_REJECTED"
     receipt = await mesh.settled(request.request_id)
     assert receipt.facts.failed
-    assert receipt.facts.attempts_unknown
+    assert receipt.facts.attempts_unknown, "the ledger adds it from inference's records"
 
 
 async def test_a_tenant_over_its_rate_is_told_when_to_come_back(mesh: Mesh) -> None:
