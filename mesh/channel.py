@@ -13,6 +13,7 @@ A replica that is down fails its calls at once, as UNAVAILABLE.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,6 +34,8 @@ from mesh.status import from_rpc_error
 from mesh.telemetry import TRACEPARENT, TRACESTATE, Telemetry, traceparent
 
 __all__ = ["MeshChannel", "connect", "rendezvous", "routing_key"]
+
+log = logging.getLogger("tenth.channel")
 
 _routing_key: ContextVar[str] = ContextVar("tenth_routing_key", default="")
 
@@ -201,6 +204,10 @@ class _Call:
             raised: BaseException = requests.error  # gRPC cancelled the call because of it.
         elif isinstance(error, grpc.aio.AioRpcError):
             raised = from_rpc_error(error)
+            if raised.reason == Reason.UNREACHABLE and not error.trailing_metadata():
+                # gRPC's own words name addresses of the mesh, and the error may go on to an outside caller.
+                log.debug("%s: %s", self._name, raised.message)
+                raised = unavailable(f"{self._attributes['rpc.service']} does not answer")
         elif isinstance(error, grpc.aio.UsageError):
             raised = unavailable(f"the channel to {self._channel.target} is closed")
         elif isinstance(error, asyncio.CancelledError) and not _being_cancelled():

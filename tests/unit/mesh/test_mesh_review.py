@@ -10,7 +10,7 @@ import yaml
 
 from mesh.auth import IDENTITY_KEY, Authenticator, Identity, Signer
 from mesh.channel import connect
-from mesh.errors import TenthError
+from mesh.errors import Code, TenthError
 from mesh.settings import MeshSettings
 from mesh.testing import memory_telemetry
 
@@ -47,4 +47,17 @@ async def test_the_replicas_behind_a_name_are_known_before_the_first_call() -> N
     async with connect("dns:///nowhere.invalid:7101", MeshSettings(), telemetry, sharded=True) as channel:
         with pytest.raises(TenthError, match="has no address"):
             await channel.replicas()
+    telemetry.close()
+
+
+async def test_a_service_that_is_away_does_not_give_its_address_away() -> None:
+    telemetry, _ = memory_telemetry("test")
+    async with connect("127.0.0.1:1", MeshSettings(), telemetry) as channel:
+        ask = channel.unary_unary("/tenth.cache.v1.CacheService/Embed", lambda _: b"", bytes)
+        follow = channel.unary_stream("/tenth.cache.v1.CacheService/FollowCompletion", lambda _: b"", bytes)
+        for answer in (ask(b"", timeout=5), anext(follow(b"", timeout=5))):
+            with pytest.raises(TenthError) as raised:
+                await answer
+            assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "UNREACHABLE")
+            assert raised.value.message == "tenth.cache.v1.CacheService does not answer"
     telemetry.close()
