@@ -24,7 +24,7 @@ from pathlib import Path
 import aiohttp
 from tenth.type.v1 import chat_pb2
 
-from bench.peers import KEY, Proxy, start_litellm
+from bench.peers import KEY, Proxy, litellm_version, start_litellm
 from bench.result import Result, arguments, percentile
 from tenth_client import Client
 from tenth_client.up import Mesh, MeshOptions
@@ -80,6 +80,8 @@ async def measure(result: Result, count: int, models_dir: Path, litellm: Path, s
             proxy = await start_litellm(litellm, sandbox_url, 18_311, Path(folder))
             if proxy is None:
                 result.skipped.append(f"litellm: not installed in {litellm}")
+            else:
+                result.assumptions["litellm"] = litellm_version(litellm)
             try:
                 client = Client(mesh.address("orchestrator"), mesh.api_key)
                 # The cheapest HTTP client there is in Python: latencies are to be the servers'.

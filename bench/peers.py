@@ -50,6 +50,12 @@ async def start_litellm(environment: Path, upstream_url: str, port: int, folder:
     return None
 
 
+def litellm_version(environment: Path) -> str:
+    """The version installed in an environment; empty when it is not."""
+    found = sorted(environment.glob("lib/python*/site-packages/litellm-*.dist-info"))
+    return found[0].name.removeprefix("litellm-").removesuffix(".dist-info") if found else ""
+
+
 def _spawn(environment: Path, upstream_url: str, port: int, folder: Path) -> Proxy | None:
     executable = environment / "bin" / "litellm"
     if not executable.exists():

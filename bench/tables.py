@@ -1,0 +1,108 @@
+"""Writes the tables of docs/benchmarks.md from bench/results/*.json: ``python -m bench.tables``.
+
+A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``. Results of ``--quick`` runs are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+DOCUMENT = Path("docs/benchmarks.md")
+RESULTS = Path("bench/results")
+_BLOCK = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench:\1 -->", re.DOTALL)
+
+_KINDS = {"exact_hit": "exact hit", "semantic_hit": "semantic hit", "miss": "miss"}
+_SYSTEMS = {"ours": "Tenth", "litellm": "LiteLLM", "direct": "direct"}
+
+
+def main() -> int:
+    """Rewrite the document; 1 when a result cannot be quoted."""
+    text = DOCUMENT.read_text("utf-8")
+    problems: list[str] = []
+
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
+        file = RESULTS / f"{name}.json"
+        if name not in TABLES or not file.exists():
+            problems.append(f"{name}: no table or no {file}")
+            return match[0]
+        result = json.loads(file.read_text("utf-8"))
+        if result["quick"]:
+            problems.append(f"{file}: a quick run is not quoted")
+            return match[0]
+        return f"<!-- bench:{name} -->\n{TABLES[name](result)}\n<!-- /bench:{name} -->"
+
+    DOCUMENT.write_text(_BLOCK.sub(block, text), "utf-8")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def mesh_tables(result: Mapping[str, Any]) -> str:
+    """Latency and CPU by kind, system and concurrency; then the goals."""
+    metrics = result["metrics"]
+
+    def value(name: str) -> float | None:
+        return float(metrics[name]["value"]) if name in metrics else None
+
+    lines = [
+        "| request | system | concurrency | p50 ms | p95 ms | p99 ms | CPU ms per request | as intended |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for kind, kind_name in _KINDS.items():
+        for concurrency, suffix in ((1, ""), (32, "_c32")):
+            for system, system_name in _SYSTEMS.items():
+                measures = [
+                    value(f"{kind}/{system}/{measure}{suffix}")
+                    for measure in ("p50_ms", "p95_ms", "p99_ms", "cpu_ms_per_request", "as_intended")
+                ]
+                if measures[0] is None:
+                    continue
+                cells = [*map(_number, measures[:4]), "" if measures[4] is None else f"{measures[4]:.3f}"]
+                lines.append(f"| {kind_name} | {system_name} | {concurrency} | {' | '.join(cells)} |")
+    lines += ["", "| goal | concurrency | measured | goal |", "|---|--:|--:|--:|"]
+    embed = value("miss/ours/embed_cpu_ms") or 0.0
+    for concurrency, suffix in ((1, ""), (32, "_c32")):
+        for kind, beside, goal in (("exact_hit", 0.0, 0.25), ("miss", embed, 0.6)):
+            ours, other = (value(f"{kind}/{system}/cpu_ms_per_request{suffix}") for system in ("ours", "litellm"))
+            if ours is not None and other:
+                what = f"{_KINDS[kind]}: CPU{' beside the embedding' if beside else ''}, share of LiteLLM's"
+                lines.append(f"| {what} | {concurrency} | {(ours - beside) / other:.2f} | below {goal} |")
+    resident = _number(value("idle/ours/rss_mb"))
+    lines.append(f"| idle mesh without the model process, MB resident | | {resident} | below 1288 (1.2 GiB) |")
+    lines.append("")
+    for kind in ("semantic_hit", "miss"):
+        lines.append(
+            f"Embedding on a {_KINDS[kind]}: {_number(value(f'{kind}/ours/embed_cpu_ms'))} ms of CPU, "
+            "in the CPU above (what the compressor measures of itself, a tenth of a millisecond, is counted with it)."
+        )
+    lines.append("")
+    machine = result["machine"]
+    count = metrics["miss/ours/p50_ms"]["n"]
+    lines.append(
+        f"Commit {result['commit'][:12]}, {count} requests per system, kind and concurrency, "
+        f"{result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), Python {machine['python']}."
+    )
+    if result["assumptions"].get("litellm"):
+        lines.append(f"LiteLLM's proxy is version {result['assumptions']['litellm']}.")
+    lines += [f"Not measured: {item}." for item in result["skipped"]]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"mesh": mesh_tables}
+"""The tables by benchmark."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
