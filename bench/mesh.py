@@ -152,11 +152,12 @@ async def _rounds(
     await asyncio.sleep(1.0)  # The stores of the warm-up happen in the background.
     rounds = 6
     for _, concurrency, kind in itertools.product(range(rounds), (1, 32), KINDS):
+        # The same questions for every system, and no variant or new question twice.
+        asked = list(itertools.islice(questions[kind], max(concurrency, count // rounds)))
         for system, (make, processes) in systems.items():
             if system == "litellm" and kind == "semantic_hit":
                 continue
             load = loads.setdefault((kind, system, concurrency), Load())
-            asked = list(itertools.islice(questions[kind], max(concurrency, count // rounds)))
             await _run(load, make(kind), asked, concurrency, processes)
     if proxy is not None:
         result.skipped.append("semantic_hit/litellm: its semantic cache needs a Redis or Qdrant server")
