@@ -85,7 +85,8 @@ async def measure(result: Result, count: int, models_dir: Path, litellm: Path, s
             try:
                 client = Client(mesh.address("orchestrator"), mesh.api_key)
                 # The cheapest HTTP client there is in Python: latencies are to be the servers'.
-                connector = aiohttp.TCPConnector(limit=64)
+                # Connections are dropped before the servers do it (after 5 s): a POST is not sent again.
+                connector = aiohttp.TCPConnector(limit=64, keepalive_timeout=2)
                 async with client, aiohttp.ClientSession(connector=connector) as http:
                     await _rounds(result, count, mesh, client, http, sandbox_url, proxy, seed)
             finally:
