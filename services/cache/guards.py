@@ -163,7 +163,9 @@ def asked_for(asked: str, stored: str) -> str:
     return f"asks {_names(one)} against {_names(other)}" if one != other else ""
 
 
-_CAPITAL = re.compile(r"(?<![.!?\n])(?<=\s)[A-Z][\w-]*|\b[A-Z]{2,}\b")
+# A word that begins a later sentence counts as well: it may be the name that the question turns on ("... ? Seoul.").
+_CAPITAL = re.compile(r"(?<=\s)[A-Z][\w-]*|\b[A-Z]{2,}\b")
+_NO_NAMES = frozenset(("i", "im", "ive", "id", "ill", "thanks", "thank", "please", "hello", "hi"))
 
 
 def names(asked: str, stored: str) -> str:
@@ -172,7 +174,7 @@ def names(asked: str, stored: str) -> str:
         words = {word.lower().removesuffix("'s") for word in _WORD.findall(other)}
         for match in _CAPITAL.finditer(one):
             name = match.group().lower()
-            if name in ("i", "im", "ive", "id", "ill") or name in words or name.removesuffix("s") in words:
+            if name in _NO_NAMES or name in words or name.removesuffix("s") in words:
                 continue
             if set(re.split(r"[-_]", name)) <= words:
                 continue
