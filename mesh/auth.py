@@ -24,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from mesh.errors import Code, Reason, TenthError
+from mesh.keys import IdentityKeys
 
 log = logging.getLogger("tenth.auth")
 
@@ -161,8 +162,9 @@ def _patterns(where: str, value: object) -> tuple[str, ...]:
 class Signer:
     """Signs identities for onward calls. Tokens are kept and reused for half of their life."""
 
-    def __init__(self, key: bytes, service: str, now: Callable[[], float] = time.time) -> None:
-        self._key = key
+    def __init__(self, key: bytes | IdentityKeys, service: str, now: Callable[[], float] = time.time) -> None:
+        self._keys = _keys(key)
+        self._version = self._keys.version
         self._service = service
         self._now = now
         self._tokens: dict[Identity, tuple[float, str]] = {}
@@ -170,6 +172,9 @@ class Signer:
     def token(self, identity: Identity) -> str:
         """The metadata value that carries this identity, in the name of this service."""
         now = self._now()
+        if self._keys.refresh() != self._version:
+            self._version = self._keys.version
+            self._tokens.clear()
         kept = self._tokens.get(identity)
         if kept is not None and kept[0] > now:
             return kept[1]
@@ -184,7 +189,7 @@ class Signer:
             "e": int(now) + _TOKEN_SECONDS,
         }
         payload = base64.urlsafe_b64encode(json.dumps(body, separators=(",", ":")).encode()).decode()
-        token = f"{payload}.{_signature(self._key, payload)}"
+        token = f"{payload}.{_signature(self._keys.signing, payload)}"
         if len(self._tokens) >= 10_000:
             self._tokens.clear()
         self._tokens[identity] = (now + _TOKEN_SECONDS / 2, token)
@@ -197,11 +202,12 @@ class Authenticator:
     def __init__(
         self,
         callers_file: Path | None,
-        identity_key: bytes,
+        identity_key: bytes | IdentityKeys,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._path = callers_file
-        self._key = identity_key
+        self._keys = _keys(identity_key)
+        self._version = self._keys.version
         self._now = now
         self._checked_at = 0.0
         self._stamp = (0, 0, 0)
@@ -249,11 +255,16 @@ class Authenticator:
         raise TenthError(Code.UNAUTHENTICATED, Reason.UNAUTHENTICATED, "no credentials given", "authorization")
 
     def _verify(self, token: str) -> Identity:
+        if self._keys.refresh() != self._version:
+            self._version = self._keys.version
+            self._verified.clear()
         kept = self._verified.get(token)
         if kept is not None and kept[0] > self._now():
             return kept[1]
         payload, _, signature = token.partition(".")
-        if not self._key or not hmac.compare_digest(_signature(self._key, payload).encode(), signature.encode()):
+        if not any(
+            hmac.compare_digest(_signature(key, payload).encode(), signature.encode()) for key in self._keys.accepted
+        ):
             raise TenthError(Code.UNAUTHENTICATED, Reason.UNAUTHENTICATED, "the identity is not signed by this mesh")
         try:
             body = json.loads(base64.urlsafe_b64decode(payload))
@@ -317,14 +328,13 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
-def read_key(path: Path | None) -> bytes:
-    """The identity secret from its file; at least 16 bytes. Without a file: empty, and no identity is accepted."""
-    if path is None:
-        return b""
-    key = path.read_bytes().strip()
-    if len(key) < 16:
-        raise ValueError(f"{path}: the identity key must have at least 16 bytes")
-    return key
+def read_key(path: Path | None) -> IdentityKeys:
+    """The identity secrets of a file (see ``mesh/keys.py``); without one no identity is accepted."""
+    return IdentityKeys(path)
+
+
+def _keys(key: bytes | IdentityKeys) -> IdentityKeys:
+    return key if isinstance(key, IdentityKeys) else IdentityKeys(fixed=key)
 
 
 def _signature(key: bytes, payload: str) -> str:

@@ -24,6 +24,7 @@ from mesh.auth import (
     set_identity,
 )
 from mesh.errors import Code, TenthError
+from mesh.keys import IdentityKeys
 
 KEY = b"0123456789abcdef-identity-key"
 CHAT = "/tenth.orchestrator.v1.OrchestratorService/GenerateCompletion"
@@ -298,5 +299,46 @@ def test_the_identity_key_has_a_least_length(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="16 bytes"):
         read_key(file)
     file.write_bytes(b"long enough for a key\n")
-    assert read_key(file) == b"long enough for a key"
-    assert read_key(None) == b""
+    assert read_key(file).accepted == (b"long enough for a key",)
+    assert read_key(None).accepted == ()
+
+
+def test_the_identity_key_is_rotated_without_a_restart(tmp_path: Path, clock: Clock) -> None:
+    old, new = b"the old key, long enough", b"the new key, long enough"
+    file = tmp_path / "key"
+
+    def write(*secrets: bytes) -> None:
+        fresh = tmp_path / "key.new"
+        fresh.write_bytes(b"\n".join(secrets) + b"\n")
+        fresh.replace(file)
+        clock.now += 3
+
+    write(old)
+    callers = tmp_path / "callers.yaml"
+    callers.write_text(yaml.safe_dump(CALLERS))
+    signer = Signer(IdentityKeys(file, now=clock), "orchestrator", clock)
+    checker = Authenticator(callers, IdentityKeys(file, now=clock), clock)
+
+    def accepted(token: str) -> bool:
+        try:
+            return checker.authenticate(EMBED, {IDENTITY_KEY: token}).tenant_id == "acme"
+        except TenthError as error:
+            assert error.reason == "UNAUTHENTICATED"  # noqa: PT017  (the reason is half of what is asked)
+            return False
+
+    first = signer.token(IDENTITY)
+    write(old, new)
+    assert (
+        signer.token(IDENTITY).rpartition(".")[2]
+        == Signer(old, "orchestrator", clock).token(IDENTITY).rpartition(".")[2]
+    )
+    write(new, old)
+    second = signer.token(IDENTITY)
+    assert second != first
+    assert accepted(first)
+    assert accepted(second)
+    write(new)
+    assert not accepted(first), "what was verified before is forgotten as well"
+    assert accepted(second)
+    write(b"short")
+    assert accepted(signer.token(IDENTITY)), "a bad file leaves the secrets as they were"
