@@ -121,11 +121,6 @@ def parent_context(value: str | bytes | None, state: str | bytes | None = None) 
     return trace.set_span_in_context(trace.NonRecordingSpan(context), _ABSENT)
 
 
-def current_span() -> Span:
-    """The span of the work in progress; a no-op span outside of any."""
-    return trace.get_current_span()
-
-
 def current_trace_id() -> str:
     """The trace of the work in progress as 32 hex digits; empty outside of any."""
     context = trace.get_current_span().get_span_context()

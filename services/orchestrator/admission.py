@@ -91,9 +91,9 @@ class Admission:
             created=created,
             trace_id=current_trace_id(),
             streaming=streaming,
+            caller_set_limit=caller_set_limit,
             # Attempts are numbered from a random base: a retry of the same request on another replica, or after a
             # crash, must never share a number with an attempt that was really paid for.
-            caller_set_limit=caller_set_limit,
             attempt_base=self._random.randrange(2, 2_000_000) * 1000,
         )
 

@@ -36,8 +36,6 @@ class Route:
 
     model: str
     tier: chat_pb2.Tier.ValueType
-    reason: str
-    strategy: str = ""
     degraded: bool = False
     context_window_tokens: int = 0
     self_hosted: bool = False

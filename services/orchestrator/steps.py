@@ -81,7 +81,7 @@ class Steps:
             # A model that the caller named must answer all the same; that was never the router's choice.
             name = call.request.policy.model or call.tenant.baseline_model
             call.skip("router", DISABLED, f"kill switch: {name} answers")
-            return self._known_route(name, "kill switch")
+            return self._known_route(name)
         request = router_pb2.SelectModelRequest(
             request=call.request,
             tier_ceiling=ceiling,
@@ -104,15 +104,7 @@ class Steps:
                 return self._route_without_router(call, ceiling)
             call.note_overheads(chosen.overheads)
             hop.reason = f"{chosen.model}: {chosen.reason}"
-            known = self._snapshot.model(chosen.model)
-            return Route(
-                model=chosen.model,
-                tier=chosen.tier,
-                reason=chosen.reason,
-                strategy=router_pb2.Strategy.Name(chosen.strategy).removeprefix("STRATEGY_").lower(),
-                context_window_tokens=known.context_window_tokens if known else 0,
-                self_hosted=known.self_hosted if known else False,
-            )
+            return replace(self._known_route(chosen.model), tier=chosen.tier)
 
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
         """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated."""
@@ -235,15 +227,13 @@ class Steps:
             raise TenthError(
                 Code.UNAVAILABLE, Reason.NO_MODEL_AVAILABLE, "the router is down and no known model may answer"
             )
-        return self._known_route(model.name, "router down: default tier", degraded=True)
+        return replace(self._known_route(model.name), degraded=True)
 
-    def _known_route(self, name: str, reason: str, *, degraded: bool = False) -> Route:
+    def _known_route(self, name: str) -> Route:
         known = self._snapshot.model(name)
         return Route(
             model=name,
             tier=tier_value(known.tier if known else 0),
-            reason=reason,
-            degraded=degraded,
             context_window_tokens=known.context_window_tokens if known else 0,
             self_hosted=known.self_hosted if known else False,
         )

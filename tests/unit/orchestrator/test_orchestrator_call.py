@@ -121,7 +121,7 @@ def test_what_may_be_tried_again(
     if temperature is not None:
         call.request.sampling.temperature = temperature
     call.note_sent(sent, delta)
-    route = Route("m", chat_pb2.TIER_SIMPLE, "", self_hosted=self_hosted)
+    route = Route("m", chat_pb2.TIER_SIMPLE, self_hosted=self_hosted)
     assert _resumable(call, route) == expected
     assert call.began == (delta != Delta())
 
