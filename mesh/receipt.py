@@ -10,7 +10,7 @@ rounded step prices, so they telescope:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from fractions import Fraction
 
@@ -38,8 +38,20 @@ class Layer(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PriceStep:
+    """Prices of a request with more than ``above`` input tokens; they hold for the whole request."""
+
+    above: int
+    input: int
+    output: int
+    cached_input: int | None = None
+    cache_write_5m: int | None = None
+    cache_write_1h: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """One model's price, nano-USD per million tokens (``cpu_hour``: nano-USD). None: no such price."""
+    """One model's price, nano-USD per million tokens (hours and ``request_fee``: nano-USD). None: no such price."""
 
     model: str
     input: int
@@ -53,17 +65,25 @@ class Price:
     quantized_output: int | None = None
     cpu_hour: int | None = None
     confirmed: bool = True
+    flex_input: int | None = None
+    flex_output: int | None = None
+    reasoning_output: int | None = None
+    request_fee: int | None = None
+    gpu_hour: int | None = None
+    steps: tuple[PriceStep, ...] = ()
+    """Prices of long requests, by mark, the lowest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one generation. ``input`` includes cached and written ones."""
+    """Tokens of one generation. ``input`` includes cached and written ones, ``output`` the reasoning."""
 
     input: int = 0
     output: int = 0
     cached: int = 0
     write_5m: int = 0
     write_1h: int = 0
+    reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +107,7 @@ class Facts:
     usage: Usage = field(default_factory=Usage)
     cache_hit: bool = False
     batch: bool = False
+    flex: bool = False
     quantized: bool = False
     failed: bool = False
     overheads: tuple[Overhead, ...] = ()
@@ -118,9 +139,8 @@ def compute(facts: Facts, prices: PriceBook) -> Amounts:
     overhead = _bounded(sum(items))
     if facts.failed:
         return Amounts(0, 0, dict.fromkeys(Layer, 0), items, overhead, overhead)
-    output = facts.usage.output
     base = price_of(facts.baseline_model, prices)
-    baseline = _plain(base, facts.baseline_input, output)
+    baseline = _plain(base, facts.baseline_input, facts.usage)
     steps = [baseline, *((0,) * 6 if facts.cache_hit else _steps(facts, price_of(facts.model, prices), baseline))]
     savings = {layer: before - after for layer, before, after in zip(Layer, steps[:-1], steps[1:], strict=True)}
     return Amounts(
@@ -147,15 +167,24 @@ def overhead_cost(item: Overhead, prices: PriceBook) -> int:
     return _bounded(cost)
 
 
-def actual_cost(price: Price, usage: Usage, *, batch: bool = False, quantized: bool = False) -> int:
-    """What a usage costs on a model: cache discounts, batch and quantized prices included."""
-    return _discounted(price, usage, batch=batch, quantized=quantized)
+def actual_cost(price: Price, usage: Usage, *, batch: bool = False, flex: bool = False, quantized: bool = False) -> int:
+    """What a usage costs on a model: cache discounts, batch or flex and quantized prices included."""
+    return _discounted(price, usage, batch=batch, flex=flex, quantized=quantized)
 
 
-def worst_case(price: Price, input_tokens: int, max_output_tokens: int) -> int:
-    """Most that a generation can cost: all input uncached at the dearest write price, all output used."""
-    dearest = max(price.input, price.cache_write_5m or 0, price.cache_write_1h or 0)
-    return _rounded(_count(input_tokens) * dearest + _count(max_output_tokens) * price.output)
+def worst_case(price: Price, input_tokens: int, max_output_tokens: int, *, batch: bool = False) -> int:
+    """Most that a generation can cost: all input uncached at the dearest write price, all output used.
+
+    With ``batch``: at batch prices, where there are such.
+    """
+    step = _at(price, input_tokens)
+    dearest = max(step.input, step.cache_write_5m or 0, step.cache_write_1h or 0)
+    money_in: int | Fraction = _count(input_tokens) * dearest
+    money_out: int | Fraction = _count(max_output_tokens) * max(step.output, step.reasoning_output or 0)
+    if batch:
+        money_in *= _ratio(price.batch_input, price.input)
+        money_out *= _ratio(price.batch_output, price.output)
+    return _rounded(money_in + money_out, price.request_fee)
 
 
 def price_of(model: str, prices: PriceBook) -> Price:
@@ -168,40 +197,73 @@ def price_of(model: str, prices: PriceBook) -> Price:
 
 def _steps(facts: Facts, price: Price, baseline: int) -> tuple[int, int, int, int, int, int]:
     """Prices after each layer of a request that a model answered; the cache saved nothing of it."""
-    usage, batch, quantized = facts.usage, facts.batch, facts.quantized
+    usage, batch, flex = facts.usage, facts.batch, facts.flex
     return (
         baseline,
-        _plain(price, facts.original_input, usage.output),
-        _plain(price, usage.input, usage.output),
+        _plain(price, facts.original_input, usage),
+        _plain(price, usage.input, usage),
         _discounted(price, usage),
-        _discounted(price, usage, batch=batch),
-        _discounted(price, usage, batch=batch, quantized=quantized),
+        _discounted(price, usage, batch=batch, flex=flex),
+        _discounted(price, usage, batch=batch, flex=flex, quantized=facts.quantized),
     )
 
 
-def _plain(price: Price, input_tokens: int, output_tokens: int) -> int:
-    return _rounded(_count(input_tokens) * price.input + _count(output_tokens) * price.output)
+def _at(price: Price, input_tokens: int) -> Price:
+    """The price with the step of a request of that length; its batch, flex and quantized shares stay the base's."""
+    found = None
+    for step in price.steps:
+        if input_tokens > step.above:
+            found = step
+    if found is None:
+        return price
+    return replace(
+        price,
+        input=found.input,
+        output=found.output,
+        cached_input=_or_none(found.cached_input, price.cached_input),
+        cache_write_5m=_or_none(found.cache_write_5m, price.cache_write_5m),
+        cache_write_1h=_or_none(found.cache_write_1h, price.cache_write_1h),
+        steps=(),
+    )
 
 
-def _discounted(price: Price, usage: Usage, *, batch: bool = False, quantized: bool = False) -> int:
+def _output(price: Price, usage: Usage) -> int:
+    """Tokens times price of the output."""
+    if price.reasoning_output is None or not usage.reasoning:
+        return _count(usage.output) * price.output
+    if usage.reasoning > usage.output:
+        raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "reasoning tokens exceed the output", "usage")
+    return (usage.output - usage.reasoning) * price.output + _count(usage.reasoning) * price.reasoning_output
+
+
+def _plain(price: Price, input_tokens: int, usage: Usage) -> int:
+    step = _at(price, input_tokens)
+    return _rounded(_count(input_tokens) * step.input + _output(step, usage), price.request_fee)
+
+
+def _discounted(price: Price, usage: Usage, *, batch: bool = False, flex: bool = False, quantized: bool = False) -> int:
     plain = usage.input - usage.cached - usage.write_5m - usage.write_1h
     if plain < 0:
         raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "cached and written tokens exceed the input", "usage")
+    step = _at(price, usage.input)
     money_in: int | Fraction = (
-        plain * price.input
-        + _count(usage.cached) * _or(price.cached_input, price.input)
-        + _count(usage.write_5m) * _or(price.cache_write_5m, price.input)
-        + _count(usage.write_1h) * _or(price.cache_write_1h, price.input)
+        plain * step.input
+        + _count(usage.cached) * _or(step.cached_input, step.input)
+        + _count(usage.write_5m) * _or(step.cache_write_5m, step.input)
+        + _count(usage.write_1h) * _or(step.cache_write_1h, step.input)
     )
-    money_out: int | Fraction = _count(usage.output) * price.output
-    # Batch and quantized prices scale the input side as a whole: providers stack them with the cache multipliers.
+    money_out: int | Fraction = _output(step, usage)
+    # These prices scale each side as a whole: providers stack them with the cache multipliers and the steps.
     if batch:
         money_in *= _ratio(price.batch_input, price.input)
         money_out *= _ratio(price.batch_output, price.output)
+    elif flex:
+        money_in *= _ratio(price.flex_input, price.input)
+        money_out *= _ratio(price.flex_output, price.output)
     if quantized:
         money_in *= _ratio(price.quantized_input, price.input)
         money_out *= _ratio(price.quantized_output, price.output)
-    return _rounded(money_in + money_out)
+    return _rounded(money_in + money_out, price.request_fee)
 
 
 def _baseline_cached(facts: Facts, price: Price) -> int:
@@ -212,12 +274,16 @@ def _baseline_cached(facts: Facts, price: Price) -> int:
     """
     usage = facts.usage
     if facts.cache_hit or not usage.input:
-        return _plain(price, facts.baseline_input, usage.output)
-    cached = facts.baseline_input * usage.cached // usage.input
-    return _discounted(price, Usage(facts.baseline_input, usage.output, cached=min(cached, facts.baseline_input)))
+        return _plain(price, facts.baseline_input, usage)
+    cached = min(facts.baseline_input * usage.cached // usage.input, facts.baseline_input)
+    return _discounted(price, Usage(facts.baseline_input, usage.output, cached=cached, reasoning=usage.reasoning))
 
 
 def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _or_none(value: int | None, default: int | None) -> int | None:
     return default if value is None else value
 
 
@@ -225,10 +291,10 @@ def _ratio(part: int | None, whole: int) -> Fraction:
     return Fraction(1) if part is None or whole == 0 else Fraction(part, whole)
 
 
-def _rounded(tokens_times_price: int | Fraction) -> int:
+def _rounded(tokens_times_price: int | Fraction, fee: int | None) -> int:
     # A Fraction only where a price scales another: its arithmetic costs ten times that of whole numbers.
     amount = tokens_times_price
-    return _bounded(divide_half_even(amount.numerator, amount.denominator * TOKENS_PER_PRICE))
+    return _bounded(divide_half_even(amount.numerator, amount.denominator * TOKENS_PER_PRICE) + (fee or 0))
 
 
 def _count(value: int) -> int:

@@ -18,17 +18,25 @@ _PRICE_FIELDS = (
     ("quantized_input", "quantized_input_nano_usd_per_million_tokens"),
     ("quantized_output", "quantized_output_nano_usd_per_million_tokens"),
     ("cpu_hour", "cpu_hour_nano_usd"),
+    ("flex_input", "flex_input_nano_usd_per_million_tokens"),
+    ("flex_output", "flex_output_nano_usd_per_million_tokens"),
+    ("reasoning_output", "reasoning_output_nano_usd_per_million_tokens"),
+    ("request_fee", "request_fee_nano_usd"),
+    ("gpu_hour", "gpu_hour_nano_usd"),
 )
+_STEP_FIELDS = _PRICE_FIELDS[:3]
 
 
 def price_from_proto(message: receipt_pb2.Price) -> receipt.Price:
     """A price without its dates and source."""
     optional = {name: getattr(message, wire) for name, wire in _PRICE_FIELDS if message.HasField(cast(Any, wire))}
+    steps = sorted((_step_from_proto(step) for step in message.steps), key=lambda step: step.above)
     return receipt.Price(
         model=message.model,
         input=message.input_nano_usd_per_million_tokens,
         output=message.output_nano_usd_per_million_tokens,
         confirmed=message.confirmed,
+        steps=tuple(steps),
         **optional,
     )
 
@@ -45,7 +53,26 @@ def price_to_proto(price: receipt.Price) -> receipt_pb2.Price:
         value = getattr(price, name)
         if value is not None:
             setattr(message, wire, value)
+    for step in price.steps:
+        added = message.steps.add(
+            above_input_token_count=step.above,
+            input_nano_usd_per_million_tokens=step.input,
+            output_nano_usd_per_million_tokens=step.output,
+        )
+        for name, wire in _STEP_FIELDS:
+            value = getattr(step, name)
+            if value is not None:
+                setattr(added, wire, value)
     return message
+
+
+def _step_from_proto(message: receipt_pb2.PriceStep) -> receipt.PriceStep:
+    return receipt.PriceStep(
+        above=message.above_input_token_count,
+        input=message.input_nano_usd_per_million_tokens,
+        output=message.output_nano_usd_per_million_tokens,
+        **{name: getattr(message, wire) for name, wire in _STEP_FIELDS if message.HasField(cast(Any, wire))},
+    )
 
 
 def usage_from_proto(message: usage_pb2.Usage) -> receipt.Usage:
@@ -56,6 +83,7 @@ def usage_from_proto(message: usage_pb2.Usage) -> receipt.Usage:
         cached=message.cached_input_token_count,
         write_5m=message.cache_write_5m_token_count,
         write_1h=message.cache_write_1h_token_count,
+        reasoning=message.reasoning_output_token_count,
     )
 
 
@@ -69,6 +97,7 @@ def facts_from_proto(message: receipt_pb2.ReceiptFacts) -> receipt.Facts:
         usage=usage_from_proto(message.usage),
         cache_hit=message.cache_hit,
         batch=message.batch,
+        flex=message.flex,
         quantized=message.quantized,
         failed=message.failed,
         overheads=tuple(overhead_from_proto(item) for item in message.overheads),

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, or_, select, update
 from mesh.errors import Code, TenthError
 from mesh.receipt import Price, PriceBook
 from services.ledger.errors import Reason
-from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, add, book_at
+from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, add, book_at, steps_from_json, steps_to_json
 from services.ledger.store import Store
 from services.ledger.tables import books, prices
 
@@ -104,10 +104,16 @@ def _rows(connection: Connection, version: int) -> list[tuple[int, DatedPrice]]:
         (
             row.id,
             DatedPrice(
-                Price(model=row.model, confirmed=row.confirmed, **{name: row._mapping[name] for name in AMOUNT_FIELDS}),
+                Price(
+                    model=row.model,
+                    confirmed=row.confirmed,
+                    steps=steps_from_json(row.steps),
+                    **{name: row._mapping[name] for name in AMOUNT_FIELDS},
+                ),
                 valid_from_ns=row.valid_from_ns,
                 source=row.source,
                 valid_to_ns=row.valid_to_ns,
+                confirmed_by=row.confirmed_by,
             ),
         )
         for row in rows
@@ -120,6 +126,8 @@ def _values(row: DatedPrice, version: int) -> dict[str, Any]:
         "valid_from_ns": row.valid_from_ns,
         "valid_to_ns": row.valid_to_ns,
         **{name: getattr(row.price, name) for name in AMOUNT_FIELDS},
+        "steps": steps_to_json(row.price.steps),
+        "confirmed_by": row.confirmed_by,
         "source": row.source,
         "confirmed": row.price.confirmed,
         "added_version": version,

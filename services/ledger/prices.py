@@ -6,12 +6,13 @@ old version can be read exactly as it was.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from mesh.errors import Code, TenthError, invalid_argument, required
 from mesh.money import MAX_NANO_USD
-from mesh.receipt import CPU, Price
+from mesh.receipt import CPU, Price, PriceStep
 from services.ledger.errors import Reason
 
 AMOUNT_FIELDS = (
@@ -25,6 +26,11 @@ AMOUNT_FIELDS = (
     "quantized_input",
     "quantized_output",
     "cpu_hour",
+    "flex_input",
+    "flex_output",
+    "reasoning_output",
+    "request_fee",
+    "gpu_hour",
 )
 """The amounts of a price, named as in ``mesh.receipt.Price``."""
 
@@ -37,6 +43,7 @@ class DatedPrice:
     valid_from_ns: int
     source: str
     valid_to_ns: int | None = None
+    confirmed_by: str = ""
 
     @property
     def model(self) -> str:
@@ -75,6 +82,16 @@ def check(row: DatedPrice, field: str) -> None:
         if row.price.cpu_hour == 0 and row.price.confirmed:
             # Nobody gives CPU time away: a zero here is a forgotten field.
             raise invalid_argument("an hour of CPU is not free", field=f"{field}.cpu_hour")
+
+
+def steps_to_json(steps: Iterable[PriceStep]) -> str:
+    """Steps as the books keep them: a JSON list, the amounts as whole numbers."""
+    return json.dumps([asdict(step) for step in steps], separators=(",", ":"))
+
+
+def steps_from_json(text: str) -> tuple[PriceStep, ...]:
+    """Steps as the books kept them."""
+    return tuple(PriceStep(**step) for step in json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)

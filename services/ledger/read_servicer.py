@@ -13,10 +13,10 @@ from mesh.errors import Code, TenthError, invalid_argument
 from mesh.receipt import Layer
 from services.ledger.admin import Admin
 from services.ledger.errors import Reason, cross_tenant
+from services.ledger.operator_servicer import budget_status, price_message
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import check_name, instant
 from services.ledger.report import Filter, Reports, SpendRow
-from services.ledger.servicer import budget_status, price_message
 from services.ledger.tables import SAVINGS
 
 _DEFAULT_PAGE = 100

@@ -45,7 +45,7 @@ def _price(entry: Entry) -> DatedPrice:
     price = Price(
         model=entry.text("model"),
         confirmed=entry.boolean("confirmed", True),
-        **{"input": 0, "output": 0, **amounts},
+        **{"input": 0, "output": 0, **amounts},  # type: ignore[arg-type]  # Amounts only; steps are no key of these.
     )
     row = DatedPrice(
         price,

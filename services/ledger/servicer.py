@@ -5,33 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import receipt_pb2
 
 from mesh.auth import act_for, current_identity
-from mesh.errors import TenthError, invalid_argument, required
+from mesh.errors import TenthError, invalid_argument
 from mesh.receipt import PRICE_UNKNOWN, PriceBook
 from mesh.telemetry import annotate
-from mesh.wire import price_from_proto, price_to_proto
 from services.ledger.admin import Admin
 from services.ledger.balances import Scope
 from services.ledger.book import Book, Reserve
-from services.ledger.errors import Reason, cross_tenant, too_many
-from services.ledger.policy import (
-    ALL_TENANTS,
-    LAYERS,
-    NANOS_PER_SECOND,
-    Budget,
-    Position,
-    Verdict,
-    Window,
-    is_time_zone,
-)
-from services.ledger.prices import DatedPrice, check
-from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, instant, settlement
+from services.ledger.errors import Reason, cross_tenant
+from services.ledger.operator_servicer import OperatorServicer, check_count, price_message
+from services.ledger.policy import NANOS_PER_SECOND, Verdict
+from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, settlement
 
-MOST_ITEMS = 500
-"""Most receipts, attempts or prices in one call."""
 SPENDERS = frozenset({"orchestrator", "inference"})
 """Services that may name the tenant in what they send: they serve all of them."""
 _LONGEST_TTL_SECONDS = 86_400
@@ -41,20 +29,14 @@ _VERDICTS = {
     Verdict.DOWNGRADE: ledger_pb2.RESERVE_DECISION_DOWNGRADE,
     Verdict.REFUSED: ledger_pb2.RESERVE_DECISION_REFUSED,
 }
-_WINDOWS = {
-    ledger_pb2.BUDGET_WINDOW_DAY: Window.DAY,
-    ledger_pb2.BUDGET_WINDOW_MONTH: Window.MONTH,
-    ledger_pb2.BUDGET_WINDOW_TOTAL: Window.TOTAL,
-}
-_WIRE_WINDOWS = {window: number for number, window in _WINDOWS.items()}
 
 
-class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
-    """Writes of the ledger."""
+class LedgerServicer(OperatorServicer):
+    """Writes of the request path; those of operators are inherited."""
 
     def __init__(self, book: Book, admin: Admin, now_ns: Callable[[], int], *, reservation_ttl_seconds: float) -> None:
+        super().__init__(admin, book.prices)
         self._book = book
-        self._admin = admin
         self._now_ns = now_ns
         self._ttl_ns = int(reservation_ttl_seconds * NANOS_PER_SECOND)
 
@@ -113,7 +95,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.SettleReceiptsRequest, context: Any
     ) -> ledger_pb2.SettleReceiptsResponse:
         """Settle receipts, each for itself."""
-        _check_count(request.receipts, "request.receipts")
+        check_count(request.receipts, "request.receipts")
         books = await self._books(request.receipts)
         outcomes: list[Settlement | TenthError] = []
         for index, receipt in enumerate(request.receipts):
@@ -140,7 +122,7 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: ledger_pb2.RecordAttemptsRequest, context: Any
     ) -> ledger_pb2.RecordAttemptsResponse:
         """Record what inference did."""
-        _check_count(request.events, "request.events")
+        check_count(request.events, "request.events")
         records = []
         for index, event in enumerate(request.events):
             records.append(attempt_record(event, f"request.events[{index}]"))
@@ -172,38 +154,6 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
                 for each in snapshot.policies
             ],
         )
-
-    async def SetLayerSwitch(
-        self, request: ledger_pb2.SetLayerSwitchRequest, context: Any
-    ) -> ledger_pb2.SetLayerSwitchResponse:
-        """Turn a layer off or on."""
-        check_name(request.tenant_id, "request.tenant_id")
-        if request.layer not in LAYERS:
-            raise invalid_argument(f"{request.layer!r} is none of {', '.join(LAYERS)}", field="request.layer")
-        _operator_of(request.tenant_id, "request.tenant_id")
-        layers = await self._admin.set_switch(request.tenant_id, request.layer, disabled=request.disabled)
-        return ledger_pb2.SetLayerSwitchResponse(disabled_layers=layers)
-
-    async def SetBudget(self, request: ledger_pb2.SetBudgetRequest, context: Any) -> ledger_pb2.SetBudgetResponse:
-        """Create or replace a budget."""
-        if not request.HasField("budget"):
-            raise required("request.budget")
-        budget = _budget(request.budget)
-        _operator_of(budget.tenant_id, "request.budget.tenant_id")
-        return ledger_pb2.SetBudgetResponse(status=budget_status(await self._admin.set_budget(budget)))
-
-    async def AddPrices(self, request: ledger_pb2.AddPricesRequest, context: Any) -> ledger_pb2.AddPricesResponse:
-        """Add dated prices."""
-        _operator_of(ALL_TENANTS, "identity.tenant_id")
-        if not request.prices:
-            raise required("request.prices")
-        _check_count(request.prices, "request.prices")
-        rows = []
-        for index, message in enumerate(request.prices):
-            row = _dated_price(message, f"request.prices[{index}]")
-            check(row, f"request.prices[{index}]")
-            rows.append(row)
-        return ledger_pb2.AddPricesResponse(price_book_version=await self._book.prices.add(rows))
 
     def _ttl(self, request: ledger_pb2.ReserveFundsRequest) -> int:
         if not request.HasField("ttl"):
@@ -251,88 +201,9 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
             return error
 
 
-def price_message(row: DatedPrice) -> receipt_pb2.Price:
-    """A dated price for the wire."""
-    message = price_to_proto(row.price)
-    message.valid_from_time.FromNanoseconds(row.valid_from_ns)
-    if row.valid_to_ns is not None:
-        message.valid_to_time.FromNanoseconds(row.valid_to_ns)
-    message.source = row.source
-    return message
-
-
-def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
-    """A budget and where it stands for the wire."""
-    budget = position.budget
-    status = ledger_pb2.BudgetStatus(
-        budget=ledger_pb2.Budget(
-            name=budget.name,
-            tenant_id=budget.tenant_id,
-            user_id=budget.user_id,
-            project_id=budget.project_id,
-            window=_WIRE_WINDOWS[budget.window],
-            time_zone=budget.time_zone,
-            limit_nano_usd=budget.limit,
-            hard=budget.hard,
-        ),
-        spent_nano_usd=position.spent,
-        reserved_nano_usd=position.reserved,
-    )
-    status.window_start_time.FromNanoseconds(position.window_start_ns)
-    return status
-
-
-def _budget(message: ledger_pb2.Budget) -> Budget:
-    field = "request.budget"
-    check_name(message.name, f"{field}.name")
-    check_name(message.tenant_id, f"{field}.tenant_id")
-    check_name(message.user_id, f"{field}.user_id", optional=True)
-    check_name(message.project_id, f"{field}.project_id", optional=True)
-    if message.window not in _WINDOWS:
-        raise invalid_argument("none of day, month, total", field=f"{field}.window")
-    time_zone = message.time_zone or "UTC"
-    if not is_time_zone(time_zone):
-        raise invalid_argument(f"{time_zone!r} is no IANA time zone", field=f"{field}.time_zone")
-    if message.limit_nano_usd < 0:
-        raise invalid_argument("negative", field=f"{field}.limit_nano_usd")
-    return Budget(
-        name=message.name,
-        tenant_id=message.tenant_id,
-        limit=message.limit_nano_usd,
-        hard=message.hard,
-        user_id=message.user_id,
-        project_id=message.project_id,
-        window=_WINDOWS[message.window],
-        time_zone=time_zone,
-    )
-
-
-def _dated_price(message: receipt_pb2.Price, field: str) -> DatedPrice:
-    check_name(message.model, f"{field}.model")
-    return DatedPrice(
-        price_from_proto(message),
-        valid_from_ns=instant(message.valid_from_time, f"{field}.valid_from_time"),
-        source=message.source,
-        valid_to_ns=(
-            instant(message.valid_to_time, f"{field}.valid_to_time") if message.HasField("valid_to_time") else None
-        ),
-    )
-
-
-def _check_count(items: Sequence[object], field: str) -> None:
-    if len(items) > MOST_ITEMS:
-        raise too_many(field, MOST_ITEMS)
-
-
 def _may_spend_for(tenant_id: str) -> bool:
     identity = current_identity()
     return identity.service in SPENDERS or identity.tenant_id == tenant_id
-
-
-def _operator_of(tenant_id: str, field: str) -> None:
-    identity = current_identity()
-    if not identity.may_see_all_tenants and identity.tenant_id != tenant_id:
-        raise cross_tenant(field)
 
 
 def _result(request_id: str, error: TenthError | None) -> ledger_pb2.SettleResult:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     literal_column,
     text,
 )
@@ -64,6 +66,13 @@ prices = Table(
     Column("quantized_input", BigInteger),
     Column("quantized_output", BigInteger),
     Column("cpu_hour", BigInteger),
+    Column("flex_input", BigInteger),
+    Column("flex_output", BigInteger),
+    Column("reasoning_output", BigInteger),
+    Column("request_fee", BigInteger),
+    Column("gpu_hour", BigInteger),
+    Column("steps", Text, nullable=False, server_default="[]"),
+    Column("confirmed_by", Text, nullable=False, server_default=""),
     Column("source", Text, nullable=False),
     Column("confirmed", Boolean, nullable=False),
     Column("added_version", BigInteger, nullable=False),
@@ -76,6 +85,8 @@ tenants = Table(
     Column("tenant_id", Text, primary_key=True),
     Column("baseline_model", Text, nullable=False),
     Column("max_requests_per_minute", BigInteger, nullable=False),
+    Column("max_tokens_per_minute", BigInteger, nullable=False, server_default="0"),
+    Column("control_share", Float, nullable=False, server_default="0"),
 )
 
 layer_switches = Table(
@@ -98,6 +109,13 @@ budgets = Table(
     Column("time_zone", Text, nullable=False),
     Column("limit_nano_usd", BigInteger, nullable=False),
     Column("hard", Boolean, nullable=False),
+    Column("model", Text, nullable=False, server_default=""),
+    Column("tag_key", Text, nullable=False, server_default=""),
+    Column("tag_value", Text, nullable=False, server_default=""),
+    Column("rolling_seconds", BigInteger, nullable=False, server_default="0"),
+    Column("alert_percents", Text, nullable=False, server_default=""),
+    Column("alert_url", Text, nullable=False, server_default=""),
+    Column("ladder", Text, nullable=False, server_default=""),
     UniqueConstraint("tenant_id", "name"),
 )
 
@@ -108,6 +126,55 @@ budget_windows = Table(
     Column("window_start_ns", BigInteger, primary_key=True),
     Column("spent", BigInteger, nullable=False),
     Column("reserved", BigInteger, nullable=False),
+    Column("alerted_percent", Integer, nullable=False, server_default="0"),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("budget_id", _ID, ForeignKey("budgets.id"), nullable=False),
+    Column("window_start_ns", BigInteger, nullable=False),
+    Column("percent", Integer, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("create_ns", BigInteger, nullable=False),
+    Column("next_try_ns", BigInteger),
+    Column("try_count", Integer, nullable=False),
+    UniqueConstraint("budget_id", "window_start_ns", "percent"),
+)
+"""Alerts, written in the transaction that crossed the mark; ``next_try_ns`` NULL: delivered, or given up."""
+
+rate_minutes = Table(
+    "rate_minutes",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("request_count", BigInteger, nullable=False),
+    Column("token_count", BigInteger, nullable=False),
+)
+"""Requests and worst-case tokens let through by minute since the epoch; only the last two minutes are kept."""
+
+exchange_rates = Table(
+    "exchange_rates",
+    metadata,
+    Column("currency", String(3), primary_key=True),
+    Column("valid_from_ns", BigInteger, primary_key=True),
+    Column("nano_units_per_usd", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+)
+
+utilization = Table(
+    "utilization",
+    metadata,
+    Column("node", Text, primary_key=True),
+    Column("start_ns", BigInteger, primary_key=True),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("hardware", Text, nullable=False),
+    Column("unit_count", Integer, nullable=False),
+    Column("busy_share", Float, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Index(None, "start_ns"),
 )
 
 reservations = Table(
@@ -120,6 +187,8 @@ reservations = Table(
     Column("project_id", Text, nullable=False),
     Column("payload", Text, nullable=False),
     Column("payload_digest", String(64), nullable=False),
+    Column("model", Text, nullable=False, server_default=""),
+    Column("tags", Text, nullable=False, server_default="{}"),
     Column("amount", BigInteger, nullable=False),
     Column("state", String(10), nullable=False),
     Column("create_ns", BigInteger, nullable=False),
@@ -214,7 +283,48 @@ receipts = Table(
     *(Column(name, BigInteger, nullable=False) for name in SAVINGS),
     Column("overhead", BigInteger, nullable=False),
     Column("actual", BigInteger, nullable=False),
+    Column("tags", Text, nullable=False, server_default="{}"),
+    Column("latency_ns", BigInteger),
+    Column("control", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("request_id", "tenant_id"),
     Index(None, "tenant_id", "create_ns"),
     Index(None, "create_ns"),
 )
+
+ROLLED = (
+    "baseline",
+    "baseline_prompt_cached",
+    *SAVINGS,
+    "overhead",
+    "actual",
+    "input_tokens",
+    "output_tokens",
+    "latency_ns",
+)
+"""Columns of receipts that rollups sum."""
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("hour_ns", BigInteger, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("tier", Integer, primary_key=True, autoincrement=False),
+    Column("user_id", Text, primary_key=True),
+    Column("project_id", Text, primary_key=True),
+    Column("baseline_model", Text, primary_key=True),
+    Column("cache", String(16), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("failures", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in ROLLED),
+    Index(None, "hour_ns"),
+)
+"""Sums of the visible receipts by hour and everything that reports group by, tags apart."""
+
+rollup_state = Table(
+    "rollup_state",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("event_id", BigInteger, nullable=False),
+)
+"""One row: the last receipt event that the rollups hold."""

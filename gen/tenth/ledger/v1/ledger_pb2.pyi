@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tenth.type.v1 import chat_pb2 as _chat_pb2
 from tenth.type.v1 import receipt_pb2 as _receipt_pb2
 from tenth.type.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
@@ -37,6 +38,10 @@ class _BudgetWindowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetWi
     """Calendar month in the budget's time zone."""
     BUDGET_WINDOW_TOTAL: _BudgetWindow.ValueType  # 3
     """For ever."""
+    BUDGET_WINDOW_WEEK: _BudgetWindow.ValueType  # 4
+    """Calendar week in the budget's time zone, from Monday."""
+    BUDGET_WINDOW_ROLLING: _BudgetWindow.ValueType  # 5
+    """The last `rolling` of time, in steps of a sixtieth of it: what was spent longer ago counts no more."""
 
 class BudgetWindow(_BudgetWindow, metaclass=_BudgetWindowEnumTypeWrapper):
     """A budget's window."""
@@ -49,7 +54,39 @@ BUDGET_WINDOW_MONTH: BudgetWindow.ValueType  # 2
 """Calendar month in the budget's time zone."""
 BUDGET_WINDOW_TOTAL: BudgetWindow.ValueType  # 3
 """For ever."""
+BUDGET_WINDOW_WEEK: BudgetWindow.ValueType  # 4
+"""Calendar week in the budget's time zone, from Monday."""
+BUDGET_WINDOW_ROLLING: BudgetWindow.ValueType  # 5
+"""The last `rolling` of time, in steps of a sixtieth of it: what was spent longer ago counts no more."""
 Global___BudgetWindow: _TypeAlias = BudgetWindow  # noqa: Y015
+
+class _LadderStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LadderStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LadderStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LADDER_STEP_UNSPECIFIED: _LadderStep.ValueType  # 0
+    """Not set; refused."""
+    LADDER_STEP_CACHE_ONLY: _LadderStep.ValueType  # 1
+    """Answers from the cache only."""
+    LADDER_STEP_BATCH: _LadderStep.ValueType  # 2
+    """Only with requests that may wait, at batch prices."""
+    LADDER_STEP_CHEAPER_TIER: _LadderStep.ValueType  # 3
+    """A cheaper tier."""
+
+class LadderStep(_LadderStep, metaclass=_LadderStepEnumTypeWrapper):
+    """What a request may still do when a hard budget grows tight, in the order in which it should be tried."""
+
+LADDER_STEP_UNSPECIFIED: LadderStep.ValueType  # 0
+"""Not set; refused."""
+LADDER_STEP_CACHE_ONLY: LadderStep.ValueType  # 1
+"""Answers from the cache only."""
+LADDER_STEP_BATCH: LadderStep.ValueType  # 2
+"""Only with requests that may wait, at batch prices."""
+LADDER_STEP_CHEAPER_TIER: LadderStep.ValueType  # 3
+"""A cheaper tier."""
+Global___LadderStep: _TypeAlias = LadderStep  # noqa: Y015
 
 class _ReserveDecision:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -65,6 +102,12 @@ class _ReserveDecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reser
     """Not reserved: a hard budget cannot hold this, but may hold a cheaper tier."""
     RESERVE_DECISION_REFUSED: _ReserveDecision.ValueType  # 3
     """Not reserved: the hard budget is spent."""
+    RESERVE_DECISION_CACHE_ONLY: _ReserveDecision.ValueType  # 4
+    """Not reserved: only answers from the cache are left. The request was a miss."""
+    RESERVE_DECISION_BATCH: _ReserveDecision.ValueType  # 5
+    """Not reserved: it would pass as a batch request."""
+    RESERVE_DECISION_RATE_LIMITED: _ReserveDecision.ValueType  # 6
+    """Not reserved: the tenant's requests or tokens of this minute are used up; see `retry_after`."""
 
 class ReserveDecision(_ReserveDecision, metaclass=_ReserveDecisionEnumTypeWrapper):
     """Decision on a reservation."""
@@ -77,6 +120,12 @@ RESERVE_DECISION_DOWNGRADE: ReserveDecision.ValueType  # 2
 """Not reserved: a hard budget cannot hold this, but may hold a cheaper tier."""
 RESERVE_DECISION_REFUSED: ReserveDecision.ValueType  # 3
 """Not reserved: the hard budget is spent."""
+RESERVE_DECISION_CACHE_ONLY: ReserveDecision.ValueType  # 4
+"""Not reserved: only answers from the cache are left. The request was a miss."""
+RESERVE_DECISION_BATCH: ReserveDecision.ValueType  # 5
+"""Not reserved: it would pass as a batch request."""
+RESERVE_DECISION_RATE_LIMITED: ReserveDecision.ValueType  # 6
+"""Not reserved: the tenant's requests or tokens of this minute are used up; see `retry_after`."""
 Global___ReserveDecision: _TypeAlias = ReserveDecision  # noqa: Y015
 
 class _AttemptKind:
@@ -111,6 +160,100 @@ ATTEMPT_KIND_CANCELLED: AttemptKind.ValueType  # 4
 """The caller left; usage is what was emitted."""
 Global___AttemptKind: _TypeAlias = AttemptKind  # noqa: Y015
 
+class _PriceFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriceFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRICE_FORMAT_UNSPECIFIED: _PriceFormat.ValueType  # 0
+    """Not set; refused."""
+    PRICE_FORMAT_LITELLM: _PriceFormat.ValueType  # 1
+    """LiteLLM's model_prices_and_context_window: JSON, USD per token."""
+    PRICE_FORMAT_TENTH: _PriceFormat.ValueType  # 2
+    """Our own YAML: a `prices:` list as in deploy/catalog.yaml."""
+
+class PriceFormat(_PriceFormat, metaclass=_PriceFormatEnumTypeWrapper):
+    """What a price file is."""
+
+PRICE_FORMAT_UNSPECIFIED: PriceFormat.ValueType  # 0
+"""Not set; refused."""
+PRICE_FORMAT_LITELLM: PriceFormat.ValueType  # 1
+"""LiteLLM's model_prices_and_context_window: JSON, USD per token."""
+PRICE_FORMAT_TENTH: PriceFormat.ValueType  # 2
+"""Our own YAML: a `prices:` list as in deploy/catalog.yaml."""
+Global___PriceFormat: _TypeAlias = PriceFormat  # noqa: Y015
+
+class _ImportOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPORT_OUTCOME_UNSPECIFIED: _ImportOutcome.ValueType  # 0
+    """Not set."""
+    IMPORT_OUTCOME_NEW: _ImportOutcome.ValueType  # 1
+    """New to the book."""
+    IMPORT_OUTCOME_SAME: _ImportOutcome.ValueType  # 2
+    """In the book already, with the same amounts."""
+    IMPORT_OUTCOME_CONFLICT: _ImportOutcome.ValueType  # 3
+    """In the book with other amounts: say `take` or `keep`."""
+    IMPORT_OUTCOME_TAKEN: _ImportOutcome.ValueType  # 4
+    """In conflict; the file's holds from valid_from_time on."""
+    IMPORT_OUTCOME_KEPT: _ImportOutcome.ValueType  # 5
+    """In conflict; the book's stays."""
+    IMPORT_OUTCOME_UNCONFIRMED: _ImportOutcome.ValueType  # 6
+    """Carries a zero: imported, but PRICE_UNKNOWN until a person confirms it."""
+    IMPORT_OUTCOME_SKIPPED: _ImportOutcome.ValueType  # 7
+    """Not imported; `reason` says why (not priced by tokens, an amount that cannot be)."""
+
+class ImportOutcome(_ImportOutcome, metaclass=_ImportOutcomeEnumTypeWrapper):
+    """What an import does with one model."""
+
+IMPORT_OUTCOME_UNSPECIFIED: ImportOutcome.ValueType  # 0
+"""Not set."""
+IMPORT_OUTCOME_NEW: ImportOutcome.ValueType  # 1
+"""New to the book."""
+IMPORT_OUTCOME_SAME: ImportOutcome.ValueType  # 2
+"""In the book already, with the same amounts."""
+IMPORT_OUTCOME_CONFLICT: ImportOutcome.ValueType  # 3
+"""In the book with other amounts: say `take` or `keep`."""
+IMPORT_OUTCOME_TAKEN: ImportOutcome.ValueType  # 4
+"""In conflict; the file's holds from valid_from_time on."""
+IMPORT_OUTCOME_KEPT: ImportOutcome.ValueType  # 5
+"""In conflict; the book's stays."""
+IMPORT_OUTCOME_UNCONFIRMED: ImportOutcome.ValueType  # 6
+"""Carries a zero: imported, but PRICE_UNKNOWN until a person confirms it."""
+IMPORT_OUTCOME_SKIPPED: ImportOutcome.ValueType  # 7
+"""Not imported; `reason` says why (not priced by tokens, an amount that cannot be)."""
+Global___ImportOutcome: _TypeAlias = ImportOutcome  # noqa: Y015
+
+@_typing.final
+class LadderRung(_message.Message):
+    """Where a step of the ladder begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    FROM_PERCENT_FIELD_NUMBER: _builtins.int
+    step: Global___LadderStep.ValueType
+    """The step."""
+    from_percent: _builtins.int
+    """It begins when this share of the limit is spent or reserved, percent, 1 to 100."""
+    def __init__(
+        self,
+        *,
+        step: Global___LadderStep.ValueType = ...,
+        from_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_percent", b"from_percent", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LadderRung: _TypeAlias = LadderRung  # noqa: Y015
+
 @_typing.final
 class Budget(_message.Message):
     """A limit on spending."""
@@ -125,6 +268,13 @@ class Budget(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     LIMIT_NANO_USD_FIELD_NUMBER: _builtins.int
     HARD_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TAG_KEY_FIELD_NUMBER: _builtins.int
+    TAG_VALUE_FIELD_NUMBER: _builtins.int
+    ROLLING_FIELD_NUMBER: _builtins.int
+    ALERT_PERCENTS_FIELD_NUMBER: _builtins.int
+    ALERT_URL_FIELD_NUMBER: _builtins.int
+    LADDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique within the tenant."""
     tenant_id: _builtins.str
@@ -141,6 +291,26 @@ class Budget(_message.Message):
     """The limit, at least 0."""
     hard: _builtins.bool
     """True refuses what would pass the limit; false only reports it."""
+    model: _builtins.str
+    """Only this model's requests; empty: all."""
+    tag_key: _builtins.str
+    """Only requests with this tag; empty: all."""
+    tag_value: _builtins.str
+    """The tag's value; empty with a key: any value."""
+    alert_url: _builtins.str
+    """Where alerts are posted, https (http on loopback); empty: only logged and listed."""
+    @_builtins.property
+    def rolling(self) -> _duration_pb2.Duration:
+        """Length of a rolling window, 1 minute to 400 days; only with BUDGET_WINDOW_ROLLING."""
+
+    @_builtins.property
+    def alert_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Percent of the limit at which an alert goes out, once per window, 1 to 1000."""
+
+    @_builtins.property
+    def ladder(self) -> _containers.RepeatedCompositeFieldContainer[Global___LadderRung]:
+        """What happens before refusal, hard budgets only. Empty: a cheaper tier while anything is left, then refusal."""
+
     def __init__(
         self,
         *,
@@ -152,10 +322,17 @@ class Budget(_message.Message):
         time_zone: _builtins.str = ...,
         limit_nano_usd: _builtins.int = ...,
         hard: _builtins.bool = ...,
+        model: _builtins.str = ...,
+        tag_key: _builtins.str = ...,
+        tag_value: _builtins.str = ...,
+        rolling: _duration_pb2.Duration | None = ...,
+        alert_percents: _abc.Iterable[_builtins.int] | None = ...,
+        alert_url: _builtins.str = ...,
+        ladder: _abc.Iterable[Global___LadderRung] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rolling", b"rolling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hard", b"hard", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "project_id", b"project_id", "tenant_id", b"tenant_id", "time_zone", b"time_zone", "user_id", b"user_id", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_percents", b"alert_percents", "alert_url", b"alert_url", "hard", b"hard", "ladder", b"ladder", "limit_nano_usd", b"limit_nano_usd", "model", b"model", "name", b"name", "project_id", b"project_id", "rolling", b"rolling", "tag_key", b"tag_key", "tag_value", b"tag_value", "tenant_id", b"tenant_id", "time_zone", b"time_zone", "user_id", b"user_id", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,6 +382,26 @@ class ReserveFundsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
@@ -214,6 +411,9 @@ class ReserveFundsRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     PAYLOAD_DIGEST_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     model: _builtins.str
@@ -230,9 +430,17 @@ class ReserveFundsRequest(_message.Message):
     """The project, if named."""
     payload_digest: _builtins.str
     """SHA-256 of what the request asks for, hex: a retry of the same payload may reserve anew, replacing what it held."""
+    batch: _builtins.bool
+    """True when the request goes at batch prices: the batch step of a ladder lets it pass, and its worst case is at them."""
+    tier: _chat_pb2.Tier.ValueType
+    """The request's tier; the cheaper-tier step of a ladder lets the simple tier pass."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the reservation may stand before it is reconciled; absent: 10 minutes."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The request's labels, for budgets by tag."""
 
     def __init__(
         self,
@@ -246,10 +454,13 @@ class ReserveFundsRequest(_message.Message):
         project_id: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
         payload_digest: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        batch: _builtins.bool = ...,
+        tier: _chat_pb2.Tier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "tags", b"tags", "tier", b"tier", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,6 +477,7 @@ class ReserveFundsResponse(_message.Message):
     RESERVED_NANO_USD_FIELD_NUMBER: _builtins.int
     BUDGET_NAME_FIELD_NUMBER: _builtins.int
     REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     decision: Global___ReserveDecision.ValueType
     """The decision."""
     reservation_id: _builtins.str
@@ -276,6 +488,10 @@ class ReserveFundsResponse(_message.Message):
     """The budget that decided, when not OK."""
     remaining_nano_usd: _builtins.int
     """What is left of it."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """When to try again, with RATE_LIMITED."""
+
     def __init__(
         self,
         *,
@@ -284,10 +500,11 @@ class ReserveFundsResponse(_message.Message):
         reserved_nano_usd: _builtins.int = ...,
         budget_name: _builtins.str = ...,
         remaining_nano_usd: _builtins.int = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_name", b"budget_name", "decision", b"decision", "remaining_nano_usd", b"remaining_nano_usd", "reservation_id", b"reservation_id", "reserved_nano_usd", b"reserved_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_name", b"budget_name", "decision", b"decision", "remaining_nano_usd", b"remaining_nano_usd", "reservation_id", b"reservation_id", "reserved_nano_usd", b"reserved_nano_usd", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,6 +784,8 @@ class TenantPolicy(_message.Message):
     BASELINE_MODEL_FIELD_NUMBER: _builtins.int
     DISABLED_LAYERS_FIELD_NUMBER: _builtins.int
     MAX_REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    CONTROL_SHARE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant."""
     has_hard_budget: _builtins.bool
@@ -575,6 +794,10 @@ class TenantPolicy(_message.Message):
     """The baseline model of its receipts."""
     max_requests_per_minute: _builtins.int
     """Most requests a minute; 0: no limit."""
+    max_tokens_per_minute: _builtins.int
+    """Most input and output tokens a minute that go to a model, over all replicas; 0: no limit."""
+    control_share: _builtins.float
+    """Share of requests that really go to the baseline model, to measure the savings against; 0 to 1."""
     @_builtins.property
     def disabled_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Layers turned off: "cache", "routing", "compression", "batch"."""
@@ -587,10 +810,12 @@ class TenantPolicy(_message.Message):
         baseline_model: _builtins.str = ...,
         disabled_layers: _abc.Iterable[_builtins.str] | None = ...,
         max_requests_per_minute: _builtins.int = ...,
+        max_tokens_per_minute: _builtins.int = ...,
+        control_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_model", b"baseline_model", "disabled_layers", b"disabled_layers", "has_hard_budget", b"has_hard_budget", "max_requests_per_minute", b"max_requests_per_minute", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_model", b"baseline_model", "control_share", b"control_share", "disabled_layers", b"disabled_layers", "has_hard_budget", b"has_hard_budget", "max_requests_per_minute", b"max_requests_per_minute", "max_tokens_per_minute", b"max_tokens_per_minute", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -787,6 +1012,765 @@ class AddPricesResponse(_message.Message):
 Global___AddPricesResponse: _TypeAlias = AddPricesResponse  # noqa: Y015
 
 @_typing.final
+class ImportPricesRequest(_message.Message):
+    """A price file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    VALID_FROM_TIME_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    TAKE_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """The file's text, plain or gzip, at most 32 MiB unpacked."""
+    format: Global___PriceFormat.ValueType
+    """What it is."""
+    source: _builtins.str
+    """Where it is from: goes into every row. Required for LiteLLM's map, whose rows carry none."""
+    dry_run: _builtins.bool
+    """True only compares."""
+    @_builtins.property
+    def valid_from_time(self) -> _timestamp_pb2.Timestamp:
+        """When its prices begin to hold; required for LiteLLM's map, whose rows carry no date."""
+
+    @_builtins.property
+    def take(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models whose price in the file shall hold from valid_from_time on; "*" for all in conflict."""
+
+    @_builtins.property
+    def keep(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models whose price in the book shall stay; "*" for all in conflict."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these models of the file; empty: all."""
+
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+        format: Global___PriceFormat.ValueType = ...,
+        source: _builtins.str = ...,
+        valid_from_time: _timestamp_pb2.Timestamp | None = ...,
+        dry_run: _builtins.bool = ...,
+        take: _abc.Iterable[_builtins.str] | None = ...,
+        keep: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_from_time", b"valid_from_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "dry_run", b"dry_run", "format", b"format", "keep", b"keep", "models", b"models", "source", b"source", "take", b"take", "valid_from_time", b"valid_from_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportPricesRequest: _TypeAlias = ImportPricesRequest  # noqa: Y015
+
+@_typing.final
+class ImportRow(_message.Message):
+    """One line of an import's diff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    outcome: Global___ImportOutcome.ValueType
+    """What becomes of it."""
+    reason: _builtins.str
+    """For a person: the fields that differ, or why it is skipped."""
+    @_builtins.property
+    def before(self) -> _receipt_pb2.Price:
+        """The price in the book at that time, if any."""
+
+    @_builtins.property
+    def after(self) -> _receipt_pb2.Price:
+        """The price of the file, if it could be read."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        outcome: Global___ImportOutcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        before: _receipt_pb2.Price | None = ...,
+        after: _receipt_pb2.Price | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "model", b"model", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRow: _TypeAlias = ImportRow  # noqa: Y015
+
+@_typing.final
+class ImportPricesResponse(_message.Message):
+    """The diff."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    PRICE_BOOK_VERSION_FIELD_NUMBER: _builtins.int
+    price_book_version: _builtins.int
+    """The version that holds them; with dry_run the current one."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportRow]:
+        """By model."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___ImportRow] | None = ...,
+        price_book_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["price_book_version", b"price_book_version", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportPricesResponse: _TypeAlias = ImportPricesResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmPriceRequest(_message.Message):
+    """Vouches for a price."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VALID_FROM_TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    @_builtins.property
+    def valid_from_time(self) -> _timestamp_pb2.Timestamp:
+        """When that price began to hold; absent: the one that holds now."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        valid_from_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_from_time", b"valid_from_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "valid_from_time", b"valid_from_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmPriceRequest: _TypeAlias = ConfirmPriceRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmPriceResponse(_message.Message):
+    """The price, confirmed by the caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_FIELD_NUMBER: _builtins.int
+    PRICE_BOOK_VERSION_FIELD_NUMBER: _builtins.int
+    price_book_version: _builtins.int
+    """The new price book version."""
+    @_builtins.property
+    def price(self) -> _receipt_pb2.Price:
+        """The price."""
+
+    def __init__(
+        self,
+        *,
+        price: _receipt_pb2.Price | None = ...,
+        price_book_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "price_book_version", b"price_book_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmPriceResponse: _TypeAlias = ConfirmPriceResponse  # noqa: Y015
+
+@_typing.final
+class ExchangeRate(_message.Message):
+    """A dated exchange rate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    UNITS_PER_USD_FIELD_NUMBER: _builtins.int
+    VALID_FROM_TIME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """ISO 4217 code of the currency, e.g. "KRW"."""
+    units_per_usd: _builtins.str
+    """Units of it for one USD, a decimal string greater than 0 with at most nine decimals."""
+    source: _builtins.str
+    """Where it is from. Required."""
+    @_builtins.property
+    def valid_from_time(self) -> _timestamp_pb2.Timestamp:
+        """First instant at which it holds."""
+
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        units_per_usd: _builtins.str = ...,
+        valid_from_time: _timestamp_pb2.Timestamp | None = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["valid_from_time", b"valid_from_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "source", b"source", "units_per_usd", b"units_per_usd", "valid_from_time", b"valid_from_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeRate: _TypeAlias = ExchangeRate  # noqa: Y015
+
+@_typing.final
+class AddExchangeRateRequest(_message.Message):
+    """A rate to add."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rate(self) -> Global___ExchangeRate:
+        """The rate."""
+
+    def __init__(
+        self,
+        *,
+        rate: Global___ExchangeRate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rate", b"rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rate", b"rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddExchangeRateRequest: _TypeAlias = AddExchangeRateRequest  # noqa: Y015
+
+@_typing.final
+class AddExchangeRateResponse(_message.Message):
+    """The result of adding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddExchangeRateResponse: _TypeAlias = AddExchangeRateResponse  # noqa: Y015
+
+@_typing.final
+class ListExchangeRatesRequest(_message.Message):
+    """Asks for rates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """Only this currency; empty: all."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExchangeRatesRequest: _TypeAlias = ListExchangeRatesRequest  # noqa: Y015
+
+@_typing.final
+class ListExchangeRatesResponse(_message.Message):
+    """The rates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExchangeRate]:
+        """By currency, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        rates: _abc.Iterable[Global___ExchangeRate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExchangeRatesResponse: _TypeAlias = ListExchangeRatesResponse  # noqa: Y015
+
+@_typing.final
+class NodeUtilization(_message.Message):
+    """How busy one node of own hardware was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    BUSY_SHARE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node."""
+    hardware: _builtins.str
+    """Price book entry of its hardware: "gpu:KIND" or "cpu"."""
+    unit_count: _builtins.int
+    """How many GPUs, or CPU cores."""
+    busy_share: _builtins.float
+    """Share of the time in which it worked, 0 to 1."""
+    model: _builtins.str
+    """The model it served."""
+    output_token_count: _builtins.int
+    """Output tokens it made meanwhile."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From when."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        hardware: _builtins.str = ...,
+        unit_count: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        busy_share: _builtins.float = ...,
+        model: _builtins.str = ...,
+        output_token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "end_time", b"end_time", "hardware", b"hardware", "model", b"model", "node", b"node", "output_token_count", b"output_token_count", "start_time", b"start_time", "unit_count", b"unit_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeUtilization: _TypeAlias = NodeUtilization  # noqa: Y015
+
+@_typing.final
+class RecordUtilizationRequest(_message.Message):
+    """Utilization to record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeUtilization]:
+        """At most 500."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeUtilization] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordUtilizationRequest: _TypeAlias = RecordUtilizationRequest  # noqa: Y015
+
+@_typing.final
+class RecordUtilizationResponse(_message.Message):
+    """The result of recording."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDED_COUNT_FIELD_NUMBER: _builtins.int
+    recorded_count: _builtins.int
+    """How many were new."""
+    def __init__(
+        self,
+        *,
+        recorded_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded_count", b"recorded_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordUtilizationResponse: _TypeAlias = RecordUtilizationResponse  # noqa: Y015
+
+@_typing.final
+class GetIdleCostRequest(_message.Message):
+    """Asks for idle cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From this time."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Before this time."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIdleCostRequest: _TypeAlias = GetIdleCostRequest  # noqa: Y015
+
+@_typing.final
+class IdleCost(_message.Message):
+    """What one node cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    BUSY_SHARE_FIELD_NUMBER: _builtins.int
+    BUSY_NANO_USD_FIELD_NUMBER: _builtins.int
+    IDLE_NANO_USD_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node."""
+    hardware: _builtins.str
+    """Its hardware."""
+    busy_share: _builtins.float
+    """Busy share over that time."""
+    busy_nano_usd: _builtins.int
+    """What it cost while busy."""
+    idle_nano_usd: _builtins.int
+    """What it cost while idle."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Time covered."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        hardware: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        busy_share: _builtins.float = ...,
+        busy_nano_usd: _builtins.int = ...,
+        idle_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_nano_usd", b"busy_nano_usd", "busy_share", b"busy_share", "duration", b"duration", "hardware", b"hardware", "idle_nano_usd", b"idle_nano_usd", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdleCost: _TypeAlias = IdleCost  # noqa: Y015
+
+@_typing.final
+class GetIdleCostResponse(_message.Message):
+    """Idle cost by node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    IDLE_NANO_USD_FIELD_NUMBER: _builtins.int
+    idle_nano_usd: _builtins.int
+    """Sum of the idle cost."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdleCost]:
+        """By node."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___IdleCost] | None = ...,
+        idle_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle_nano_usd", b"idle_nano_usd", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIdleCostResponse: _TypeAlias = GetIdleCostResponse  # noqa: Y015
+
+@_typing.final
+class PlanBreakEvenRequest(_message.Message):
+    """Own hardware to compare with API prices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HARDWARE_FIELD_NUMBER: _builtins.int
+    UNIT_COUNT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PAID_SHARE_FIELD_NUMBER: _builtins.int
+    hardware: _builtins.str
+    """Price book entry of the hardware: "gpu:KIND" or "cpu"."""
+    unit_count: _builtins.int
+    """How many GPUs, or CPU cores."""
+    output_tokens_per_second: _builtins.float
+    """Measured output tokens per second, saturated."""
+    input_tokens_per_second: _builtins.float
+    """Measured input tokens per second, saturated."""
+    input_token_count: _builtins.int
+    """Average input tokens of a request."""
+    output_token_count: _builtins.int
+    """Average output tokens of a request."""
+    paid_share: _builtins.float
+    """Share of the hours that are paid for, 0 to 1; 0 means all."""
+    def __init__(
+        self,
+        *,
+        hardware: _builtins.str = ...,
+        unit_count: _builtins.int = ...,
+        output_tokens_per_second: _builtins.float = ...,
+        input_tokens_per_second: _builtins.float = ...,
+        input_token_count: _builtins.int = ...,
+        output_token_count: _builtins.int = ...,
+        paid_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "input_token_count", b"input_token_count", "input_tokens_per_second", b"input_tokens_per_second", "output_token_count", b"output_token_count", "output_tokens_per_second", b"output_tokens_per_second", "paid_share", b"paid_share", "unit_count", b"unit_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanBreakEvenRequest: _TypeAlias = PlanBreakEvenRequest  # noqa: Y015
+
+@_typing.final
+class BreakEven(_message.Message):
+    """From where one API model is dearer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUEST_NANO_USD_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_DAY_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    BEYOND_CAPACITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    request_nano_usd: _builtins.int
+    """Price of one such request there."""
+    requests_per_day: _builtins.float
+    """Requests a day from which own hardware is cheaper; 0 when it never is."""
+    utilization: _builtins.float
+    """The same as utilization of the hardware, 0 to 1."""
+    beyond_capacity: _builtins.bool
+    """True when one such machine cannot serve that many: more of them are needed, at the same ratio."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        request_nano_usd: _builtins.int = ...,
+        requests_per_day: _builtins.float = ...,
+        utilization: _builtins.float = ...,
+        beyond_capacity: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beyond_capacity", b"beyond_capacity", "model", b"model", "request_nano_usd", b"request_nano_usd", "requests_per_day", b"requests_per_day", "utilization", b"utilization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakEven: _TypeAlias = BreakEven  # noqa: Y015
+
+@_typing.final
+class PlanBreakEvenResponse(_message.Message):
+    """The plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_NANO_USD_FIELD_NUMBER: _builtins.int
+    CAPACITY_PER_DAY_FIELD_NUMBER: _builtins.int
+    REQUEST_NANO_USD_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    day_nano_usd: _builtins.int
+    """What the hardware costs a day."""
+    capacity_per_day: _builtins.float
+    """Requests a day that it can serve."""
+    request_nano_usd: _builtins.int
+    """Price of one request at full use."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___BreakEven]:
+        """By requests per day, the earliest first; models that it never beats last."""
+
+    def __init__(
+        self,
+        *,
+        day_nano_usd: _builtins.int = ...,
+        capacity_per_day: _builtins.float = ...,
+        request_nano_usd: _builtins.int = ...,
+        models: _abc.Iterable[Global___BreakEven] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_per_day", b"capacity_per_day", "day_nano_usd", b"day_nano_usd", "models", b"models", "request_nano_usd", b"request_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanBreakEvenResponse: _TypeAlias = PlanBreakEvenResponse  # noqa: Y015
+
+@_typing.final
+class GetMeasuredSavingsRequest(_message.Message):
+    """Asks for measured savings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    confidence: _builtins.float
+    """Confidence level, 0.5 to 0.999; 0 means 0.95."""
+    @_builtins.property
+    def filter(self) -> Global___ReceiptFilter:
+        """Which receipts."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___ReceiptFilter | None = ...,
+        confidence: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMeasuredSavingsRequest: _TypeAlias = GetMeasuredSavingsRequest  # noqa: Y015
+
+@_typing.final
+class GetMeasuredSavingsResponse(_message.Message):
+    """What the control share says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_COUNT_FIELD_NUMBER: _builtins.int
+    TREATED_COUNT_FIELD_NUMBER: _builtins.int
+    CONTROL_MEAN_NANO_USD_FIELD_NUMBER: _builtins.int
+    TREATED_MEAN_NANO_USD_FIELD_NUMBER: _builtins.int
+    SAVING_FIELD_NUMBER: _builtins.int
+    SAVING_LOW_FIELD_NUMBER: _builtins.int
+    SAVING_HIGH_FIELD_NUMBER: _builtins.int
+    STATED_SAVING_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    control_count: _builtins.int
+    """Requests of the control share (really sent to the baseline model)."""
+    treated_count: _builtins.int
+    """All other requests."""
+    control_mean_nano_usd: _builtins.float
+    """Mean cost of a request in the control share, nano-USD."""
+    treated_mean_nano_usd: _builtins.float
+    """Mean cost of the others, overhead included, nano-USD."""
+    saving: _builtins.float
+    """Measured saving: 1 - treated / control. Negative when the layers cost more."""
+    saving_low: _builtins.float
+    """Lower end of its confidence interval."""
+    saving_high: _builtins.float
+    """Upper end."""
+    stated_saving: _builtins.float
+    """The saving that the receipts state, of the treated requests: 1 - actual / baseline."""
+    measured: _builtins.bool
+    """True when the interval is computed: at least 2 requests on either side and a cost above 0 in the control share."""
+    def __init__(
+        self,
+        *,
+        control_count: _builtins.int = ...,
+        treated_count: _builtins.int = ...,
+        control_mean_nano_usd: _builtins.float = ...,
+        treated_mean_nano_usd: _builtins.float = ...,
+        saving: _builtins.float = ...,
+        saving_low: _builtins.float = ...,
+        saving_high: _builtins.float = ...,
+        stated_saving: _builtins.float = ...,
+        measured: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_count", b"control_count", "control_mean_nano_usd", b"control_mean_nano_usd", "measured", b"measured", "saving", b"saving", "saving_high", b"saving_high", "saving_low", b"saving_low", "stated_saving", b"stated_saving", "treated_count", b"treated_count", "treated_mean_nano_usd", b"treated_mean_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMeasuredSavingsResponse: _TypeAlias = GetMeasuredSavingsResponse  # noqa: Y015
+
+@_typing.final
+class StreamReceiptsRequest(_message.Message):
+    """Which receipts to stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___ReceiptFilter:
+        """Which."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___ReceiptFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamReceiptsRequest: _TypeAlias = StreamReceiptsRequest  # noqa: Y015
+
+@_typing.final
+class StreamReceiptsResponse(_message.Message):
+    """Some receipts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.Receipt]:
+        """Oldest first, at most 500 in one message."""
+
+    def __init__(
+        self,
+        *,
+        receipts: _abc.Iterable[_receipt_pb2.Receipt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receipts", b"receipts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamReceiptsResponse: _TypeAlias = StreamReceiptsResponse  # noqa: Y015
+
+@_typing.final
 class GetReceiptRequest(_message.Message):
     """Asks for a receipt."""
 
@@ -844,6 +1828,8 @@ class ReceiptFilter(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TAG_KEY_FIELD_NUMBER: _builtins.int
+    TAG_VALUE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Only this tenant's; callers without the right to see all tenants see their own only."""
     user_id: _builtins.str
@@ -852,6 +1838,10 @@ class ReceiptFilter(_message.Message):
     """Only this project's."""
     model: _builtins.str
     """Only answered by this model."""
+    tag_key: _builtins.str
+    """Only with this tag; empty: all."""
+    tag_value: _builtins.str
+    """The tag's value; empty with a key: any value."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """From this time."""
@@ -869,10 +1859,12 @@ class ReceiptFilter(_message.Message):
         user_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         model: _builtins.str = ...,
+        tag_key: _builtins.str = ...,
+        tag_value: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "model", b"model", "project_id", b"project_id", "start_time", b"start_time", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "model", b"model", "project_id", b"project_id", "start_time", b"start_time", "tag_key", b"tag_key", "tag_value", b"tag_value", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -946,23 +1938,35 @@ class GetSpendReportRequest(_message.Message):
 
     FILTER_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    time_zone: _builtins.str
+    """IANA time zone of days, weeks and months; empty: UTC."""
+    currency: _builtins.str
+    """Show amounts in this currency beside USD (ISO 4217, e.g. "KRW") by the dated rates; EXCHANGE_RATE_UNKNOWN
+    when a day has none. Empty: USD only.
+    """
     @_builtins.property
     def filter(self) -> Global___ReceiptFilter:
         """Which receipts."""
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Dimensions to group by, in order: "model", "tier", "tenant", "user", "project", "day", "hour", "cache". None: one total."""
+        """Dimensions to group by, in order: "model", "tier", "tenant", "user", "project", "hour", "day", "week", "month",
+        "cache", "baseline", "tag:KEY". None: one total.
+        """
 
     def __init__(
         self,
         *,
         filter: Global___ReceiptFilter | None = ...,
         group_by: _abc.Iterable[_builtins.str] | None = ...,
+        time_zone: _builtins.str = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "group_by", b"group_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "filter", b"filter", "group_by", b"group_by", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -985,6 +1989,8 @@ class SpendRow(_message.Message):
     INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     BASELINE_PROMPT_CACHED_NANO_USD_FIELD_NUMBER: _builtins.int
+    ACTUAL_IN_CURRENCY_FIELD_NUMBER: _builtins.int
+    BASELINE_IN_CURRENCY_FIELD_NUMBER: _builtins.int
     request_count: _builtins.int
     """Requests, failed ones included."""
     failed_count: _builtins.int
@@ -1003,6 +2009,10 @@ class SpendRow(_message.Message):
     """Output tokens made (hits not counted)."""
     baseline_prompt_cached_nano_usd: _builtins.int
     """Sum of baselines with the provider's own prompt caching."""
+    actual_in_currency: _builtins.str
+    """Actual cost in the currency asked for, a decimal string; empty without one. Converted day by day."""
+    baseline_in_currency: _builtins.str
+    """Baseline in that currency."""
     @_builtins.property
     def group(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The group's values, in the order of group_by."""
@@ -1025,10 +2035,12 @@ class SpendRow(_message.Message):
         input_token_count: _builtins.int = ...,
         output_token_count: _builtins.int = ...,
         baseline_prompt_cached_nano_usd: _builtins.int = ...,
+        actual_in_currency: _builtins.str = ...,
+        baseline_in_currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_nano_usd", b"actual_nano_usd", "baseline_nano_usd", b"baseline_nano_usd", "baseline_prompt_cached_nano_usd", b"baseline_prompt_cached_nano_usd", "cache_hit_count", b"cache_hit_count", "failed_count", b"failed_count", "group", b"group", "input_token_count", b"input_token_count", "output_token_count", b"output_token_count", "overhead_nano_usd", b"overhead_nano_usd", "request_count", b"request_count", "savings", b"savings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_in_currency", b"actual_in_currency", "actual_nano_usd", b"actual_nano_usd", "baseline_in_currency", b"baseline_in_currency", "baseline_nano_usd", b"baseline_nano_usd", "baseline_prompt_cached_nano_usd", b"baseline_prompt_cached_nano_usd", "cache_hit_count", b"cache_hit_count", "failed_count", b"failed_count", "group", b"group", "input_token_count", b"input_token_count", "output_token_count", b"output_token_count", "overhead_nano_usd", b"overhead_nano_usd", "request_count", b"request_count", "savings", b"savings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,6 +75,26 @@ class LedgerServiceStub:
                 request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddPricesRequest.SerializeToString,
                 response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddPricesResponse.FromString,
                 _registered_method=True)
+        self.ImportPrices = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerService/ImportPrices',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ImportPricesRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ImportPricesResponse.FromString,
+                _registered_method=True)
+        self.ConfirmPrice = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerService/ConfirmPrice',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ConfirmPriceRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ConfirmPriceResponse.FromString,
+                _registered_method=True)
+        self.AddExchangeRate = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerService/AddExchangeRate',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddExchangeRateRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddExchangeRateResponse.FromString,
+                _registered_method=True)
+        self.RecordUtilization = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerService/RecordUtilization',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.RecordUtilizationRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.RecordUtilizationResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
@@ -140,6 +160,36 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportPrices(self, request, context):
+        """Compares a price file with the book, and adds what is new when asked to. PRICE_CONFLICT, and nothing is added,
+        while a model of the file has another price in the book and nobody said which shall hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmPrice(self, request, context):
+        """A person vouches for a price of zero, or for an imported one in doubt. Idempotent. PRICE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddExchangeRate(self, request, context):
+        """Adds a dated exchange rate for reports. A rate is never changed: a new one starts later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordUtilization(self, request, context):
+        """Records how busy own hardware was; what it cost while idle is a line of its own in reports. Idempotent by
+        (node, start_time).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +232,26 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.AddPrices,
                     request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddPricesRequest.FromString,
                     response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddPricesResponse.SerializeToString,
+            ),
+            'ImportPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportPrices,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ImportPricesRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ImportPricesResponse.SerializeToString,
+            ),
+            'ConfirmPrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmPrice,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ConfirmPriceRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ConfirmPriceResponse.SerializeToString,
+            ),
+            'AddExchangeRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddExchangeRate,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddExchangeRateRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddExchangeRateResponse.SerializeToString,
+            ),
+            'RecordUtilization': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordUtilization,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.RecordUtilizationRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.RecordUtilizationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -411,6 +481,114 @@ class LedgerService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ImportPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerService/ImportPrices',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.ImportPricesRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.ImportPricesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmPrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerService/ConfirmPrice',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.ConfirmPriceRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.ConfirmPriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddExchangeRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerService/AddExchangeRate',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddExchangeRateRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddExchangeRateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordUtilization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerService/RecordUtilization',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.RecordUtilizationRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.RecordUtilizationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class LedgerReadServiceStub:
     """Reads of the ledger, for finance: its credentials cannot write.
@@ -446,6 +624,31 @@ class LedgerReadServiceStub:
                 '/tenth.ledger.v1.LedgerReadService/ListPrices',
                 request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListPricesRequest.SerializeToString,
                 response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListPricesResponse.FromString,
+                _registered_method=True)
+        self.ListExchangeRates = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerReadService/ListExchangeRates',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListExchangeRatesRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListExchangeRatesResponse.FromString,
+                _registered_method=True)
+        self.StreamReceipts = channel.unary_stream(
+                '/tenth.ledger.v1.LedgerReadService/StreamReceipts',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.StreamReceiptsRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.StreamReceiptsResponse.FromString,
+                _registered_method=True)
+        self.PlanBreakEven = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerReadService/PlanBreakEven',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.PlanBreakEvenRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.PlanBreakEvenResponse.FromString,
+                _registered_method=True)
+        self.GetIdleCost = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerReadService/GetIdleCost',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetIdleCostRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetIdleCostResponse.FromString,
+                _registered_method=True)
+        self.GetMeasuredSavings = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerReadService/GetMeasuredSavings',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetMeasuredSavingsRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetMeasuredSavingsResponse.FromString,
                 _registered_method=True)
         self.GetBooksStatus = channel.unary_unary(
                 '/tenth.ledger.v1.LedgerReadService/GetBooksStatus',
@@ -493,6 +696,41 @@ class LedgerReadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExchangeRates(self, request, context):
+        """Dated exchange rates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamReceipts(self, request, context):
+        """Receipts by time, oldest first, as a stream for exports; a consistent state of the books.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanBreakEven(self, request, context):
+        """From which traffic on own hardware beats each API price. Reads prices; spends nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetIdleCost(self, request, context):
+        """What own hardware cost while it was idle, by node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMeasuredSavings(self, request, context):
+        """What a control share that was really sent to the baseline says about the savings, with confidence intervals.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBooksStatus(self, request, context):
         """Health of the books: open reservations, attempts not yet in a receipt, identity violations.
         """
@@ -527,6 +765,31 @@ def add_LedgerReadServiceServicer_to_server(servicer, server):
                     servicer.ListPrices,
                     request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListPricesRequest.FromString,
                     response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListPricesResponse.SerializeToString,
+            ),
+            'ListExchangeRates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExchangeRates,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListExchangeRatesRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListExchangeRatesResponse.SerializeToString,
+            ),
+            'StreamReceipts': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamReceipts,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.StreamReceiptsRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.StreamReceiptsResponse.SerializeToString,
+            ),
+            'PlanBreakEven': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanBreakEven,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.PlanBreakEvenRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.PlanBreakEvenResponse.SerializeToString,
+            ),
+            'GetIdleCost': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIdleCost,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetIdleCostRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetIdleCostResponse.SerializeToString,
+            ),
+            'GetMeasuredSavings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMeasuredSavings,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetMeasuredSavingsRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetMeasuredSavingsResponse.SerializeToString,
             ),
             'GetBooksStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBooksStatus,
@@ -670,6 +933,141 @@ class LedgerReadService:
             '/tenth.ledger.v1.LedgerReadService/ListPrices',
             tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListPricesRequest.SerializeToString,
             tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListPricesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExchangeRates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerReadService/ListExchangeRates',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListExchangeRatesRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.ListExchangeRatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerReadService/StreamReceipts',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.StreamReceiptsRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.StreamReceiptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanBreakEven(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerReadService/PlanBreakEven',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.PlanBreakEvenRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.PlanBreakEvenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIdleCost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerReadService/GetIdleCost',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetIdleCostRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetIdleCostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMeasuredSavings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerReadService/GetMeasuredSavings',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetMeasuredSavingsRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.GetMeasuredSavingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

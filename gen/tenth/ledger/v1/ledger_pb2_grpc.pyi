@@ -54,6 +54,18 @@ class LedgerServiceStub:
     """Creates or replaces a budget."""
     AddPrices: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AddPricesRequest, _ledger_pb2.AddPricesResponse]
     """Adds dated prices. A price is never changed: a new one starts later."""
+    ImportPrices: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ImportPricesRequest, _ledger_pb2.ImportPricesResponse]
+    """Compares a price file with the book, and adds what is new when asked to. PRICE_CONFLICT, and nothing is added,
+    while a model of the file has another price in the book and nobody said which shall hold.
+    """
+    ConfirmPrice: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ConfirmPriceRequest, _ledger_pb2.ConfirmPriceResponse]
+    """A person vouches for a price of zero, or for an imported one in doubt. Idempotent. PRICE_NOT_FOUND."""
+    AddExchangeRate: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AddExchangeRateRequest, _ledger_pb2.AddExchangeRateResponse]
+    """Adds a dated exchange rate for reports. A rate is never changed: a new one starts later."""
+    RecordUtilization: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.RecordUtilizationRequest, _ledger_pb2.RecordUtilizationResponse]
+    """Records how busy own hardware was; what it cost while idle is a line of its own in reports. Idempotent by
+    (node, start_time).
+    """
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -81,6 +93,18 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Creates or replaces a budget."""
     AddPrices: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AddPricesRequest, _ledger_pb2.AddPricesResponse]  # type: ignore[assignment]
     """Adds dated prices. A price is never changed: a new one starts later."""
+    ImportPrices: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ImportPricesRequest, _ledger_pb2.ImportPricesResponse]  # type: ignore[assignment]
+    """Compares a price file with the book, and adds what is new when asked to. PRICE_CONFLICT, and nothing is added,
+    while a model of the file has another price in the book and nobody said which shall hold.
+    """
+    ConfirmPrice: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ConfirmPriceRequest, _ledger_pb2.ConfirmPriceResponse]  # type: ignore[assignment]
+    """A person vouches for a price of zero, or for an imported one in doubt. Idempotent. PRICE_NOT_FOUND."""
+    AddExchangeRate: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AddExchangeRateRequest, _ledger_pb2.AddExchangeRateResponse]  # type: ignore[assignment]
+    """Adds a dated exchange rate for reports. A rate is never changed: a new one starts later."""
+    RecordUtilization: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RecordUtilizationRequest, _ledger_pb2.RecordUtilizationResponse]  # type: ignore[assignment]
+    """Records how busy own hardware was; what it cost while idle is a line of its own in reports. Idempotent by
+    (node, start_time).
+    """
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Writes of the ledger. Called by the orchestrator, inference and operators."""
@@ -154,6 +178,42 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_pb2.AddPricesResponse, _abc.Awaitable[_ledger_pb2.AddPricesResponse]]:
         """Adds dated prices. A price is never changed: a new one starts later."""
 
+    @_abc_1.abstractmethod
+    def ImportPrices(
+        self,
+        request: _ledger_pb2.ImportPricesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ImportPricesResponse, _abc.Awaitable[_ledger_pb2.ImportPricesResponse]]:
+        """Compares a price file with the book, and adds what is new when asked to. PRICE_CONFLICT, and nothing is added,
+        while a model of the file has another price in the book and nobody said which shall hold.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmPrice(
+        self,
+        request: _ledger_pb2.ConfirmPriceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ConfirmPriceResponse, _abc.Awaitable[_ledger_pb2.ConfirmPriceResponse]]:
+        """A person vouches for a price of zero, or for an imported one in doubt. Idempotent. PRICE_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def AddExchangeRate(
+        self,
+        request: _ledger_pb2.AddExchangeRateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.AddExchangeRateResponse, _abc.Awaitable[_ledger_pb2.AddExchangeRateResponse]]:
+        """Adds a dated exchange rate for reports. A rate is never changed: a new one starts later."""
+
+    @_abc_1.abstractmethod
+    def RecordUtilization(
+        self,
+        request: _ledger_pb2.RecordUtilizationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.RecordUtilizationResponse, _abc.Awaitable[_ledger_pb2.RecordUtilizationResponse]]:
+        """Records how busy own hardware was; what it cost while idle is a line of its own in reports. Idempotent by
+        (node, start_time).
+        """
+
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class LedgerReadServiceStub:
@@ -173,6 +233,16 @@ class LedgerReadServiceStub:
     """Budgets with what is spent and reserved."""
     ListPrices: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListPricesRequest, _ledger_pb2.ListPricesResponse]
     """The price book at a time."""
+    ListExchangeRates: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ListExchangeRatesRequest, _ledger_pb2.ListExchangeRatesResponse]
+    """Dated exchange rates."""
+    StreamReceipts: _grpc.UnaryStreamMultiCallable[_ledger_pb2.StreamReceiptsRequest, _ledger_pb2.StreamReceiptsResponse]
+    """Receipts by time, oldest first, as a stream for exports; a consistent state of the books."""
+    PlanBreakEven: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.PlanBreakEvenRequest, _ledger_pb2.PlanBreakEvenResponse]
+    """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
+    GetIdleCost: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetIdleCostRequest, _ledger_pb2.GetIdleCostResponse]
+    """What own hardware cost while it was idle, by node."""
+    GetMeasuredSavings: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetMeasuredSavingsRequest, _ledger_pb2.GetMeasuredSavingsResponse]
+    """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
     GetBooksStatus: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetBooksStatusRequest, _ledger_pb2.GetBooksStatusResponse]
     """Health of the books: open reservations, attempts not yet in a receipt, identity violations."""
 
@@ -191,6 +261,16 @@ class LedgerReadServiceAsyncStub(LedgerReadServiceStub):
     """Budgets with what is spent and reserved."""
     ListPrices: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListPricesRequest, _ledger_pb2.ListPricesResponse]  # type: ignore[assignment]
     """The price book at a time."""
+    ListExchangeRates: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ListExchangeRatesRequest, _ledger_pb2.ListExchangeRatesResponse]  # type: ignore[assignment]
+    """Dated exchange rates."""
+    StreamReceipts: _aio.UnaryStreamMultiCallable[_ledger_pb2.StreamReceiptsRequest, _ledger_pb2.StreamReceiptsResponse]  # type: ignore[assignment]
+    """Receipts by time, oldest first, as a stream for exports; a consistent state of the books."""
+    PlanBreakEven: _aio.UnaryUnaryMultiCallable[_ledger_pb2.PlanBreakEvenRequest, _ledger_pb2.PlanBreakEvenResponse]  # type: ignore[assignment]
+    """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
+    GetIdleCost: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetIdleCostRequest, _ledger_pb2.GetIdleCostResponse]  # type: ignore[assignment]
+    """What own hardware cost while it was idle, by node."""
+    GetMeasuredSavings: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetMeasuredSavingsRequest, _ledger_pb2.GetMeasuredSavingsResponse]  # type: ignore[assignment]
+    """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
     GetBooksStatus: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetBooksStatusRequest, _ledger_pb2.GetBooksStatusResponse]  # type: ignore[assignment]
     """Health of the books: open reservations, attempts not yet in a receipt, identity violations."""
 
@@ -236,6 +316,46 @@ class LedgerReadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.ListPricesResponse, _abc.Awaitable[_ledger_pb2.ListPricesResponse]]:
         """The price book at a time."""
+
+    @_abc_1.abstractmethod
+    def ListExchangeRates(
+        self,
+        request: _ledger_pb2.ListExchangeRatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.ListExchangeRatesResponse, _abc.Awaitable[_ledger_pb2.ListExchangeRatesResponse]]:
+        """Dated exchange rates."""
+
+    @_abc_1.abstractmethod
+    def StreamReceipts(
+        self,
+        request: _ledger_pb2.StreamReceiptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ledger_pb2.StreamReceiptsResponse], _abc.AsyncIterator[_ledger_pb2.StreamReceiptsResponse]]:
+        """Receipts by time, oldest first, as a stream for exports; a consistent state of the books."""
+
+    @_abc_1.abstractmethod
+    def PlanBreakEven(
+        self,
+        request: _ledger_pb2.PlanBreakEvenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.PlanBreakEvenResponse, _abc.Awaitable[_ledger_pb2.PlanBreakEvenResponse]]:
+        """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
+
+    @_abc_1.abstractmethod
+    def GetIdleCost(
+        self,
+        request: _ledger_pb2.GetIdleCostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.GetIdleCostResponse, _abc.Awaitable[_ledger_pb2.GetIdleCostResponse]]:
+        """What own hardware cost while it was idle, by node."""
+
+    @_abc_1.abstractmethod
+    def GetMeasuredSavings(
+        self,
+        request: _ledger_pb2.GetMeasuredSavingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.GetMeasuredSavingsResponse, _abc.Awaitable[_ledger_pb2.GetMeasuredSavingsResponse]]:
+        """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
 
     @_abc_1.abstractmethod
     def GetBooksStatus(

@@ -286,6 +286,7 @@ class ReceiptFacts(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     ATTEMPTS_UNKNOWN_FIELD_NUMBER: _builtins.int
     PAYLOAD_DIGEST_FIELD_NUMBER: _builtins.int
+    FLEX_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     tenant_id: _builtins.str
@@ -332,6 +333,8 @@ class ReceiptFacts(_message.Message):
     """SHA-256 of what the request asked for, hex. A later receipt of the same request_id replaces an earlier one only
     for the same payload (a retry that another replica answered); else it is REQUEST_ID_REUSED.
     """
+    flex: _builtins.bool
+    """True when the provider's flexible (slower, cheaper) service tier answered; counts in the batch layer."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for reports."""
@@ -386,10 +389,11 @@ class ReceiptFacts(_message.Message):
         cancelled: _builtins.bool = ...,
         attempts_unknown: _builtins.bool = ...,
         payload_digest: _builtins.str = ...,
+        flex: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts_unknown", b"attempts_unknown", "baseline_input_token_count", b"baseline_input_token_count", "baseline_model", b"baseline_model", "batch", b"batch", "cache_hit", b"cache_hit", "cache_hit_kind", b"cache_hit_kind", "cancelled", b"cancelled", "create_time", b"create_time", "end_time", b"end_time", "failed", b"failed", "hops", b"hops", "model", b"model", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantized", b"quantized", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tenant_id", b"tenant_id", "tier", b"tier", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts_unknown", b"attempts_unknown", "baseline_input_token_count", b"baseline_input_token_count", "baseline_model", b"baseline_model", "batch", b"batch", "cache_hit", b"cache_hit", "cache_hit_kind", b"cache_hit_kind", "cancelled", b"cancelled", "create_time", b"create_time", "end_time", b"end_time", "failed", b"failed", "flex", b"flex", "hops", b"hops", "model", b"model", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "quantized", b"quantized", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tenant_id", b"tenant_id", "tier", b"tier", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,6 +482,61 @@ class SpentDetail(_message.Message):
 Global___SpentDetail: _TypeAlias = SpentDetail  # noqa: Y015
 
 @_typing.final
+class PriceStep(_message.Message):
+    """Prices of a request whose input is long: they hold for the whole request, not only for what is above the mark.
+    An absent field falls back to the field of the same name below the mark.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABOVE_INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_5M_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_1H_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    above_input_token_count: _builtins.int
+    """Holds for requests with more input tokens than this; at least 1."""
+    input_nano_usd_per_million_tokens: _builtins.int
+    """Uncached input."""
+    output_nano_usd_per_million_tokens: _builtins.int
+    """Output."""
+    cached_input_nano_usd_per_million_tokens: _builtins.int
+    """Input read from the provider's prompt cache."""
+    cache_write_5m_nano_usd_per_million_tokens: _builtins.int
+    """Input written to a 5-minute prompt cache."""
+    cache_write_1h_nano_usd_per_million_tokens: _builtins.int
+    """Input written to a 1-hour prompt cache."""
+    def __init__(
+        self,
+        *,
+        above_input_token_count: _builtins.int = ...,
+        input_nano_usd_per_million_tokens: _builtins.int = ...,
+        output_nano_usd_per_million_tokens: _builtins.int = ...,
+        cached_input_nano_usd_per_million_tokens: _builtins.int | None = ...,
+        cache_write_5m_nano_usd_per_million_tokens: _builtins.int | None = ...,
+        cache_write_1h_nano_usd_per_million_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens", "_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens", "_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens", "cache_write_1h_nano_usd_per_million_tokens", b"cache_write_1h_nano_usd_per_million_tokens", "cache_write_5m_nano_usd_per_million_tokens", b"cache_write_5m_nano_usd_per_million_tokens", "cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens", "_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens", "_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens", "above_input_token_count", b"above_input_token_count", "cache_write_1h_nano_usd_per_million_tokens", b"cache_write_1h_nano_usd_per_million_tokens", "cache_write_5m_nano_usd_per_million_tokens", b"cache_write_5m_nano_usd_per_million_tokens", "cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "output_nano_usd_per_million_tokens", b"output_nano_usd_per_million_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_write_1h_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["cache_write_1h_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_1h_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_5m_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["cache_write_5m_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_5m_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cached_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["cached_input_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_1h_nano_usd_per_million_tokens) -> _WhichOneofReturnType__cache_write_1h_nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_5m_nano_usd_per_million_tokens) -> _WhichOneofReturnType__cache_write_5m_nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_input_nano_usd_per_million_tokens) -> _WhichOneofReturnType__cached_input_nano_usd_per_million_tokens | None: ...
+
+Global___PriceStep: _TypeAlias = PriceStep  # noqa: Y015
+
+@_typing.final
 class Price(_message.Message):
     """A dated price of one model. Amounts in nano-USD per million tokens; an absent optional field means
     "no such price": the plain input or output price applies, except where a comment says otherwise.
@@ -500,6 +559,13 @@ class Price(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     CONFIRMED_FIELD_NUMBER: _builtins.int
     CPU_HOUR_NANO_USD_FIELD_NUMBER: _builtins.int
+    FLEX_INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    FLEX_OUTPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_OUTPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    REQUEST_FEE_NANO_USD_FIELD_NUMBER: _builtins.int
+    GPU_HOUR_NANO_USD_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CONFIRMED_BY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The catalogue model."""
     input_nano_usd_per_million_tokens: _builtins.int
@@ -526,6 +592,18 @@ class Price(_message.Message):
     """False for a zero or imported price that no person confirmed: using it is PRICE_UNKNOWN."""
     cpu_hour_nano_usd: _builtins.int
     """Price of one hour of one CPU core, for the entry named "cpu"; compute overhead is charged by it."""
+    flex_input_nano_usd_per_million_tokens: _builtins.int
+    """Input of the flexible service tier. Absent: no such price, the plain one applies."""
+    flex_output_nano_usd_per_million_tokens: _builtins.int
+    """Output of the flexible service tier. Absent: no such price."""
+    reasoning_output_nano_usd_per_million_tokens: _builtins.int
+    """Reasoning tokens, which are part of the output. Absent: the output price."""
+    request_fee_nano_usd: _builtins.int
+    """Fee of one request beside its tokens. Absent: none."""
+    gpu_hour_nano_usd: _builtins.int
+    """Price of one hour of one GPU, for entries named "gpu:KIND"; a self-hosted model's price is derived from it."""
+    confirmed_by: _builtins.str
+    """Who confirmed an imported zero; empty for prices that needed nobody."""
     @_builtins.property
     def valid_from_time(self) -> _timestamp_pb2.Timestamp:
         """First instant at which it holds."""
@@ -533,6 +611,10 @@ class Price(_message.Message):
     @_builtins.property
     def valid_to_time(self) -> _timestamp_pb2.Timestamp:
         """First instant at which it no longer holds; absent: open."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceStep]:
+        """Prices of long requests, by mark."""
 
     def __init__(
         self,
@@ -552,10 +634,17 @@ class Price(_message.Message):
         source: _builtins.str = ...,
         confirmed: _builtins.bool = ...,
         cpu_hour_nano_usd: _builtins.int | None = ...,
+        flex_input_nano_usd_per_million_tokens: _builtins.int | None = ...,
+        flex_output_nano_usd_per_million_tokens: _builtins.int | None = ...,
+        reasoning_output_nano_usd_per_million_tokens: _builtins.int | None = ...,
+        request_fee_nano_usd: _builtins.int | None = ...,
+        gpu_hour_nano_usd: _builtins.int | None = ...,
+        steps: _abc.Iterable[Global___PriceStep] | None = ...,
+        confirmed_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_input_nano_usd_per_million_tokens", b"_batch_input_nano_usd_per_million_tokens", "_batch_output_nano_usd_per_million_tokens", b"_batch_output_nano_usd_per_million_tokens", "_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens", "_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens", "_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens", "_cpu_hour_nano_usd", b"_cpu_hour_nano_usd", "_quantized_input_nano_usd_per_million_tokens", b"_quantized_input_nano_usd_per_million_tokens", "_quantized_output_nano_usd_per_million_tokens", b"_quantized_output_nano_usd_per_million_tokens", "batch_input_nano_usd_per_million_tokens", b"batch_input_nano_usd_per_million_tokens", "batch_output_nano_usd_per_million_tokens", b"batch_output_nano_usd_per_million_tokens", "cache_write_1h_nano_usd_per_million_tokens", b"cache_write_1h_nano_usd_per_million_tokens", "cache_write_5m_nano_usd_per_million_tokens", b"cache_write_5m_nano_usd_per_million_tokens", "cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "cpu_hour_nano_usd", b"cpu_hour_nano_usd", "quantized_input_nano_usd_per_million_tokens", b"quantized_input_nano_usd_per_million_tokens", "quantized_output_nano_usd_per_million_tokens", b"quantized_output_nano_usd_per_million_tokens", "valid_from_time", b"valid_from_time", "valid_to_time", b"valid_to_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_input_nano_usd_per_million_tokens", b"_batch_input_nano_usd_per_million_tokens", "_batch_output_nano_usd_per_million_tokens", b"_batch_output_nano_usd_per_million_tokens", "_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens", "_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens", "_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens", "_cpu_hour_nano_usd", b"_cpu_hour_nano_usd", "_flex_input_nano_usd_per_million_tokens", b"_flex_input_nano_usd_per_million_tokens", "_flex_output_nano_usd_per_million_tokens", b"_flex_output_nano_usd_per_million_tokens", "_gpu_hour_nano_usd", b"_gpu_hour_nano_usd", "_quantized_input_nano_usd_per_million_tokens", b"_quantized_input_nano_usd_per_million_tokens", "_quantized_output_nano_usd_per_million_tokens", b"_quantized_output_nano_usd_per_million_tokens", "_reasoning_output_nano_usd_per_million_tokens", b"_reasoning_output_nano_usd_per_million_tokens", "_request_fee_nano_usd", b"_request_fee_nano_usd", "batch_input_nano_usd_per_million_tokens", b"batch_input_nano_usd_per_million_tokens", "batch_output_nano_usd_per_million_tokens", b"batch_output_nano_usd_per_million_tokens", "cache_write_1h_nano_usd_per_million_tokens", b"cache_write_1h_nano_usd_per_million_tokens", "cache_write_5m_nano_usd_per_million_tokens", b"cache_write_5m_nano_usd_per_million_tokens", "cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "cpu_hour_nano_usd", b"cpu_hour_nano_usd", "flex_input_nano_usd_per_million_tokens", b"flex_input_nano_usd_per_million_tokens", "flex_output_nano_usd_per_million_tokens", b"flex_output_nano_usd_per_million_tokens", "gpu_hour_nano_usd", b"gpu_hour_nano_usd", "quantized_input_nano_usd_per_million_tokens", b"quantized_input_nano_usd_per_million_tokens", "quantized_output_nano_usd_per_million_tokens", b"quantized_output_nano_usd_per_million_tokens", "reasoning_output_nano_usd_per_million_tokens", b"reasoning_output_nano_usd_per_million_tokens", "request_fee_nano_usd", b"request_fee_nano_usd", "valid_from_time", b"valid_from_time", "valid_to_time", b"valid_to_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_input_nano_usd_per_million_tokens", b"_batch_input_nano_usd_per_million_tokens", "_batch_output_nano_usd_per_million_tokens", b"_batch_output_nano_usd_per_million_tokens", "_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens", "_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens", "_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens", "_cpu_hour_nano_usd", b"_cpu_hour_nano_usd", "_quantized_input_nano_usd_per_million_tokens", b"_quantized_input_nano_usd_per_million_tokens", "_quantized_output_nano_usd_per_million_tokens", b"_quantized_output_nano_usd_per_million_tokens", "batch_input_nano_usd_per_million_tokens", b"batch_input_nano_usd_per_million_tokens", "batch_output_nano_usd_per_million_tokens", b"batch_output_nano_usd_per_million_tokens", "cache_write_1h_nano_usd_per_million_tokens", b"cache_write_1h_nano_usd_per_million_tokens", "cache_write_5m_nano_usd_per_million_tokens", b"cache_write_5m_nano_usd_per_million_tokens", "cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "confirmed", b"confirmed", "cpu_hour_nano_usd", b"cpu_hour_nano_usd", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "model", b"model", "output_nano_usd_per_million_tokens", b"output_nano_usd_per_million_tokens", "quantized_input_nano_usd_per_million_tokens", b"quantized_input_nano_usd_per_million_tokens", "quantized_output_nano_usd_per_million_tokens", b"quantized_output_nano_usd_per_million_tokens", "source", b"source", "valid_from_time", b"valid_from_time", "valid_to_time", b"valid_to_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_input_nano_usd_per_million_tokens", b"_batch_input_nano_usd_per_million_tokens", "_batch_output_nano_usd_per_million_tokens", b"_batch_output_nano_usd_per_million_tokens", "_cache_write_1h_nano_usd_per_million_tokens", b"_cache_write_1h_nano_usd_per_million_tokens", "_cache_write_5m_nano_usd_per_million_tokens", b"_cache_write_5m_nano_usd_per_million_tokens", "_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens", "_cpu_hour_nano_usd", b"_cpu_hour_nano_usd", "_flex_input_nano_usd_per_million_tokens", b"_flex_input_nano_usd_per_million_tokens", "_flex_output_nano_usd_per_million_tokens", b"_flex_output_nano_usd_per_million_tokens", "_gpu_hour_nano_usd", b"_gpu_hour_nano_usd", "_quantized_input_nano_usd_per_million_tokens", b"_quantized_input_nano_usd_per_million_tokens", "_quantized_output_nano_usd_per_million_tokens", b"_quantized_output_nano_usd_per_million_tokens", "_reasoning_output_nano_usd_per_million_tokens", b"_reasoning_output_nano_usd_per_million_tokens", "_request_fee_nano_usd", b"_request_fee_nano_usd", "batch_input_nano_usd_per_million_tokens", b"batch_input_nano_usd_per_million_tokens", "batch_output_nano_usd_per_million_tokens", b"batch_output_nano_usd_per_million_tokens", "cache_write_1h_nano_usd_per_million_tokens", b"cache_write_1h_nano_usd_per_million_tokens", "cache_write_5m_nano_usd_per_million_tokens", b"cache_write_5m_nano_usd_per_million_tokens", "cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "confirmed", b"confirmed", "confirmed_by", b"confirmed_by", "cpu_hour_nano_usd", b"cpu_hour_nano_usd", "flex_input_nano_usd_per_million_tokens", b"flex_input_nano_usd_per_million_tokens", "flex_output_nano_usd_per_million_tokens", b"flex_output_nano_usd_per_million_tokens", "gpu_hour_nano_usd", b"gpu_hour_nano_usd", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "model", b"model", "output_nano_usd_per_million_tokens", b"output_nano_usd_per_million_tokens", "quantized_input_nano_usd_per_million_tokens", b"quantized_input_nano_usd_per_million_tokens", "quantized_output_nano_usd_per_million_tokens", b"quantized_output_nano_usd_per_million_tokens", "reasoning_output_nano_usd_per_million_tokens", b"reasoning_output_nano_usd_per_million_tokens", "request_fee_nano_usd", b"request_fee_nano_usd", "source", b"source", "steps", b"steps", "valid_from_time", b"valid_from_time", "valid_to_time", b"valid_to_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["batch_input_nano_usd_per_million_tokens"]  # noqa: Y015
     _WhichOneofArgType__batch_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_batch_input_nano_usd_per_million_tokens", b"_batch_input_nano_usd_per_million_tokens"]  # noqa: Y015
@@ -569,10 +658,20 @@ class Price(_message.Message):
     _WhichOneofArgType__cached_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_cached_input_nano_usd_per_million_tokens", b"_cached_input_nano_usd_per_million_tokens"]  # noqa: Y015
     _WhichOneofReturnType__cpu_hour_nano_usd: _TypeAlias = _typing.Literal["cpu_hour_nano_usd"]  # noqa: Y015
     _WhichOneofArgType__cpu_hour_nano_usd: _TypeAlias = _typing.Literal["_cpu_hour_nano_usd", b"_cpu_hour_nano_usd"]  # noqa: Y015
+    _WhichOneofReturnType__flex_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["flex_input_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__flex_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_flex_input_nano_usd_per_million_tokens", b"_flex_input_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__flex_output_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["flex_output_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__flex_output_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_flex_output_nano_usd_per_million_tokens", b"_flex_output_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_hour_nano_usd: _TypeAlias = _typing.Literal["gpu_hour_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__gpu_hour_nano_usd: _TypeAlias = _typing.Literal["_gpu_hour_nano_usd", b"_gpu_hour_nano_usd"]  # noqa: Y015
     _WhichOneofReturnType__quantized_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["quantized_input_nano_usd_per_million_tokens"]  # noqa: Y015
     _WhichOneofArgType__quantized_input_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_quantized_input_nano_usd_per_million_tokens", b"_quantized_input_nano_usd_per_million_tokens"]  # noqa: Y015
     _WhichOneofReturnType__quantized_output_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["quantized_output_nano_usd_per_million_tokens"]  # noqa: Y015
     _WhichOneofArgType__quantized_output_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_quantized_output_nano_usd_per_million_tokens", b"_quantized_output_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_output_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["reasoning_output_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_output_nano_usd_per_million_tokens: _TypeAlias = _typing.Literal["_reasoning_output_nano_usd_per_million_tokens", b"_reasoning_output_nano_usd_per_million_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__request_fee_nano_usd: _TypeAlias = _typing.Literal["request_fee_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__request_fee_nano_usd: _TypeAlias = _typing.Literal["_request_fee_nano_usd", b"_request_fee_nano_usd"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_input_nano_usd_per_million_tokens) -> _WhichOneofReturnType__batch_input_nano_usd_per_million_tokens | None: ...
     @_typing.overload
@@ -586,8 +685,18 @@ class Price(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_hour_nano_usd) -> _WhichOneofReturnType__cpu_hour_nano_usd | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flex_input_nano_usd_per_million_tokens) -> _WhichOneofReturnType__flex_input_nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flex_output_nano_usd_per_million_tokens) -> _WhichOneofReturnType__flex_output_nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_hour_nano_usd) -> _WhichOneofReturnType__gpu_hour_nano_usd | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quantized_input_nano_usd_per_million_tokens) -> _WhichOneofReturnType__quantized_input_nano_usd_per_million_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__quantized_output_nano_usd_per_million_tokens) -> _WhichOneofReturnType__quantized_output_nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_output_nano_usd_per_million_tokens) -> _WhichOneofReturnType__reasoning_output_nano_usd_per_million_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_fee_nano_usd) -> _WhichOneofReturnType__request_fee_nano_usd | None: ...
 
 Global___Price: _TypeAlias = Price  # noqa: Y015
