@@ -81,10 +81,12 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
     async def ListPrices(self, request: ledger_pb2.ListPricesRequest, context: Any) -> ledger_pb2.ListPricesResponse:
         """Give the prices that hold at a time."""
         at_ns = instant(request.at_time, "request.at_time") if request.HasField("at_time") else self._now_ns()
-        version, rows = await self._prices.current()
+        number, version = await self._prices.current()
         return ledger_pb2.ListPricesResponse(
-            prices=[price_message(row) for row in rows if row.holds_at(at_ns) and request.model in ("", row.model)],
-            price_book_version=version,
+            prices=[
+                price_message(row) for row in version.rows if row.holds_at(at_ns) and request.model in ("", row.model)
+            ],
+            price_book_version=number,
         )
 
     async def GetBooksStatus(
