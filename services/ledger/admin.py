@@ -140,7 +140,7 @@ class Admin:
             price_book_version=state.price_book_version,
             prices=tuple(
                 row
-                for row in (await self._prices.version(state.price_book_version)).rows
+                for row in await self._prices.version(state.price_book_version)
                 if row.valid_to_ns is None or row.valid_to_ns > now
             ),
             policies=tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
@@ -21,6 +21,7 @@ from services.ledger.prices import (
     steps_from_json,
     steps_to_json,
 )
+from services.ledger.rates import Rates
 from services.ledger.store import Store
 from services.ledger.tables import books, prices
 
@@ -30,11 +31,14 @@ _KEPT_VERSIONS = 64
 class Version:
     """The dated prices of one version of the book, by model and date."""
 
-    __slots__ = ("_indexed", "rows")
+    __slots__ = ("_indexed", "_rows")
 
-    def __init__(self, rows: tuple[DatedPrice, ...]) -> None:
-        self.rows = rows
-        self._indexed = indexed(rows)
+    def __init__(self, rows: Iterable[DatedPrice]) -> None:
+        self._rows = tuple(rows)
+        self._indexed = indexed(self._rows)
+
+    def __iter__(self) -> Iterator[DatedPrice]:
+        return iter(self._rows)
 
     def at(self, at_ns: int) -> PriceBook:
         """The prices that hold at an instant."""
@@ -42,11 +46,15 @@ class Version:
 
 
 class PriceBooks:
-    """Versions of the price book. They never change, so those used last are kept in memory, indexed by model."""
+    """Versions of the price book, and the exchange rates beside them.
+
+    Versions never change, so those used last are kept in memory, indexed by model.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._versions: dict[int, Version] = {}
+        self.rates = Rates(store)
 
     async def version(self, version: int) -> Version:
         """A version; 0 is the empty book. Raises UNKNOWN_PRICE_BOOK_VERSION."""
@@ -92,7 +100,7 @@ class PriceBooks:
         """
         if dry_run:
             number, version = await self.current()
-            return number, compare(version.rows, file, choice)
+            return number, compare(version, file, choice)
 
         def operation(connection: Connection) -> tuple[int, Plan]:
             number = current_version(connection)
@@ -161,7 +169,7 @@ def load_version(connection: Connection, version: int) -> Version:
             f"the price book has no version {version}",
             "request.price_book_version",
         )
-    return Version(tuple(row for _, row in _rows(connection, version)))
+    return Version(row for _, row in _rows(connection, version))
 
 
 def _rows(connection: Connection, version: int) -> list[tuple[int, DatedPrice]]:
