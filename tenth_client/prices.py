@@ -76,6 +76,7 @@ async def import_file(rpc: Rpc, arguments: argparse.Namespace, console: Console)
     response = await rpc.call("ledger", _WRITE, "ImportPrices", request, seconds=_IMPORT_SECONDS)
     console.print(outcome_counts(response.rows))
     differing = [row for row in response.rows if arguments.all or row.outcome not in _QUIET]
+    differing.sort(key=lambda row: row.outcome != ledger_pb2.IMPORT_OUTCOME_CONFLICT)
     if differing:
         console.print()
         console.print(diff(differing[:_SHOWN_ROWS]))

@@ -144,7 +144,7 @@ def _row(model: str, entry: object, source: str, valid_from_ns: int, *, twice: f
 def _price(model: str, entry: Mapping[str, Any]) -> tuple[Price, str]:
     """The price of a row, and what to say about it. Raises _SkipError."""
     mode = entry.get("mode")
-    if mode is not None and mode not in TEXT_MODES | INPUT_MODES:
+    if mode is not None and (not isinstance(mode, str) or mode not in TEXT_MODES | INPUT_MODES):
         raise _SkipError(f"mode {str(mode)[:_LONGEST_NUMBER]!r} is not priced by text tokens")
     repeated = sorted(_twice(entry))
     if repeated:

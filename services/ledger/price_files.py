@@ -37,8 +37,10 @@ def read_file(content: bytes, form: Format, source: str, valid_from_ns: int | No
         return parse_map(text, source, valid_from_ns or 0)
     try:
         rows = parse_prices(text, "the file")
-    except (CatalogError, RecursionError) as error:
+    except CatalogError as error:
         raise price_file_invalid(str(error)[:500]) from None
+    except RecursionError:
+        raise price_file_invalid("not YAML: nested too deep") from None
     rows = [replace(row, source=source) for row in rows] if source else rows
     return [FileRow(row.model, row, "" if row.price.confirmed else "not confirmed in the file") for row in rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ class PriceBooks:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._versions: dict[int, Version] = {}
+        self._loading = asyncio.Lock()
+        """Every request wants a new version at once: it is read once."""
         self.rates = Rates(store)
 
     async def version(self, version: int) -> Version:
@@ -61,8 +64,11 @@ class PriceBooks:
         kept = self._versions.get(version)
         if kept is not None:
             return kept
-        async with self._store.read() as connection:
-            found = await connection.run_sync(load_version, version)
+        async with self._loading:
+            if version in self._versions:
+                return self._versions[version]
+            async with self._store.read() as connection:
+                found = await connection.run_sync(load_version, version)
         if len(self._versions) >= _KEPT_VERSIONS:
             self._versions.pop(next(iter(self._versions)))
         self._versions[version] = found
@@ -73,7 +79,8 @@ class PriceBooks:
 
         What is read so is not kept: the operation's own commit may fail, and its versions with it.
         """
-        return self._versions.get(version) or load_version(connection, version)
+        kept = self._versions.get(version)
+        return load_version(connection, version) if kept is None else kept
 
     async def at(self, version: int, at_ns: int) -> PriceBook:
         """The prices of a version that hold at an instant."""
@@ -118,9 +125,8 @@ class PriceBooks:
 
         def operation(connection: Connection) -> tuple[int, DatedPrice]:
             number = current_version(connection)
-            for row_id, row in _rows(connection, number):
-                wanted = row.valid_from_ns == at_ns if begins_then else row.holds_at(at_ns)
-                if row.model == model and wanted:
+            for row_id, row in _rows(connection, number, model):
+                if row.valid_from_ns == at_ns if begins_then else row.holds_at(at_ns):
                     vouched = confirmed(row, by)
                     if vouched is row:
                         return number, row
@@ -172,8 +178,8 @@ def load_version(connection: Connection, version: int) -> Version:
     return Version(row for _, row in _rows(connection, version))
 
 
-def _rows(connection: Connection, version: int) -> list[tuple[int, DatedPrice]]:
-    rows = connection.execute(
+def _rows(connection: Connection, version: int, model: str = "") -> list[tuple[int, DatedPrice]]:
+    query = (
         select(prices)
         .where(
             prices.c.added_version <= version,
@@ -181,6 +187,9 @@ def _rows(connection: Connection, version: int) -> list[tuple[int, DatedPrice]]:
         )
         .order_by(prices.c.model, prices.c.valid_from_ns)
     )
+    if model:
+        query = query.where(prices.c.model == model)
+    rows = connection.execute(query)
     return [
         (
             row.id,
