@@ -9,11 +9,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import commands
+from tenth_client import commands, prices
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -169,7 +170,51 @@ def parser() -> argparse.ArgumentParser:
     invalidate.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE")
     invalidate.add_argument("--all", action="store_true", help="everything of the tenant")
     invalidate.add_argument("--dry-run", action="store_true", help="only count")
+    _price_commands(add)
     return top
+
+
+def _price_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """``tenth prices`` and ``tenth rate``."""
+    actions = add("prices", _nothing, "the price book").add_subparsers(metavar="ACTION", required=True)
+
+    def action(of: Any, name: str, command: commands.Command, text: str) -> argparse.ArgumentParser:
+        sub = _connected(of.add_parser(name, help=text, description=text))
+        sub.set_defaults(run=commands.with_rpc(command))
+        return sub
+
+    def begin(sub: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+        sub.add_argument("--from", dest="start", default="", metavar="DATE", required=required, help=text)
+
+    file = action(actions, "import", prices.import_file, "compare a price file with the book; --apply adds it")
+    file.add_argument("file", type=Path, help="LiteLLM's price map (JSON), or YAML as deploy/catalog.yaml; also gzip")
+    file.add_argument("--format", choices=prices.FORMATS, default="", help="what it is (default: by the file's name)")
+    file.add_argument("--source", default="", help="where it is from; needed for LiteLLM's map")
+    begin(file, "when its prices begin to hold; needed for LiteLLM's map")
+    file.add_argument("--apply", action="store_true", help="import it; without this only the diff is shown")
+    file.add_argument("--all", action="store_true", help="show new, unchanged and skipped rows too")
+    for option, text in (("take", "the file's price shall hold"), ("keep", "the book's price stays")):
+        file.add_argument(f"--{option}", action="append", default=[], metavar="MODEL", help=f"{text}; '*' for all")
+    file.add_argument("--only", action="append", default=[], metavar="MODEL", help="only this model of the file")
+    shown = action(actions, "show", prices.show, "everything that the book says of a model")
+    shown.add_argument("model")
+    listed = action(actions, "list", prices.listing, "the prices that hold")
+    listed.add_argument("--match", default="", metavar="TEXT", help="only models with this in their name")
+    listed.add_argument("--unconfirmed", action="store_true", help="only those that wait for a person")
+    for sub in (shown, listed):
+        sub.add_argument("--at", default="", metavar="DATE", help="at this time (ISO 8601, UTC; default: now)")
+    vouch = action(actions, "confirm", prices.confirm, "vouch for prices of zero, or others in doubt")
+    vouch.add_argument("model", nargs="+")
+    begin(vouch, "the price that began then (default: the one that holds now)")
+
+    actions = add("rate", _nothing, "dated exchange rates for reports").add_subparsers(metavar="ACTION", required=True)
+    rate = action(actions, "add", prices.rate_add, "add a rate; a rate is never changed, a later one takes its place")
+    rate.add_argument("currency", help="ISO 4217 code, as KRW")
+    rate.add_argument("units", help="units of it for one USD")
+    begin(rate, "from when it holds", required=True)
+    rate.add_argument("--source", required=True, help="where it is from")
+    rates = action(actions, "list", prices.rate_list, "the rates")
+    rates.add_argument("--currency", default="", help="only this currency")
 
 
 def _connected(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
-from tenth.type.v1 import receipt_pb2
 
 from mesh.auth import current_identity
 from mesh.errors import invalid_argument, required
-from mesh.wire import price_from_proto, price_to_proto
+from mesh.telemetry import annotate
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
 from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position, Window, is_time_zone
+from services.ledger.price_rpc import dated_price, import_row, price_message, rate_of, read_import
 from services.ledger.pricebook import PriceBooks
-from services.ledger.prices import DatedPrice, check
+from services.ledger.prices import check
 from services.ledger.receipts import check_name, instant
 
 MOST_ITEMS = 500
@@ -31,9 +32,10 @@ _WIRE_WINDOWS = {window: number for number, window in _WINDOWS.items()}
 class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The operators' part of LedgerService."""
 
-    def __init__(self, admin: Admin, prices: PriceBooks) -> None:
+    def __init__(self, admin: Admin, prices: PriceBooks, now_ns: Callable[[], int]) -> None:
         self._admin = admin
         self._prices = prices
+        self._now_ns = now_ns
 
     async def SetLayerSwitch(
         self, request: ledger_pb2.SetLayerSwitchRequest, context: Any
@@ -62,21 +64,40 @@ class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
         check_count(request.prices, "request.prices")
         rows = []
         for index, message in enumerate(request.prices):
-            row = _dated_price(message, f"request.prices[{index}]")
+            row = dated_price(message, f"request.prices[{index}]")
             check(row, f"request.prices[{index}]")
             rows.append(row)
         return ledger_pb2.AddPricesResponse(price_book_version=await self._prices.add(rows))
 
+    async def ImportPrices(
+        self, request: ledger_pb2.ImportPricesRequest, context: Any
+    ) -> ledger_pb2.ImportPricesResponse:
+        """Compare a price file with the book, and add what is new."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        # A large file takes a while to read: other calls go on meanwhile.
+        wanted = await asyncio.to_thread(read_import, request)
+        version, plan = await self._prices.import_file(wanted.file, wanted.choice, dry_run=request.dry_run)
+        annotate({"tenth.price.row_count": len(plan.lines), "tenth.price.added_count": len(plan.added)})
+        return ledger_pb2.ImportPricesResponse(rows=map(import_row, plan.lines), price_book_version=version)
 
-def price_message(row: DatedPrice) -> receipt_pb2.Price:
-    """A dated price for the wire."""
-    message = price_to_proto(row.price)
-    message.valid_from_time.FromNanoseconds(row.valid_from_ns)
-    if row.valid_to_ns is not None:
-        message.valid_to_time.FromNanoseconds(row.valid_to_ns)
-    message.source = row.source
-    message.confirmed_by = row.confirmed_by
-    return message
+    async def ConfirmPrice(
+        self, request: ledger_pb2.ConfirmPriceRequest, context: Any
+    ) -> ledger_pb2.ConfirmPriceResponse:
+        """Vouch for a price."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        check_name(request.model, "request.model")
+        named = request.HasField("valid_from_time")
+        at_ns = instant(request.valid_from_time, "request.valid_from_time") if named else self._now_ns()
+        version, row = await self._prices.confirm(request.model, at_ns, current_identity().caller, begins_then=named)
+        return ledger_pb2.ConfirmPriceResponse(price=price_message(row), price_book_version=version)
+
+    async def AddExchangeRate(
+        self, request: ledger_pb2.AddExchangeRateRequest, context: Any
+    ) -> ledger_pb2.AddExchangeRateResponse:
+        """Add a dated exchange rate."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        await self._prices.rates.add(rate_of(request))
+        return ledger_pb2.AddExchangeRateResponse()
 
 
 def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
@@ -122,18 +143,6 @@ def _budget(message: ledger_pb2.Budget) -> Budget:
         project_id=message.project_id,
         window=_WINDOWS[message.window],
         time_zone=time_zone,
-    )
-
-
-def _dated_price(message: receipt_pb2.Price, field: str) -> DatedPrice:
-    check_name(message.model, f"{field}.model")
-    return DatedPrice(
-        price_from_proto(message),
-        valid_from_ns=instant(message.valid_from_time, f"{field}.valid_from_time"),
-        source=message.source,
-        valid_to_ns=(
-            instant(message.valid_to_time, f"{field}.valid_to_time") if message.HasField("valid_to_time") else None
-        ),
     )
 
 

@@ -13,7 +13,8 @@ from mesh.errors import Code, TenthError, invalid_argument
 from mesh.receipt import Layer
 from services.ledger.admin import Admin
 from services.ledger.errors import Reason, cross_tenant
-from services.ledger.operator_servicer import budget_status, price_message
+from services.ledger.operator_servicer import budget_status
+from services.ledger.price_rpc import price_message, rate_message
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import check_name, instant
 from services.ledger.report import Filter, Reports, SpendRow
@@ -81,11 +82,19 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
     async def ListPrices(self, request: ledger_pb2.ListPricesRequest, context: Any) -> ledger_pb2.ListPricesResponse:
         """Give the prices that hold at a time."""
         at_ns = instant(request.at_time, "request.at_time") if request.HasField("at_time") else self._now_ns()
-        version, rows = await self._prices.current()
+        number, version = await self._prices.current()
         return ledger_pb2.ListPricesResponse(
-            prices=[price_message(row) for row in rows if row.holds_at(at_ns) and request.model in ("", row.model)],
-            price_book_version=version,
+            prices=[price_message(row) for row in version if row.holds_at(at_ns) and request.model in ("", row.model)],
+            price_book_version=number,
         )
+
+    async def ListExchangeRates(
+        self, request: ledger_pb2.ListExchangeRatesRequest, context: Any
+    ) -> ledger_pb2.ListExchangeRatesResponse:
+        """Give the dated exchange rates."""
+        check_name(request.currency, "request.currency", optional=True)
+        rates = await self._prices.rates.list(request.currency)
+        return ledger_pb2.ListExchangeRatesResponse(rates=map(rate_message, rates))
 
     async def GetBooksStatus(
         self, request: ledger_pb2.GetBooksStatusRequest, context: Any

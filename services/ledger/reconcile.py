@@ -19,8 +19,7 @@ from services.ledger.admin import baseline_model
 from services.ledger.balances import Balances
 from services.ledger.book import Book
 from services.ledger.policy import NANOS_PER_SECOND, Attempt, spent_by_attempts
-from services.ledger.pricebook import current_version, prices_of
-from services.ledger.prices import book_at
+from services.ledger.pricebook import current_version
 from services.ledger.receipts import Settlement, add_spent, flatten, parse_attempt, reconciled_facts
 from services.ledger.settling import (
     ORCHESTRATOR,
@@ -179,7 +178,7 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = book_at(prices_of(connection, facts.price_book_version), before.create_ns)
+            book = self._book.prices.version_in(connection, facts.price_book_version).at(before.create_ns)
             receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
@@ -213,7 +212,7 @@ class Sweeper:
             facts = reconciled_facts(events, spent, baseline, candidate)
             create_ns = facts.create_time.ToNanoseconds()
             try:
-                book = book_at(prices_of(connection, candidate), create_ns)
+                book = self._book.prices.version_in(connection, candidate).at(create_ns)
                 return flatten(build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL), create_ns)
             except TenthError as raised:
                 error = raised

@@ -5,14 +5,16 @@ Pure: text in, plain values out. Raises CatalogError naming the file, the line a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 
-from mesh.catalog import PRICE_KEYS, Entry, open_catalog
+from mesh.catalog import PRICE_KEYS, STEP_KEYS, Entry, open_catalog
 from mesh.errors import TenthError
-from mesh.receipt import Price
+from mesh.receipt import Price, PriceStep
 from services.ledger.admin import Tenant
 from services.ledger.policy import NANOS_PER_SECOND, Budget, Window, is_time_zone
-from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, check
+from services.ledger.prices import AMOUNT_FIELDS, STEP_FIELDS, DatedPrice, check
 
 _TENANT_KEYS = {"tenant_id", "baseline_model", "max_requests_per_minute", "budgets"}
 _BUDGET_KEYS = {"name", "user_id", "project_id", "window", "time_zone", "limit_usd", "hard"}
@@ -47,13 +49,14 @@ def _price(entry: Entry) -> DatedPrice:
         confirmed=entry.boolean("confirmed", True),
         **{"input": 0, "output": 0, **amounts},  # type: ignore[arg-type]  # Amounts only; steps are no key of these.
     )
+    price = replace(price, steps=tuple(_steps(entry, price)))
     row = DatedPrice(
         price,
         valid_from_ns=_nanoseconds(entry.instant("valid_from")),
         source=entry.text("source"),
         valid_to_ns=_nanoseconds(entry.instant("valid_to")) if "valid_to" in entry else None,
     )
-    if price.cpu_hour is None and not ("input" in entry and "output" in entry):
+    if price.cpu_hour is None and price.gpu_hour is None and not ("input" in entry and "output" in entry):
         raise entry.wrong("", "input and output are required")
     if not any(amounts.values()) and "confirmed" not in entry:
         raise entry.wrong("confirmed", "a price of zero needs `confirmed: true`")
@@ -62,6 +65,17 @@ def _price(entry: Entry) -> DatedPrice:
     except TenthError as error:
         raise entry.wrong(error.field.removeprefix(f"{entry.path}."), error.message) from None
     return row
+
+
+def _steps(entry: Entry, price: Price) -> Iterator[PriceStep]:
+    """The steps in the file's order; an input or output that one lacks is as below its mark."""
+    below: Price | PriceStep = price
+    for step in entry.sequence("steps", STEP_KEYS):
+        given = {name: step.usd(name) for name in STEP_FIELDS if name in step}
+        below = PriceStep(
+            above=step.integer("above_input_tokens"), **{"input": below.input, "output": below.output, **given}
+        )
+        yield below
 
 
 def _budget(entry: Entry, tenant_id: str) -> Budget:

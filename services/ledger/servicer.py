@@ -16,8 +16,9 @@ from services.ledger.admin import Admin
 from services.ledger.balances import Scope
 from services.ledger.book import Book, Reserve
 from services.ledger.errors import Reason, cross_tenant
-from services.ledger.operator_servicer import OperatorServicer, check_count, price_message
+from services.ledger.operator_servicer import OperatorServicer, check_count
 from services.ledger.policy import NANOS_PER_SECOND, Verdict
+from services.ledger.price_rpc import price_message
 from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, settlement
 
 SPENDERS = frozenset({"orchestrator", "inference"})
@@ -35,9 +36,8 @@ class LedgerServicer(OperatorServicer):
     """Writes of the request path; those of operators are inherited."""
 
     def __init__(self, book: Book, admin: Admin, now_ns: Callable[[], int], *, reservation_ttl_seconds: float) -> None:
-        super().__init__(admin, book.prices)
+        super().__init__(admin, book.prices, now_ns)
         self._book = book
-        self._now_ns = now_ns
         self._ttl_ns = int(reservation_ttl_seconds * NANOS_PER_SECOND)
 
     async def ReserveFunds(

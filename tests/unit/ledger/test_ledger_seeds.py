@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mesh.receipt import CPU
+from mesh.receipt import CPU, PriceStep
 from services.ledger.policy import Window
 from services.ledger.prices import add, book_at
 from services.ledger.seeds import parse_prices, parse_tenants
@@ -66,6 +66,17 @@ GOOD = {"model": "m", "valid_from": "2025-01-01", "input": "1", "output": "2", "
         ({"input": "0", "output": "0"}, r"prices\[0\].confirmed: a price of zero needs"),
         ({"model": "cpu"}, r"prices\[0\].cpu_hour"),
         ({"model": "cpu", "cpu_hour": "0", "confirmed": True}, r"prices\[0\].cpu_hour"),
+        ({"model": "gpu:h100"}, r"prices\[0\].gpu_hour"),
+        ({"model": "gpu:h100", "gpu_hour": "0", "confirmed": True}, r"prices\[0\].gpu_hour"),
+        ({"flex_input": "-1"}, r"prices\[0\].flex_input: '-1' is negative"),
+        ({"request_fee": 0.5}, r"prices\[0\].request_fee: 0.5 is not a decimal string"),
+        ({"steps": "x"}, r"prices\[0\].steps: must be a list"),
+        ({"steps": [{"above": 5}]}, r"prices\[0\].steps\[0\].above: unknown key"),
+        ({"steps": [{"input": "1"}]}, r"prices\[0\].steps\[0\].above_input_tokens: required"),
+        ({"steps": [{"above_input_tokens": 0}]}, r"prices\[0\].steps\[0\].above_input_tokens: '0' is not a whole"),
+        ({"steps": [{"above_input_tokens": 9}] * 2}, r"steps\[1\].above_input_tokens: 9 is not above the mark"),
+        ({"steps": [{"above_input_tokens": 9, "input": "1e30"}]}, r"steps\[0\].input: '1e30' is too large"),
+        ({"steps": [{"above_input_tokens": 9, "flex_input": "1"}]}, r"steps\[0\].flex_input: unknown key"),
     ],
 )
 def test_a_wrong_price_is_refused_by_its_key(changes: dict[str, object], message: str) -> None:
@@ -80,6 +91,24 @@ def test_a_zero_may_be_confirmed_or_left_unconfirmed() -> None:
             yaml.safe_dump({"prices": [{**GOOD, "input": "0", "output": "0", "confirmed": confirmed}]})
         )
         assert row.price.confirmed is confirmed
+
+
+def test_a_row_may_say_everything_that_a_price_has() -> None:
+    keys = ("flex_input", "flex_output", "reasoning_output", "request_fee", "batch_input", "cache_write_1h")
+    steps = [
+        {"above_input_tokens": 1000, "input": "3"},
+        {"above_input_tokens": 5000, "output": "4", "cached_input": "1"},
+    ]
+    more = {key: f"0.{index}" for index, key in enumerate(keys, 1)}
+    gpu = {"model": "gpu:h100", "valid_from": "2026-01-01", "gpu_hour": "2.5", "source": "s"}
+    hardware, row = parse_prices(yaml.safe_dump({"prices": [{**GOOD, **more, "steps": steps}, gpu]}))
+    assert [getattr(row.price, key) for key in keys] == [index * 10**8 for index in range(1, 7)]
+    # What a step does not say is as below its mark.
+    assert row.price.steps == (
+        PriceStep(1000, 3 * 10**9, 2 * 10**9),
+        PriceStep(5000, 3 * 10**9, 4 * 10**9, cached_input=10**9),
+    )
+    assert (hardware.price.gpu_hour, hardware.price.confirmed) == (2_500_000_000, True)
 
 
 TENANT = {"tenant_id": "t", "baseline_model": "m"}
