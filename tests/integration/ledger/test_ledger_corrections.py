@@ -15,6 +15,7 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.wire import build_receipt
 from services.ledger.reconcile_usage import Outcome, Row, reconcile
+from services.ledger.seeds import parse_prices
 from services.ledger.tables import attempts, receipt_events
 from tests.integration.ledger.ledger_books import Books
 
@@ -152,8 +153,6 @@ async def test_a_correction_leaves_what_a_retry_holds(books: Books) -> None:
 async def test_the_price_is_that_of_the_admission(books: Books) -> None:
     await estimated(books)
     books.clock.advance(60)
-    from services.ledger.seeds import parse_prices
-
     later = "prices:\n  - {model: small, valid_from: 2026-06-15T12:00:30, input: '9', output: '9', source: t}\n"
     await books.prices.add(parse_prices(later))
     await books.record(books.attempt("r", FINISHED, usage=LESS))
