@@ -27,7 +27,7 @@ log = logging.getLogger("tenth.catalog")
 
 # Each service knows the keys of all, so that a misspelt key is refused wherever the file is read.
 SECTIONS = frozenset({"providers", "routing", "models", "prices"})
-PROVIDER_KEYS = frozenset({"backend", "base_url", "key_env", "key_file"})
+PROVIDER_KEYS = frozenset({"backend", "base_url", "key_env", "key_file", "usage"})
 ROUTING_KEYS = frozenset({"default_tier", "classifier_model"})
 MODEL_KEYS = frozenset(
     {

@@ -30,10 +30,10 @@ from services.inference.policy import (
     Finished,
     Generation,
     Meter,
-    Usage,
     check_abilities,
     worst_case,
 )
+from services.inference.usage import Usage
 
 _NOT_THE_PROVIDERS_FAULT = frozenset(
     {

@@ -32,9 +32,9 @@ from services.inference.policy import (
     Meter,
     ResponseKind,
     TokenLogprob,
-    Usage,
     room_for_output,
 )
+from services.inference.usage import Usage
 
 log = logging.getLogger("tenth.inference.vllm")
 

@@ -15,8 +15,9 @@ from mesh.errors import Code, TenthError
 from mesh.money import MAX_NANO_USD
 from mesh.receipt import AMOUNT_OUT_OF_RANGE, price_of, worst_case
 from services.ledger.balances import Balances, Scope
+from services.ledger.corrections import as_corrections, correct_in
 from services.ledger.errors import Reason, request_id_reused, unknown_tenant
-from services.ledger.policy import Decision, Verdict, decide
+from services.ledger.policy import AttemptKind, Decision, Verdict, decide
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import AttemptRecord, Settlement
 from services.ledger.settling import (
@@ -169,28 +170,35 @@ class Book:
         now = self.now_ns()
 
         def operation(connection: Connection) -> list[TenthError | None]:
-            return settle_in(connection, settlements, origin, now)
+            results = settle_in(connection, settlements, origin, now)
+            # The truth may have come before the receipt that estimates.
+            correct_in(connection, {each.key for each in settlements if each.estimated}, now)
+            return results
 
         return await self.store.write(operation) if settlements else []
 
     async def record(self, records: Sequence[AttemptRecord]) -> int:
-        """Add attempts' records that are new; returns how many were."""
+        """Add attempts' records that are new; returns how many were.
+
+        An exact end whose attempt stands on a receipt with an estimate corrects that receipt.
+        """
         now = self.now_ns()
 
         def operation(connection: Connection) -> int:
-            return _record(connection, records, now)
+            return record_in(connection, records, now)
 
         return await self.store.write(operation) if records else 0
 
 
-def _record(connection: Connection, records: Sequence[AttemptRecord], now: int) -> int:
+def record_in(connection: Connection, records: Sequence[AttemptRecord], now: int) -> int:
+    """Add attempts' records that are new, inside a running operation. See ``Book.record``."""
     request_ids = sorted({each.request_id for each in records})
     there = {
         (row.tenant_id, row.request_id, row.purpose, row.attempt, row.kind)
         for row in connection.execute(_ATTEMPT_KEYS, {"requests": request_ids})
     }
     new: dict[tuple[str, str, str, int, str], AttemptRecord] = {}
-    for each in records:
+    for each in (*records, *as_corrections(connection, records, there)):
         if each.key not in there:
             new.setdefault(each.key, each)
     if not new:
@@ -211,8 +219,21 @@ def _record(connection: Connection, records: Sequence[AttemptRecord], now: int) 
             for each in new.values()
         ],
     )
-    covered = {key: (found.origin, found.attempts) for key, found in visible(connection, request_ids).items()}
+    shown = visible(connection, request_ids)
+    covered = {key: (found.origin, found.attempts) for key, found in shown.items()}
     track(connection, {(each.tenant_id, each.request_id) for each in new.values()}, covered, now)
+    exact = [
+        each for each in new.values() if each.attempt.kind is not AttemptKind.STARTED and not each.attempt.estimated
+    ]
+    correct_in(
+        connection,
+        {
+            (each.tenant_id, each.request_id)
+            for each in exact
+            if each.attempt.attempt in covered.get((each.tenant_id, each.request_id), ("", frozenset()))[1]
+        },
+        now,
+    )
     return len(new)
 
 

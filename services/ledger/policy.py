@@ -7,7 +7,7 @@ integer nano-USD.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -139,6 +139,8 @@ class AttemptKind(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    CORRECTED = "corrected"
+    """What it used, known later than its end; stored beside an end of the same kind that was estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +170,29 @@ def spent_by_attempts(attempts: Sequence[Attempt], *, assume_worst: bool) -> tup
     """What a request whose receipt never came has spent, one item per attempt, in order.
 
     An attempt that started and never ended makes the answer None (wait), unless ``assume_worst``: then its worst
-    case counts, marked as estimated.
+    case counts, marked as estimated. The usage of an exact end stands before an estimated one; how the attempt ended
+    is what its first end says.
     """
     ends: dict[tuple[str, int], Attempt] = {}
     starts: dict[tuple[str, int], Attempt] = {}
+    exact: dict[tuple[str, int], Attempt] = {}
     for each in sorted(attempts, key=lambda item: item.event_ns):
-        # The first end stands: records of one attempt come from one log, a second end would be a defect there.
-        (starts if each.kind is AttemptKind.STARTED else ends).setdefault((each.purpose, each.attempt), each)
+        key = (each.purpose, each.attempt)
+        if each.kind is AttemptKind.STARTED:
+            starts.setdefault(key, each)
+            continue
+        # The first end stands: records of one attempt come from one log; another one only corrects an estimate.
+        first = ends.setdefault(key, each)
+        if not each.estimated and each.model == first.model:
+            exact.setdefault(key, each)
     items = []
     for key in sorted(starts | ends):
         end = ends.get(key)
         if end is None and not assume_worst:
             return None
         record = end or starts[key]
+        if key in exact:
+            record = replace(record, usage=exact[key].usage, estimated=False)
         items.append(Spent(_overhead_kind(record), record, record.estimated or end is None))
     return tuple(items)
 

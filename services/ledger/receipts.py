@@ -57,6 +57,8 @@ class Settlement:
     """Numbers of the attempts that this receipt accounts for."""
     blob: bytes
     columns: dict[str, Any]
+    estimated: bool = False
+    """True when the usage of an attempt on it is an estimate."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -165,6 +167,7 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
         attempts=numbers,
         blob=blob,
         columns=columns,
+        estimated=facts.usage.estimated or any(item.usage.estimated for item in facts.overheads),
     )
 
 
@@ -240,6 +243,7 @@ def add_spent(facts: receipt_pb2.ReceiptFacts, spent: Iterable[Spent]) -> None:
                 cache_write_5m_token_count=usage.write_5m,
                 cache_write_1h_token_count=usage.write_1h,
                 output_token_count=usage.output,
+                reasoning_output_token_count=usage.reasoning,
                 estimated=item.estimated,
             ),
         )
@@ -295,6 +299,8 @@ def _check_usage(usage: usage_pb2.Usage, field: str) -> None:
         if value < 0:
             raise invalid_argument("negative", field=f"{field}.{descriptor.name}")
     parts = usage.cached_input_token_count + usage.cache_write_5m_token_count + usage.cache_write_1h_token_count
+    if usage.reasoning_output_token_count > usage.output_token_count:
+        raise invalid_argument("reasoning tokens exceed the output", field=field, reason=AMOUNT_OUT_OF_RANGE)
     if parts > usage.input_token_count:
         raise invalid_argument("cached and written tokens exceed the input", field=field, reason=AMOUNT_OUT_OF_RANGE)
 

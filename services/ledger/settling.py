@@ -98,6 +98,11 @@ def complete_in(connection: Connection, completed: Settlement, before: Visible, 
     track(connection, [completed.key], {completed.key: (before.origin, completed.attempts)}, now)
 
 
+def replace_in(connection: Connection, corrected: Settlement, before: Visible, now: int) -> None:
+    """Put a corrected receipt in the place of the one that shows; what a retry of the request holds stays."""
+    _write(connection, {corrected.key: corrected}, {corrected.key: before}, before.origin, (), now)
+
+
 def track(
     connection: Connection, keys: Iterable[Key], covered: Mapping[Key, tuple[str, frozenset[int]]], now: int
 ) -> None:
@@ -162,7 +167,7 @@ def _write(
     now: int,
 ) -> None:
     """``ended`` are the requests that hold nothing any more: a receipt delivered again does not end a retry."""
-    if not ended:
+    if not ended and not winners:
         return
     fresh = [each for key, each in winners.items() if key not in there]
     corrected = [(each, there[key]) for key, each in winners.items() if key in there]
@@ -171,7 +176,7 @@ def _write(
         for row in connection.execute(_HELD, {"requests": sorted({request for _, request in ended})})
         if (row.tenant_id, row.request_id) in ended
     ]
-    balances = Balances.load(connection, {tenant_id for tenant_id, _ in ended})
+    balances = Balances.load(connection, {tenant_id for tenant_id, _ in (*ended, *winners)})
     # Windows are read (or derived) before the change that they sum.
     for each in winners.values():
         balances.touch(each.scope, each.create_ns)

@@ -295,6 +295,14 @@ FAILURES: list[tuple[str, Handler, bool, str, str, tuple[str, int, int, bool]]] 
     ),
     ("half a stream", events(piece("Hello.")), True, "UNAVAILABLE", "PROVIDER_INCOMPLETE", ("FAILED", 40, 2, True)),
     (
+        "cut after usage on the way",
+        events({**piece("Hello."), "usage": {"prompt_tokens": 9, "completion_tokens": 1}}, cut=True),
+        True,
+        "UNAVAILABLE",
+        "PROVIDER_INCOMPLETE",
+        ("FAILED", 9, 2, True),
+    ),
+    (
         "cut stream",
         events(piece("Hello."), cut=True),
         True,
@@ -363,6 +371,33 @@ async def test_what_the_provider_refused_for_a_moment_is_tried_again(tmp_path: P
         assert (await mesh.stream())[-1].finished.usage.input_token_count == 9
         assert len(mesh.provider.bodies) == 3
         assert [record.kind for record in mesh.records()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("last", "ending"),
+    [
+        ([USAGE], ("FINISHED", 9, 2, False)),
+        ([], ("FINISHED", 40, 2, True)),
+        ([{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": None}}], ("FINISHED", 9, 2, True)),
+        ([{"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}], ("FINISHED", 40, 2, True)),
+    ],
+    ids=["told", "not told", "half told", "zeros"],
+)
+async def test_a_stream_whose_usage_is_missing_is_counted_here(
+    tmp_path: Path, last: list[Any], ending: tuple[str, int, int, bool]
+) -> None:
+    async with mesh_over(tmp_path, events(piece("Hello.", "stop"), *last, "[DONE]")) as mesh:
+        finished = (await mesh.stream())[-1].finished
+        assert mesh.ending() == ending
+        assert (finished.usage.output_token_count, finished.usage.estimated) == ending[2:]
+
+
+async def test_reasoning_reaches_the_answer_and_the_record(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 62, "completion_tokens_details": {"reasoning_tokens": 60}}
+    async with mesh_over(tmp_path, reply(200, {**ANSWER, "usage": usage})) as mesh:
+        response = await mesh.stub.GenerateText(mesh.request(), timeout=5)
+        assert response.completion.usage.reasoning_output_token_count == 60
+        assert mesh.records()[-1].usage.reasoning_output_token_count == 60
 
 
 async def test_a_caller_who_leaves_a_stream_pays_for_what_was_emitted(tmp_path: Path) -> None:
