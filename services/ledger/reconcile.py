@@ -179,7 +179,7 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = book_at(prices_of(connection, facts.price_book_version), before.create_ns)
+            book = book_at(prices_of(connection, facts.price_book_version), facts.create_time.ToNanoseconds())
             receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
@@ -224,5 +224,5 @@ def _release(connection: Connection, held: Sequence[Row[Any]], now: int) -> Swep
     if held:
         balances = Balances.load(connection, {row.tenant_id for row in held})
         close_reservations(connection, balances, held, "expired", now)
-        balances.save()
+        balances.save(now)
     return Swept(released=len(held))
