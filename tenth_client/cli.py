@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import commands, prices
+from tenth_client import budgets, commands, prices
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -133,19 +133,32 @@ def parser() -> argparse.ArgumentParser:
     switch.add_argument("--tenant", default="*", help='the tenant (default: "*", all)')
 
     budget = add("budget", _nothing, "budgets and where they stand").add_subparsers(metavar="ACTION", required=True)
-    budgets = _connected(budget.add_parser("list", help="budgets with what is spent and reserved"))
-    budgets.set_defaults(run=with_rpc(commands.budget_list))
-    budgets.add_argument("--tenant", default="", help="the tenant (default: the caller's own)")
+    standing = _connected(budget.add_parser("list", help="budgets with what is spent and reserved"))
+    standing.set_defaults(run=with_rpc(budgets.budget_list))
+    standing.add_argument("--tenant", default="", help="the tenant (default: the caller's own)")
     setting = _connected(budget.add_parser("set", help="create or replace a budget"))
-    setting.set_defaults(run=with_rpc(commands.budget_set))
+    setting.set_defaults(run=with_rpc(budgets.budget_set))
     setting.add_argument("name")
     setting.add_argument("--limit", required=True, metavar="USD", help="the limit in USD")
     setting.add_argument("--tenant", default="demo", help="the tenant (default: %(default)s)")
-    setting.add_argument("--window", choices=("day", "month", "total"), default="month")
+    setting.add_argument("--window", choices=("day", "week", "month", "total", "rolling"), default="month")
+    setting.add_argument("--rolling", default="", metavar="LENGTH", help="with a rolling window: 30m, 12h, 7d, ...")
     setting.add_argument("--time-zone", default="UTC", help="IANA name (default: %(default)s)")
     setting.add_argument("--user", default="", help="only this user's requests")
     setting.add_argument("--project", default="", help="only this project's requests")
+    setting.add_argument("--model", default="", help="only this model's requests")
+    setting.add_argument("--tag", default="", metavar="KEY[=VALUE]", help="only requests with this tag")
     setting.add_argument("--soft", action="store_true", help="report only, refuse nothing")
+    setting.add_argument(
+        "--alert", type=int, nargs="+", default=[], metavar="PERCENT", help="alert when so much is spent"
+    )
+    setting.add_argument("--alert-url", default="", metavar="URL", help="where alerts are posted, https")
+    setting.add_argument(
+        "--ladder",
+        default="",
+        metavar="STEP=PERCENT,...",
+        help="what is left before refusal: cache-only, batch, cheaper-tier, each from a percent of the limit on",
+    )
 
     explain = _connected(
         add("explain", with_rpc(commands.explain), "what each layer would do with a request; spends nothing")

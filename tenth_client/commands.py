@@ -27,7 +27,7 @@ from tenth_client import traces
 from tenth_client.client import Client
 from tenth_client.connection import Tls, find
 from tenth_client.errors import TenthClientError
-from tenth_client.money import parse_usd, percent, usd
+from tenth_client.money import percent, usd
 from tenth_client.openai_format import completion_request, parse_json, read_jsonl, text_message
 from tenth_client.processes import health_of, healthy
 from tenth_client.replay import LAYERS, Played, counts, play, summarize, waterfall
@@ -38,11 +38,6 @@ Command = Callable[[Rpc, argparse.Namespace, Console], Awaitable[int]]
 _READ = ledger_pb2_grpc.LedgerReadServiceStub
 _WRITE = ledger_pb2_grpc.LedgerServiceStub
 _CACHE = cache_pb2_grpc.CacheServiceStub
-_WINDOWS = {
-    "day": ledger_pb2.BUDGET_WINDOW_DAY,
-    "month": ledger_pb2.BUDGET_WINDOW_MONTH,
-    "total": ledger_pb2.BUDGET_WINDOW_TOTAL,
-}
 _OUTCOMES = {
     receipt_pb2.HOP_OUTCOME_OK: "ok",
     receipt_pb2.HOP_OUTCOME_SKIPPED: "skipped",
@@ -237,45 +232,6 @@ async def switch(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> i
     off = ", ".join(response.disabled_layers) or "none"
     console.print(f"layers off for {arguments.tenant}: {off}", markup=False)
     return 0
-
-
-async def budget_set(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Create or replace a budget."""
-    budget = ledger_pb2.Budget(
-        name=arguments.name,
-        tenant_id=arguments.tenant,
-        user_id=arguments.user,
-        project_id=arguments.project,
-        window=_WINDOWS[arguments.window],
-        time_zone=arguments.time_zone,
-        limit_nano_usd=parse_usd(arguments.limit),
-        hard=not arguments.soft,
-    )
-    response = await rpc.call("ledger", _WRITE, "SetBudget", ledger_pb2.SetBudgetRequest(budget=budget))
-    console.print(_budgets([response.status]))
-    return 0
-
-
-async def budget_list(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Budgets and where they stand."""
-    request = ledger_pb2.ListBudgetsRequest(tenant_id=arguments.tenant)
-    response = await rpc.call("ledger", _READ, "ListBudgets", request)
-    console.print(_budgets(response.budgets))
-    return 0
-
-
-def _budgets(statuses: Iterable[ledger_pb2.BudgetStatus]) -> Table:
-    table = _table("budget", "tenant", "covers", "window", "kind", "limit", "spent", "reserved", "left")
-    names = {value: name for name, value in _WINDOWS.items()}
-    for status in statuses:
-        budget = status.budget
-        covers = ", ".join(filter(None, (budget.user_id, budget.project_id))) or "all"
-        left = budget.limit_nano_usd - status.spent_nano_usd - status.reserved_nano_usd
-        window = f"{names.get(budget.window, '?')} {budget.time_zone}".strip()
-        money = (budget.limit_nano_usd, status.spent_nano_usd, status.reserved_nano_usd, left)
-        kind = "hard" if budget.hard else "soft"
-        table.add_row(budget.name, budget.tenant_id, covers, window, kind, *(usd(value) for value in money))
-    return table
 
 
 async def explain(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:

@@ -18,6 +18,7 @@ from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.ledger.admin import Admin
+from services.ledger.alerts import Alerter
 from services.ledger.book import Book
 from services.ledger.migrate import database_password, migrate
 from services.ledger.pricebook import PriceBooks
@@ -51,7 +52,12 @@ async def main() -> None:
             attempt_ttl_seconds=settings.attempt_ttl_seconds,
             unfinished_grace_seconds=settings.unfinished_grace_seconds,
         )
-        for work in (sweeper.run(settings.sweep_interval_seconds), seeder.watch(settings.sweep_interval_seconds)):
+        alerter = Alerter(store, time.time_ns, settings.alert_key_file)
+        for work in (
+            sweeper.run(settings.sweep_interval_seconds),
+            seeder.watch(settings.sweep_interval_seconds),
+            alerter.run(settings.alert_interval_seconds),
+        ):
             stack.callback(asyncio.create_task(work).cancel)
         server = MeshServer(
             mesh, telemetry, Authenticator(mesh.callers_file, read_key(mesh.identity_key_file)), {"store": store.ping}

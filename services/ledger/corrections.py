@@ -21,8 +21,7 @@ from mesh.errors import TenthError
 from mesh.receipt import Usage
 from mesh.wire import build_receipt
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
-from services.ledger.pricebook import prices_of
-from services.ledger.prices import book_at
+from services.ledger.pricebook import load_version
 from services.ledger.receipts import AttemptRecord, flatten, parse_attempt
 from services.ledger.settling import Key, Visible, replace_in, visible
 from services.ledger.tables import attempts, receipt_events
@@ -130,7 +129,7 @@ def _correct(
     if not apply_truths(facts, truths):
         return False
     try:
-        book = book_at(prices_of(connection, facts.price_book_version), before.create_ns)
+        book = load_version(connection, facts.price_book_version).at(facts.create_time.ToNanoseconds())
         receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
     except TenthError as error:
         # The estimate stands; the record is kept, and the next one of this request tries again.

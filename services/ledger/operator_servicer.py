@@ -13,7 +13,8 @@ from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
-from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position, Window, is_time_zone
+from services.ledger.limits import check_budget
+from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, LadderStep, Position, Rung, Window
 from services.ledger.price_rpc import dated_price, import_row, price_message, rate_of, read_import
 from services.ledger.pricebook import PriceBooks
 from services.ledger.prices import check
@@ -23,9 +24,17 @@ MOST_ITEMS = 500
 """Most receipts, attempts or prices in one call."""
 _WINDOWS = {
     ledger_pb2.BUDGET_WINDOW_DAY: Window.DAY,
+    ledger_pb2.BUDGET_WINDOW_WEEK: Window.WEEK,
     ledger_pb2.BUDGET_WINDOW_MONTH: Window.MONTH,
     ledger_pb2.BUDGET_WINDOW_TOTAL: Window.TOTAL,
+    ledger_pb2.BUDGET_WINDOW_ROLLING: Window.ROLLING,
 }
+_STEPS = {
+    ledger_pb2.LADDER_STEP_CACHE_ONLY: LadderStep.CACHE_ONLY,
+    ledger_pb2.LADDER_STEP_BATCH: LadderStep.BATCH,
+    ledger_pb2.LADDER_STEP_CHEAPER_TIER: LadderStep.CHEAPER_TIER,
+}
+_WIRE_STEPS = {step: number for number, step in _STEPS.items()}
 _WIRE_WINDOWS = {window: number for number, window in _WINDOWS.items()}
 
 
@@ -113,10 +122,21 @@ def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
             time_zone=budget.time_zone,
             limit_nano_usd=budget.limit,
             hard=budget.hard,
+            model=budget.model,
+            tag_key=budget.tag_key,
+            tag_value=budget.tag_value,
+            alert_percents=budget.alert_percents,
+            alert_url=budget.alert_url,
+            ladder=[
+                ledger_pb2.LadderRung(step=_WIRE_STEPS[rung.step], from_percent=rung.from_percent)
+                for rung in budget.ladder
+            ],
         ),
         spent_nano_usd=position.spent,
         reserved_nano_usd=position.reserved,
     )
+    if budget.rolling_seconds:
+        status.budget.rolling.FromSeconds(budget.rolling_seconds)
     status.window_start_time.FromNanoseconds(position.window_start_ns)
     return status
 
@@ -125,16 +145,16 @@ def _budget(message: ledger_pb2.Budget) -> Budget:
     field = "request.budget"
     check_name(message.name, f"{field}.name")
     check_name(message.tenant_id, f"{field}.tenant_id")
-    check_name(message.user_id, f"{field}.user_id", optional=True)
-    check_name(message.project_id, f"{field}.project_id", optional=True)
+    for name in ("user_id", "project_id", "model", "tag_key", "tag_value"):
+        check_name(getattr(message, name), f"{field}.{name}", optional=True)
     if message.window not in _WINDOWS:
-        raise invalid_argument("none of day, month, total", field=f"{field}.window")
-    time_zone = message.time_zone or "UTC"
-    if not is_time_zone(time_zone):
-        raise invalid_argument(f"{time_zone!r} is no IANA time zone", field=f"{field}.time_zone")
-    if message.limit_nano_usd < 0:
-        raise invalid_argument("negative", field=f"{field}.limit_nano_usd")
-    return Budget(
+        raise invalid_argument(f"none of {', '.join(Window)}", field=f"{field}.window")
+    if message.rolling.nanos or message.rolling.seconds < 0:
+        raise invalid_argument("not a whole number of seconds", field=f"{field}.rolling")
+    for index, rung in enumerate(message.ladder):
+        if rung.step not in _STEPS:
+            raise invalid_argument("not a step", field=f"{field}.ladder[{index}].step")
+    budget = Budget(
         name=message.name,
         tenant_id=message.tenant_id,
         limit=message.limit_nano_usd,
@@ -142,8 +162,16 @@ def _budget(message: ledger_pb2.Budget) -> Budget:
         user_id=message.user_id,
         project_id=message.project_id,
         window=_WINDOWS[message.window],
-        time_zone=time_zone,
+        time_zone=message.time_zone or "UTC",
+        model=message.model,
+        tag_key=message.tag_key,
+        tag_value=message.tag_value,
+        rolling_seconds=message.rolling.seconds,
+        alert_percents=tuple(message.alert_percents),
+        alert_url=message.alert_url,
+        ladder=tuple(Rung(_STEPS[rung.step], rung.from_percent) for rung in message.ladder),
     )
+    return check_budget(budget, field)
 
 
 def check_count(items: Sequence[object], field: str) -> None:

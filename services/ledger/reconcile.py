@@ -178,7 +178,9 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = self._book.prices.version_in(connection, facts.price_book_version).at(before.create_ns)
+            book = self._book.prices.version_in(connection, facts.price_book_version).at(
+                facts.create_time.ToNanoseconds()
+            )
             receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
@@ -223,5 +225,5 @@ def _release(connection: Connection, held: Sequence[Row[Any]], now: int) -> Swep
     if held:
         balances = Balances.load(connection, {row.tenant_id for row in held})
         close_reservations(connection, balances, held, "expired", now)
-        balances.save()
+        balances.save(now)
     return Swept(released=len(held))

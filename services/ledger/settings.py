@@ -44,6 +44,14 @@ class LedgerSettings(BaseSettings):
     sweep_interval_seconds: float = Field(
         default=5, gt=0, le=3_600, description="Time between sweeps, seconds, 0..3600"
     )
+    alert_key_file: Path | None = Field(
+        default=None,
+        description="File with the key that signs budget alerts, at least 16 bytes, read again for every round; "
+        "empty: alerts are only logged",
+    )
+    alert_interval_seconds: float = Field(
+        default=5, gt=0, le=3_600, description="Time between rounds of sending budget alerts, seconds, 0..3600"
+    )
 
     def url(self, data_dir: Path) -> str:
         """The database's URL; by default a SQLite file in the data directory."""

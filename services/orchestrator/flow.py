@@ -41,7 +41,7 @@ from services.orchestrator.outbox import Outbox
 from services.orchestrator.policy import IfDown
 from services.orchestrator.runs import Answer, Run
 from services.orchestrator.settings import OrchestratorSettings
-from services.orchestrator.steps import Steps, tier_value
+from services.orchestrator.steps import Steps, refused, tier_value
 
 IF_DOWN = {
     "cache.LookupCompletion": IfDown.MISS,
@@ -175,19 +175,14 @@ class Flow:
         funds: ledger_pb2.ReserveFundsResponse,
         ceiling: chat_pb2.Tier.ValueType,
     ) -> chat_pb2.Tier.ValueType:
-        """The ceiling for the next try, lower than the last, or BUDGET_EXCEEDED when no cheaper tier is allowed."""
+        """The ceiling for the next try, lower than the last; else the ledger's refusal, as an error."""
         tier = min(route.tier, ceiling) if ceiling else route.tier
         below = policy.lower_tier(tier, call.request.policy.tier_floor)
         fixed = call.request.policy.model or call.disabled("routing")
         if funds.decision == ledger_pb2.RESERVE_DECISION_DOWNGRADE and below and not fixed:
             call.downgraded = True
             return tier_value(below)
-        raise TenthError(
-            Code.RESOURCE_EXHAUSTED,
-            Reason.BUDGET_EXCEEDED,
-            f"budget {funds.budget_name!r} has {funds.remaining_nano_usd} nano-USD left",
-            metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd)},
-        )
+        raise refused(call, funds)
 
     async def _follow(
         self, run: Run, call: Call, flight: cache_pb2.Flight, seen: Assembly

@@ -30,6 +30,10 @@ _STRATEGIES = {
     "features": router_pb2.STRATEGY_FEATURES,
     "llm": router_pb2.STRATEGY_LLM,
 }
+_STEP_MESSAGES = {
+    ledger_pb2.RESERVE_DECISION_CACHE_ONLY: "; only answers from the cache are given, and this was a miss",
+    ledger_pb2.RESERVE_DECISION_BATCH: "; it would pass as a batch request, with a far completion_window",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,9 @@ class Steps:
             user_id=call.identity.user_id,
             project_id=call.identity.project_id,
             payload_digest=call.digest.hex(),
+            tags=call.request.tags,
+            batch=False,  # This path answers online; what may wait goes another way.
+            tier=route.tier,
         )
         request.ttl.FromMilliseconds(int(self._settings.reservation_ttl_seconds * 1000))
         with call.hop("ledger") as hop:
@@ -251,6 +258,25 @@ class Steps:
             baseline_tokens=tokens,
             estimated=True,
         )
+
+
+def refused(call: Call, funds: ledger_pb2.ReserveFundsResponse) -> TenthError:
+    """What a reservation that was not made means to the caller: RATE_LIMITED, or BUDGET_EXCEEDED naming the step."""
+    if funds.decision == ledger_pb2.RESERVE_DECISION_RATE_LIMITED:
+        return TenthError(
+            Code.RESOURCE_EXHAUSTED,
+            Reason.RATE_LIMITED,
+            f"tenant {call.identity.tenant_id} has used its requests or tokens of this minute",
+            retry_after_seconds=funds.retry_after.ToNanoseconds() / 1e9,
+        )
+    step = ledger_pb2.ReserveDecision.Name(funds.decision).removeprefix("RESERVE_DECISION_").lower()
+    left = f"budget {funds.budget_name!r} has {funds.remaining_nano_usd} nano-USD left"
+    return TenthError(
+        Code.RESOURCE_EXHAUSTED,
+        Reason.BUDGET_EXCEEDED,
+        left + _STEP_MESSAGES.get(funds.decision, ""),
+        metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd), "step": step},
+    )
 
 
 def tier_value(number: int) -> chat_pb2.Tier.ValueType:

@@ -185,6 +185,8 @@ def _labels(request: chat_pb2.CompletionRequest) -> None:
             raise invalid_argument(
                 f"keys have 1 to {_MAX_TAG_KEY} characters, values at most {_MAX_TAG_VALUE}", field="request.tags"
             )
+        if any(unicodedata.category(letter) == "Cc" for letter in key + value):
+            raise invalid_argument("holds a control character", field="request.tags")
     if request.namespace and not _NAMESPACE.fullmatch(request.namespace):
         raise invalid_argument('1 to 64 letters, digits, ".", "_" or "-"', field="request.namespace")
     for name in ("user_id", "project_id"):

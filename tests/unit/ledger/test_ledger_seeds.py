@@ -133,7 +133,7 @@ BUDGET = {"name": "b", "window": "day", "limit_usd": "1"}
         ),
         ([{**TENANT, "budgets": "x"}], r"tenants\[0\].budgets: must be a list"),
         ([{**TENANT, "budgets": [BUDGET, BUDGET]}], r"budgets: two of the same name"),
-        ([{**TENANT, "budgets": [{**BUDGET, "window": "week"}]}], r"budgets\[0\].window: 'week' is none of"),
+        ([{**TENANT, "budgets": [{**BUDGET, "window": "year"}]}], r"budgets\[0\].window: 'year' is none of"),
         ([{**TENANT, "budgets": [{**BUDGET, "time_zone": "Mars"}]}], r"budgets\[0\].time_zone: 'Mars' is no IANA"),
         ([{**TENANT, "budgets": [{**BUDGET, "limit_usd": "-1"}]}], r"budgets\[0\].limit_usd: '-1' is negative"),
         ([{**TENANT, "budgets": [{**BUDGET, "limit_usd": 5}]}], r"budgets\[0\].limit_usd: 5 is not a decimal string"),

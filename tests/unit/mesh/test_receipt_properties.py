@@ -41,14 +41,18 @@ optional = st.none() | amounts
 @st.composite
 def prices(draw: st.DrawFn, model: str) -> Price:
     """Any price; dear, free, with and without each discount, step and fee."""
-    names = ("cached_input", "cache_write_5m", "cache_write_1h", "batch_input", "batch_output", "flex_input")
-    more = ("flex_output", "quantized_input", "quantized_output", "reasoning_output", "request_fee")
-    chosen: dict[str, Any] = {name: draw(optional) for name in (*names, *more)}
+    entered, made = draw(amounts), draw(amounts)
+    names = ("cached_input", "cache_write_5m", "cache_write_1h", "reasoning_output", "request_fee")
+    chosen: dict[str, Any] = {name: draw(optional) for name in names}
+    # These scale whole sides; one far above the plain price would only find the end of 64 bits.
+    for name in ("batch", "flex", "quantized"):
+        for side, plain in (("input", entered), ("output", made)):
+            chosen[f"{name}_{side}"] = draw(st.none() | st.integers(0, 2 * plain))
     marks = draw(st.lists(st.integers(1, 30_000_000), unique=True, max_size=2).map(sorted))
     steps = tuple(
         PriceStep(mark, draw(amounts), draw(amounts), draw(optional), draw(optional), draw(optional)) for mark in marks
     )
-    return replace(Price(model, draw(amounts), draw(amounts), steps=steps), **chosen)
+    return replace(Price(model, entered, made, steps=steps), **chosen)
 
 
 @st.composite
