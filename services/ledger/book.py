@@ -6,8 +6,10 @@ repeated: the same request with the same payload changes nothing the second time
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection, bindparam, insert, select
 
@@ -23,6 +25,7 @@ from services.ledger.receipts import AttemptRecord, Settlement
 from services.ledger.settling import (
     ORCHESTRATOR,
     RECONCILED,
+    Change,
     close_reservations,
     settle_in,
     track,
@@ -30,6 +33,8 @@ from services.ledger.settling import (
 )
 from services.ledger.store import Store
 from services.ledger.tables import OPEN, attempts, receipts, reservations, tenants
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,16 @@ class Reservation:
 class Book:
     """What the servicers and the sweeper do to the books."""
 
-    def __init__(self, store: Store, prices: PriceBooks, now_ns: Callable[[], int], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prices: PriceBooks,
+        now_ns: Callable[[], int],
+        new_id: Callable[[], str],
+        count: Callable[[Sequence[Change]], None] | None = None,
+    ) -> None:
+        """``count`` hears what receipts became, after each commit."""
+        self._count = count
         self.store = store
         self.prices = prices
         self.now_ns = now_ns
@@ -169,13 +183,13 @@ class Book:
         """
         now = self.now_ns()
 
-        def operation(connection: Connection) -> list[TenthError | None]:
-            results = settle_in(connection, settlements, origin, now)
+        def operation(connection: Connection, changes: list[Change]) -> list[TenthError | None]:
+            results = settle_in(connection, settlements, origin, now, changes)
             # The truth may have come before the receipt that estimates.
-            correct_in(connection, {each.key for each in settlements if each.estimated}, now)
+            correct_in(connection, {each.key for each in settlements if each.estimated}, now, changes)
             return results
 
-        return await self.store.write(operation) if settlements else []
+        return await self.write(operation) if settlements else []
 
     async def record(self, records: Sequence[AttemptRecord]) -> int:
         """Add attempts' records that are new; returns how many were.
@@ -184,13 +198,34 @@ class Book:
         """
         now = self.now_ns()
 
-        def operation(connection: Connection) -> int:
-            return record_in(connection, records, now)
+        def operation(connection: Connection, changes: list[Change]) -> int:
+            return record_in(connection, records, now, changes)
 
-        return await self.store.write(operation) if records else 0
+        return await self.write(operation) if records else 0
+
+    async def write(self, operation: Callable[[Connection, list[Change]], T]) -> T:
+        """Run a write that may change receipts; what it changed is counted once it is durable.
+
+        Also when the caller is gone by then: the write is not taken back, and nobody else would count it.
+        """
+        changes: list[Change] = []
+
+        def run(connection: Connection) -> T:
+            changes.clear()  # It may run again.
+            return operation(connection, changes)
+
+        def done(future: asyncio.Future[T]) -> None:
+            if not future.cancelled() and future.exception() is None and changes and self._count is not None:
+                self._count(changes)
+
+        work = asyncio.ensure_future(self.store.write(run))
+        work.add_done_callback(done)
+        return await asyncio.shield(work)
 
 
-def record_in(connection: Connection, records: Sequence[AttemptRecord], now: int) -> int:
+def record_in(
+    connection: Connection, records: Sequence[AttemptRecord], now: int, changes: list[Change] | None = None
+) -> int:
     """Add attempts' records that are new, inside a running operation. See ``Book.record``."""
     request_ids = sorted({each.request_id for each in records})
     there = {
@@ -233,6 +268,7 @@ def record_in(connection: Connection, records: Sequence[AttemptRecord], now: int
             if each.attempt.attempt in covered.get((each.tenant_id, each.request_id), ("", frozenset()))[1]
         },
         now,
+        changes,
     )
     return len(new)
 

@@ -24,7 +24,7 @@ from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
 from services.ledger.pricebook import prices_of
 from services.ledger.prices import book_at
 from services.ledger.receipts import AttemptRecord, flatten, parse_attempt
-from services.ledger.settling import Key, Visible, replace_in, visible
+from services.ledger.settling import Change, Key, Visible, replace_in, visible
 from services.ledger.tables import attempts, receipt_events
 
 log = logging.getLogger("tenth.ledger")
@@ -64,7 +64,7 @@ def as_corrections(
     ]
 
 
-def correct_in(connection: Connection, keys: Collection[Key], now: int) -> int:
+def correct_in(connection: Connection, keys: Collection[Key], now: int, changes: list[Change] | None = None) -> int:
     """Correct the receipts that these requests show, where they estimate what is known exactly; how many were."""
     if not keys:
         return 0
@@ -84,9 +84,10 @@ def correct_in(connection: Connection, keys: Collection[Key], now: int) -> int:
     for row in connection.execute(_RECORDS, {"requests": sorted({request_id for _, request_id in doubtful})}):
         if (row.tenant_id, row.request_id) in recorded:
             recorded[row.tenant_id, row.request_id].append(parse_attempt(row.event)[1])
-    return sum(
-        _correct(connection, facts, shown[key], truths_of(recorded[key]), now) for key, facts in doubtful.items()
-    )
+    count = 0
+    for key, facts in doubtful.items():
+        count += _correct(connection, facts, shown[key], truths_of(recorded[key]), now, changes)
+    return count
 
 
 def truths_of(recorded: Sequence[Attempt]) -> Truths:
@@ -125,7 +126,12 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
 
 
 def _correct(
-    connection: Connection, facts: receipt_pb2.ReceiptFacts, before: Visible, truths: Truths, now: int
+    connection: Connection,
+    facts: receipt_pb2.ReceiptFacts,
+    before: Visible,
+    truths: Truths,
+    now: int,
+    changes: list[Change] | None,
 ) -> bool:
     if not apply_truths(facts, truths):
         return False
@@ -138,7 +144,7 @@ def _correct(
         return False
     # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
     corrected = replace(flatten(receipt, before.create_ns), digest=before.digest)
-    replace_in(connection, corrected, before, now)
+    replace_in(connection, corrected, before, now, changes)
     log.info(
         "request %s of %s: an estimate is corrected by %d nano-USD",
         facts.request_id,
