@@ -106,7 +106,8 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
     changed = False
     if facts.usage.estimated and facts.attempt:
         truth = truths.get(("answer", facts.attempt))
-        if truth is not None and truth.model == facts.model:
+        # An answer is never free: a record of nothing is of another end than this one.
+        if truth is not None and truth.model == facts.model and truth.usage != Usage():
             estimated, exact = facts.usage.input_token_count, truth.usage.input
             original = facts.original_input_token_count
             facts.original_input_token_count = (
