@@ -20,6 +20,7 @@ from mesh.telemetry import start_telemetry
 from services.ledger.admin import Admin
 from services.ledger.alerts import Alerter
 from services.ledger.book import Book
+from services.ledger.metrics import BookGauges, MoneyMetrics
 from services.ledger.migrate import database_password, migrate
 from services.ledger.pricebook import PriceBooks
 from services.ledger.read_servicer import LedgerReadServicer
@@ -44,7 +45,8 @@ async def main() -> None:
         )
         prices = PriceBooks(store)
         admin = Admin(store, prices, time.time_ns)
-        book = Book(store, prices, time.time_ns, lambda: uuid.uuid4().hex)
+        money = MoneyMetrics(telemetry.meter)
+        book = Book(store, prices, time.time_ns, lambda: uuid.uuid4().hex, money.count)
         seeder = Seeder(prices, admin, settings.catalog_file, mesh.callers_file)
         await seeder.seed()
         sweeper = Sweeper(
@@ -59,6 +61,9 @@ async def main() -> None:
             alerter.run(settings.alert_interval_seconds),
         ):
             stack.callback(asyncio.create_task(work).cancel)
+        if mesh.otlp_endpoint:
+            gauges = BookGauges(telemetry.meter, store, admin)
+            stack.callback(asyncio.create_task(gauges.run(mesh.metrics_interval_seconds)).cancel)
         server = MeshServer(
             mesh, telemetry, Authenticator(mesh.callers_file, read_key(mesh.identity_key_file)), {"store": store.ping}
         )

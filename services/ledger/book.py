@@ -6,9 +6,10 @@ repeated: the same request with the same payload changes nothing the second time
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, bindparam, insert, select
 
@@ -27,6 +28,7 @@ from services.ledger.receipts import AttemptRecord, Settlement
 from services.ledger.settling import (
     ORCHESTRATOR,
     RECONCILED,
+    Change,
     close_reservations,
     settle_in,
     track,
@@ -34,6 +36,8 @@ from services.ledger.settling import (
 )
 from services.ledger.store import Store
 from services.ledger.tables import OPEN, attempts, open_requests, receipts, reservations, tenants
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,16 @@ class Reservation:
 class Book:
     """What the servicers and the sweeper do to the books."""
 
-    def __init__(self, store: Store, prices: PriceBooks, now_ns: Callable[[], int], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        prices: PriceBooks,
+        now_ns: Callable[[], int],
+        new_id: Callable[[], str],
+        count: Callable[[Sequence[Change]], None] | None = None,
+    ) -> None:
+        """``count`` hears what receipts became, after each commit."""
+        self._count = count
         self.store = store
         self.prices = prices
         self.now_ns = now_ns
@@ -137,13 +150,13 @@ class Book:
         """
         now = self.now_ns()
 
-        def operation(connection: Connection) -> list[TenthError | None]:
-            results = settle_in(connection, settlements, origin, now)
+        def operation(connection: Connection, changes: list[Change]) -> list[TenthError | None]:
+            results = settle_in(connection, settlements, origin, now, changes)
             # The truth may have come before the receipt that estimates.
-            correct_in(connection, {each.key for each in settlements if each.estimated}, now)
+            correct_in(connection, {each.key for each in settlements if each.estimated}, now, changes)
             return results
 
-        return await self.store.write(operation) if settlements else []
+        return await self.write(operation) if settlements else []
 
     async def record(self, records: Sequence[AttemptRecord]) -> int:
         """Add attempts' records that are new; returns how many were.
@@ -153,10 +166,29 @@ class Book:
         now = self.now_ns()
         versions = await self._versions({each.price_book_version for each in records})
 
-        def operation(connection: Connection) -> int:
-            return record_in(connection, records, now, versions)
+        def operation(connection: Connection, changes: list[Change]) -> int:
+            return record_in(connection, records, now, changes, versions)
 
-        return await self.store.write(operation) if records else 0
+        return await self.write(operation) if records else 0
+
+    async def write(self, operation: Callable[[Connection, list[Change]], T]) -> T:
+        """Run a write that may change receipts; what it changed is counted once it is durable.
+
+        Also when the caller is gone by then: the write is not taken back, and nobody else would count it.
+        """
+        changes: list[Change] = []
+
+        def run(connection: Connection) -> T:
+            changes.clear()  # It may run again.
+            return operation(connection, changes)
+
+        def done(future: asyncio.Future[T]) -> None:
+            if not future.cancelled() and future.exception() is None and changes and self._count is not None:
+                self._count(changes)
+
+        work = asyncio.ensure_future(self.store.write(run))
+        work.add_done_callback(done)
+        return await asyncio.shield(work)
 
     async def _versions(self, wanted: Iterable[int]) -> Versions:
         found = {}
@@ -254,7 +286,11 @@ def _tokens_of(payload: str) -> int:
 
 
 def record_in(
-    connection: Connection, records: Sequence[AttemptRecord], now: int, versions: Versions | None = None
+    connection: Connection,
+    records: Sequence[AttemptRecord],
+    now: int,
+    changes: list[Change] | None = None,
+    versions: Versions | None = None,
 ) -> int:
     """Add attempts' records that are new, inside a running operation. See ``Book.record``.
 
@@ -303,7 +339,7 @@ def record_in(
         and not each.attempt.estimated
         and each.attempt.attempt in settled.get(each.key[:2], ())
     }
-    correct_in(connection, corrected, now)
+    correct_in(connection, corrected, now, changes)
     return len(new)
 
 

@@ -23,7 +23,7 @@ from mesh.wire import build_receipt
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
 from services.ledger.pricebook import load_version
 from services.ledger.receipts import AttemptRecord, flatten, parse_attempt
-from services.ledger.settling import Key, Visible, replace_in, visible
+from services.ledger.settling import Change, Key, Visible, replace_in, visible
 from services.ledger.tables import attempts, receipt_events
 
 log = logging.getLogger("tenth.ledger")
@@ -63,7 +63,7 @@ def as_corrections(
     ]
 
 
-def correct_in(connection: Connection, keys: Collection[Key], now: int) -> int:
+def correct_in(connection: Connection, keys: Collection[Key], now: int, changes: list[Change] | None = None) -> int:
     """Correct the receipts that these requests show, where they estimate what is known exactly; how many were."""
     if not keys:
         return 0
@@ -83,9 +83,10 @@ def correct_in(connection: Connection, keys: Collection[Key], now: int) -> int:
     for row in connection.execute(_RECORDS, {"requests": sorted({request_id for _, request_id in doubtful})}):
         if (row.tenant_id, row.request_id) in recorded:
             recorded[row.tenant_id, row.request_id].append(parse_attempt(row.event)[1])
-    return sum(
-        _correct(connection, facts, shown[key], truths_of(recorded[key]), now) for key, facts in doubtful.items()
-    )
+    count = 0
+    for key, facts in doubtful.items():
+        count += _correct(connection, facts, shown[key], truths_of(recorded[key]), now, changes)
+    return count
 
 
 def truths_of(recorded: Sequence[Attempt]) -> Truths:
@@ -104,7 +105,8 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
     changed = False
     if facts.usage.estimated and facts.attempt:
         truth = truths.get(("answer", facts.attempt))
-        if truth is not None and truth.model == facts.model:
+        # An answer is never free: a record of nothing is of another end than this one.
+        if truth is not None and truth.model == facts.model and truth.usage != Usage():
             estimated, exact = facts.usage.input_token_count, truth.usage.input
             original = facts.original_input_token_count
             facts.original_input_token_count = (
@@ -124,7 +126,12 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
 
 
 def _correct(
-    connection: Connection, facts: receipt_pb2.ReceiptFacts, before: Visible, truths: Truths, now: int
+    connection: Connection,
+    facts: receipt_pb2.ReceiptFacts,
+    before: Visible,
+    truths: Truths,
+    now: int,
+    changes: list[Change] | None,
 ) -> bool:
     if not apply_truths(facts, truths):
         return False
@@ -137,7 +144,7 @@ def _correct(
         return False
     # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
     corrected = replace(flatten(receipt, before.create_ns), digest=before.digest)
-    replace_in(connection, corrected, before, now)
+    replace_in(connection, corrected, before, now, changes)
     log.info(
         "request %s of %s: an estimate is corrected by %d nano-USD",
         facts.request_id,

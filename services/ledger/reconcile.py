@@ -24,6 +24,7 @@ from services.ledger.receipts import Settlement, add_spent, flatten, parse_attem
 from services.ledger.settling import (
     ORCHESTRATOR,
     RECONCILED,
+    Change,
     Visible,
     close_reservations,
     complete_in,
@@ -108,7 +109,7 @@ class Sweeper:
     async def _reconcile(self, tenant_id: str, request_id: str) -> Swept:
         now = self._book.now_ns()
 
-        def operation(connection: Connection) -> Swept:
+        def operation(connection: Connection, changes: list[Change]) -> Swept:
             held = (
                 connection.execute(
                     select(reservations).where(
@@ -132,7 +133,7 @@ class Sweeper:
             parsed = [parse_attempt(row.event) for row in rows]
             before = visible(connection, [request_id]).get((tenant_id, request_id))
             if before is not None and before.origin == ORCHESTRATOR:
-                return self._complete(connection, before, [each for _, each in parsed], request_id, now, held)
+                return self._complete(connection, before, [each for _, each in parsed], request_id, now, held, changes)
             settled = self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
             if settled is None:
                 return Swept()
@@ -142,10 +143,10 @@ class Sweeper:
                 log.warning("request %s of %s cannot be priced: %s", request_id, tenant_id, settled)
                 put_off(connection, (tenant_id, request_id), now)
                 return _release(connection, held, now)
-            settle_in(connection, [settled], RECONCILED, now)
+            settle_in(connection, [settled], RECONCILED, now, changes)
             return Swept(released=len(held), reconciled=1)
 
-        return await self._book.store.write(operation)
+        return await self._book.write(operation)
 
     def _complete(
         self,
@@ -155,6 +156,7 @@ class Sweeper:
         request_id: str,
         now: int,
         held: Sequence[Row[Any]],
+        changes: list[Change],
     ) -> Swept:
         """Put attempts that a settled receipt does not account for on it, as overhead.
 
@@ -187,7 +189,7 @@ class Sweeper:
             put_off(connection, key, now)
             return _release(connection, held, now)
         # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
-        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now)
+        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now, changes)
         return Swept(released=len(held), reconciled=1)
 
     def _settlement(

@@ -50,6 +50,14 @@ class Visible:
     actual: int
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A receipt's columns as they are now, and as they were; None: it is new."""
+
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
+
+
 def visible(connection: Connection, request_ids: Collection[str]) -> dict[Key, Visible]:
     """The receipts that some requests show, of every tenant."""
     return {
@@ -70,9 +78,16 @@ def visible(connection: Connection, request_ids: Collection[str]) -> dict[Key, V
 
 
 def settle_in(
-    connection: Connection, settlements: Sequence[Settlement], origin: str, now: int
+    connection: Connection,
+    settlements: Sequence[Settlement],
+    origin: str,
+    now: int,
+    changes: list[Change] | None = None,
 ) -> list[TenthError | None]:
-    """Settle receipts; the result of each in order: None, or REQUEST_ID_REUSED. See ``Book.settle``."""
+    """Settle receipts; the result of each in order: None, or REQUEST_ID_REUSED. See ``Book.settle``.
+
+    What the receipts that show became is added to ``changes``.
+    """
     there = visible(connection, {each.request_id for each in settlements})
     winners: dict[Key, Settlement] = {}
     results: list[TenthError | None] = []
@@ -92,22 +107,27 @@ def settle_in(
             ended.add(each.key)
         accepted.add(each.key)
         results.append(None)
-    _write(connection, winners, there, origin, ended, now)
+    _write(connection, winners, there, origin, ended, now, changes)
     covered = {key: (found.origin, found.attempts) for key, found in there.items()}
     covered |= {key: (origin, winner.attempts) for key, winner in winners.items()}
     track(connection, accepted, covered, now)
     return results
 
 
-def complete_in(connection: Connection, completed: Settlement, before: Visible, now: int) -> None:
+def complete_in(
+    connection: Connection, completed: Settlement, before: Visible, now: int, changes: list[Change] | None = None
+) -> None:
     """Put a completed receipt (more overhead from attempts) in the place of the settled one."""
-    _write(connection, {completed.key: completed}, {completed.key: before}, before.origin, {completed.key}, now)
+    ended = {completed.key}
+    _write(connection, {completed.key: completed}, {completed.key: before}, before.origin, ended, now, changes)
     track(connection, [completed.key], {completed.key: (before.origin, completed.attempts)}, now)
 
 
-def replace_in(connection: Connection, corrected: Settlement, before: Visible, now: int) -> None:
+def replace_in(
+    connection: Connection, corrected: Settlement, before: Visible, now: int, changes: list[Change] | None = None
+) -> None:
     """Put a corrected receipt in the place of the one that shows; what a retry of the request holds stays."""
-    _write(connection, {corrected.key: corrected}, {corrected.key: before}, before.origin, (), now)
+    _write(connection, {corrected.key: corrected}, {corrected.key: before}, before.origin, (), now, changes)
 
 
 def track(
@@ -198,6 +218,7 @@ def _write(
     origin: str,
     ended: Collection[Key],
     now: int,
+    changes: list[Change] | None,
 ) -> None:
     """``ended`` are the requests that hold nothing any more: a receipt delivered again does not end a retry."""
     if not ended and not winners:
@@ -218,12 +239,26 @@ def _write(
         balances.touch(before.scope, before.create_ns)
     close_reservations(connection, balances, held, "settled", now)
     if winners:
+        if changes is not None:
+            changes += _changed(connection, fresh, corrected)
         _write_receipts(connection, fresh, corrected, origin, now)
     for each in winners.values():
         balances.add(each.scope, each.create_ns, spent=each.actual)
     for _, before in corrected:
         balances.add(before.scope, before.create_ns, spent=-before.actual)
     balances.save(now)
+
+
+def _changed(
+    connection: Connection, fresh: Sequence[Settlement], corrected: Sequence[tuple[Settlement, Visible]]
+) -> list[Change]:
+    """What is about to be written, beside what shows now."""
+    found = [Change(None, each.columns) for each in fresh]
+    if corrected:
+        query = select(receipts).where(receipts.c.id.in_([before.row_id for _, before in corrected]))
+        rows: dict[int, dict[str, Any]] = {row.id: dict(row._mapping) for row in connection.execute(query)}
+        found += [Change(rows[before.row_id], each.columns) for each, before in corrected]
+    return found
 
 
 def _write_receipts(

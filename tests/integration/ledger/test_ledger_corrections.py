@@ -111,7 +111,31 @@ async def test_a_receipt_made_from_attempts_is_corrected_too(books: Books) -> No
     await books.record(books.attempt("r", FINISHED, usage=LESS))
     stored = await books.stored("r")
     assert stored.facts.failed
+    assert stored.facts.overheads[0].usage == LESS, "with its reasoning"
     assert stored.actual_nano_usd == (await books.position()).spent == COST["less"]
+
+
+async def test_reasoning_of_a_lost_request_is_on_its_receipt(books: Books) -> None:
+    await books.record(books.attempt("r", STARTED), books.attempt("r", FAILED, usage=LESS))
+    books.clock.advance(700)
+    await books.sweeper.sweep()
+    assert (await books.stored("r")).facts.overheads[0].usage == LESS
+
+
+async def test_an_end_that_comes_after_its_worst_case_was_assumed_corrects_it(books: Books) -> None:
+    await books.budget(10**9)
+    given = await books.receipt("r", attempt=2, payload_digest=DIGEST)
+    await books.settle(given)
+    await books.record(books.attempt("r", STARTED, 1), books.attempt("other", STARTED, 1))
+    books.clock.advance(100_000)
+    await books.sweeper.sweep()
+    assert (await books.stored("r")).facts.overheads[0].usage.estimated
+    await books.record(books.attempt("r", FAILED, 1, usage=usage_pb2.Usage()))
+    stored = await books.stored("r")
+    assert (stored.overhead_nano_usd, stored.actual_nano_usd) == (0, given.actual_nano_usd)
+    (done,) = await reconcile(books.store, [row("other")], books.clock, apply=True)
+    assert (done.outcome, done.delta) == (Outcome.CORRECTED, COST["more"] - COST["guess"])
+    assert (await books.position()).spent == given.actual_nano_usd + COST["more"]
 
 
 async def test_an_exact_usage_is_never_corrected(books: Books) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tenth.type.v1 import receipt_pb2, usage_pb2
 
@@ -75,6 +77,16 @@ def test_the_classifiers_usage_is_not_the_answers() -> None:
     facts.overheads.add(kind="classifier", model="small", attempt=1, usage=usage_pb2.Usage(estimated=True))
     assert apply_truths(facts, truths)
     assert (facts.usage.estimated, facts.overheads[0].usage.input_token_count) == (True, 9)
+
+
+def test_an_answer_is_not_corrected_to_nothing() -> None:
+    guess = usage_pb2.Usage(input_token_count=5, estimated=True)
+    facts = receipt_pb2.ReceiptFacts(model="small", attempt=1, usage=guess)
+    facts.overheads.add(kind="failed_attempt", model="small", attempt=2, usage=guess)
+    nothing = record(AttemptKind.FAILED, Usage(), 1, estimated=False)
+    assert apply_truths(facts, truths_of([nothing, replace(nothing, attempt=2)]))
+    assert facts.usage == guess
+    assert facts.overheads[0].usage == usage_pb2.Usage(), "a failed attempt may have cost nothing"
 
 
 def test_an_error_of_the_estimate_is_no_saving_of_compression() -> None:
