@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import receipt_pb2, usage_pb2
@@ -41,7 +43,7 @@ async def test_a_first_attempt_is_within_its_reservation(books: Books) -> None:
 async def test_a_second_attempt_raises_what_is_held(books: Books) -> None:
     await books.budget(10 * COST)
     made = await books.book.reserve(books.wanted("r"))
-    under = {"reservation_id": made.reservation_id}
+    under: dict[str, Any] = {"reservation_id": made.reservation_id}
     await books.record(books.attempt("r", STARTED, usage=WORST, **under), books.attempt("r", FAILED, **under))
     assert await held(books) == COST
     await books.record(books.attempt("r", STARTED, 2, usage=WORST, **under))
@@ -58,7 +60,7 @@ async def test_a_second_attempt_raises_what_is_held(books: Books) -> None:
 async def test_exactly_what_is_held_is_taken_out(books: Books, end: str) -> None:
     await books.budget(10 * COST)
     made = await books.book.reserve(books.wanted("r"))
-    under = {"reservation_id": made.reservation_id}
+    under: dict[str, Any] = {"reservation_id": made.reservation_id}
     await books.record(books.attempt("r", FAILED, **under), books.attempt("r", STARTED, 2, usage=WORST, **under))
     await books.record(books.attempt("r", FAILED, 2, **under), books.attempt("r", STARTED, 3, usage=WORST, **under))
     assert await held(books) == 2 * SPENT + COST
@@ -145,7 +147,7 @@ async def test_an_amount_past_64_bits_is_held_at_its_end(books: Books) -> None:
     await books.budget(2**63 - 1)
     made = await books.book.reserve(books.wanted("r", input_tokens=8 * 10**15, max_output_tokens=0))
     huge = usage_pb2.Usage(input_token_count=8 * 10**15)
-    under = {"reservation_id": made.reservation_id, "usage": huge}
+    under: dict[str, Any] = {"reservation_id": made.reservation_id, "usage": huge}
     await books.record(books.attempt("r", FAILED, **under), books.attempt("r", STARTED, 2, **under))
     assert await held(books) == 2**63 - 1
     assert (await books.book.reserve(books.wanted())).decision.verdict is Verdict.REFUSED
