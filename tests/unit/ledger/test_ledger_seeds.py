@@ -139,11 +139,52 @@ BUDGET = {"name": "b", "window": "day", "limit_usd": "1"}
         ([{**TENANT, "budgets": [{**BUDGET, "limit_usd": 5}]}], r"budgets\[0\].limit_usd: 5 is not a decimal string"),
         ([{**TENANT, "budgets": [{**BUDGET, "hard": "no"}]}], r"budgets\[0\].hard: 'no' is neither true nor false"),
         ([{**TENANT, "budgets": [{"window": "day", "limit_usd": "1"}]}], r"budgets\[0\].name: required"),
+        ([{**TENANT, "max_tokens_per_minute": -1}], r"max_tokens_per_minute: '-1' is not a whole number"),
+        ([{**TENANT, "control_share": "1.5"}], r"control_share: '1.5' is not a share from 0 to 1"),
+        ([{**TENANT, "control_share": "-0.1"}], r"control_share: '-0.1' is not a share"),
+        ([{**TENANT, "control_share": "NaN"}], r"control_share: 'NaN' is not a share"),
+        ([{**TENANT, "control_share": 0.5}], r"control_share: must be text"),
+        ([{**TENANT, "budgets": [{**BUDGET, "rolling": "7d"}]}], r"budgets\[0\].rolling: only with a rolling window"),
+        ([{**TENANT, "budgets": [{**BUDGET, "window": "rolling"}]}], r"budgets\[0\].*rolling"),
+        ([{**TENANT, "budgets": [{**BUDGET, "rolling": "soon"}]}], r"budgets\[0\].rolling: 'soon' is not a length"),
+        ([{**TENANT, "budgets": [{**BUDGET, "tag_value": "x"}]}], r"budgets\[0\].*tag_key"),
+        (
+            [{**TENANT, "budgets": [{**BUDGET, "alert_percents": "x"}]}],
+            r"alert_percents: 'x' is not a list of percents",
+        ),
+        ([{**TENANT, "budgets": [{**BUDGET, "alert_percents": "1001"}]}], r"alert_percents: not within 1 to 1000"),
+        (
+            [{**TENANT, "budgets": [{**BUDGET, "alert_percents": "50", "alert_url": "http://x.example"}]}],
+            r"alert_url: neither https nor",
+        ),
+        ([{**TENANT, "budgets": [{**BUDGET, "ladder": "faster=80"}]}], r"ladder: 'faster=80' is not one of"),
+        ([{**TENANT, "budgets": [{**BUDGET, "ladder": "batch=80", "hard": False}]}], r"ladder: only hard budgets"),
     ],
 )
 def test_a_wrong_tenant_is_refused_by_its_key(tenants: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_tenants(yaml.safe_dump({"tenants": tenants}))
+
+
+def test_a_tenant_with_everything() -> None:
+    budget = {
+        **BUDGET,
+        "window": "rolling",
+        "rolling": "7d",
+        "model": "m",
+        "tag_key": "team",
+        "tag_value": "search",
+        "alert_percents": "80 50",
+        "alert_url": "https://alerts.example/hook",
+        "ladder": "batch=80 cheaper-tier=90",
+    }
+    entry = {**TENANT, "max_tokens_per_minute": 1000, "control_share": "0.01", "budgets": [budget]}
+    [(tenant, [made])] = parse_tenants(yaml.safe_dump({"tenants": [entry]}))
+    assert (tenant.max_tokens_per_minute, tenant.control_share) == (1000, 0.01)
+    assert (made.window, made.rolling_seconds, made.model) == (Window.ROLLING, 604_800, "m")
+    assert (made.tag_key, made.tag_value, made.alert_percents) == ("team", "search", (50, 80))
+    assert made.alert_url == "https://alerts.example/hook"
+    assert [(rung.step.value, rung.from_percent) for rung in made.ladder] == [("batch", 80), ("cheaper_tier", 90)]
 
 
 def test_what_is_not_yaml_is_refused() -> None:
