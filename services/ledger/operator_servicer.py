@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -13,6 +13,7 @@ from mesh.errors import invalid_argument, required
 from mesh.wire import price_from_proto, price_to_proto
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
+from services.ledger.hardware_rpc import require_reporter, utilization
 from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position, Window, is_time_zone
 from services.ledger.pricebook import PriceBooks
 from services.ledger.prices import DatedPrice, check
@@ -31,9 +32,10 @@ _WIRE_WINDOWS = {window: number for number, window in _WINDOWS.items()}
 class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The operators' part of LedgerService."""
 
-    def __init__(self, admin: Admin, prices: PriceBooks) -> None:
+    def __init__(self, admin: Admin, prices: PriceBooks, now_ns: Callable[[], int]) -> None:
         self._admin = admin
         self._prices = prices
+        self._now_ns = now_ns
 
     async def SetLayerSwitch(
         self, request: ledger_pb2.SetLayerSwitchRequest, context: Any
@@ -66,6 +68,16 @@ class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
             check(row, f"request.prices[{index}]")
             rows.append(row)
         return ledger_pb2.AddPricesResponse(price_book_version=await self._prices.add(rows))
+
+    async def RecordUtilization(
+        self, request: ledger_pb2.RecordUtilizationRequest, context: Any
+    ) -> ledger_pb2.RecordUtilizationResponse:
+        """Record how busy own hardware was."""
+        require_reporter()
+        check_count(request.nodes, "request.nodes")
+        now = self._now_ns()
+        rows = [utilization(node, now, f"request.nodes[{index}]") for index, node in enumerate(request.nodes)]
+        return ledger_pb2.RecordUtilizationResponse(recorded_count=await self._admin.record_utilization(rows))
 
 
 def price_message(row: DatedPrice) -> receipt_pb2.Price:

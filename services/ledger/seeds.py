@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from mesh.catalog import PRICE_KEYS, Entry, open_catalog
+from mesh.catalog import MODEL_KEYS, PRICE_KEYS, Entry, open_catalog
 from mesh.errors import TenthError
 from mesh.receipt import Price
 from services.ledger.admin import Tenant
@@ -22,6 +22,12 @@ def parse_prices(text: str, name: str = "catalogue") -> list[DatedPrice]:
     """The catalogue's prices, oldest first; ``name`` is the file's, for messages."""
     found = [_price(entry) for entry in open_catalog(text, name).sequence("prices", PRICE_KEYS)]
     return sorted(found, key=lambda row: (row.model, row.valid_from_ns))
+
+
+def parse_self_hosted(text: str, name: str = "catalogue") -> frozenset[str]:
+    """The catalogue's self-hosted models; ``name`` is the file's, for messages."""
+    models = open_catalog(text, name).mapping("models", None).mappings(MODEL_KEYS)
+    return frozenset(model for model, entry in models if entry.boolean("self_hosted", False))
 
 
 def parse_tenants(text: str, name: str = "callers") -> list[tuple[Tenant, list[Budget]]]:
@@ -53,7 +59,7 @@ def _price(entry: Entry) -> DatedPrice:
         source=entry.text("source"),
         valid_to_ns=_nanoseconds(entry.instant("valid_to")) if "valid_to" in entry else None,
     )
-    if price.cpu_hour is None and not ("input" in entry and "output" in entry):
+    if price.cpu_hour is None and price.gpu_hour is None and not ("input" in entry and "output" in entry):
         raise entry.wrong("", "input and output are required")
     if not any(amounts.values()) and "confirmed" not in entry:
         raise entry.wrong("confirmed", "a price of zero needs `confirmed: true`")

@@ -35,9 +35,8 @@ class LedgerServicer(OperatorServicer):
     """Writes of the request path; those of operators are inherited."""
 
     def __init__(self, book: Book, admin: Admin, now_ns: Callable[[], int], *, reservation_ttl_seconds: float) -> None:
-        super().__init__(admin, book.prices)
+        super().__init__(admin, book.prices, now_ns)
         self._book = book
-        self._now_ns = now_ns
         self._ttl_ns = int(reservation_ttl_seconds * NANOS_PER_SECOND)
 
     async def ReserveFunds(
