@@ -12,9 +12,9 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from mesh.auth import Identity, current_identity, set_identity
 from mesh.errors import Code, TenthError, unavailable
+from mesh.testing import dial, running
 from services.inference.utilization import MOST_KEPT, Node, UtilizationReport
 from services.inference.work import WorkMeter
-from tests.integration.inference.test_inference_attempts import dial, running
 
 NODE = Node("rack-1", "gpu:a100", 2, "m")
 SECOND = 10**9

@@ -121,7 +121,7 @@ async def test_without_an_hour_price_idle_cost_is_an_error(ledger: Ledger) -> No
         assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "PRICE_UNKNOWN")
 
 
-BAD_NODES = [
+BAD_NODES: list[tuple[str, dict[str, Any], str]] = [
     ("node", {"node": ""}, "REQUIRED_FIELD"),
     ("node", {"node": "a\0b"}, "INVALID_FIELD"),
     ("node", {"node": "x" * 257}, "INVALID_FIELD"),
@@ -218,7 +218,8 @@ async def in_control(books: Books, *request_ids: str) -> None:
 
 async def fill(books: Books) -> tuple[list[int], list[int]]:
     """Ten control requests on the baseline and thirty others; what each cost."""
-    control, treated = [], []
+    control: list[int] = []
+    treated: list[int] = []
     for index in range(40):
         usage = usage_pb2.Usage(input_token_count=1000, output_token_count=400 + 10 * index)
         model = "big" if index < 10 else "small"
@@ -250,13 +251,15 @@ async def test_measured_savings_keep_tenants_apart_and_say_when_they_know_nothin
     _, reads = ledger.stubs(PLAIN)
     own = await reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest())
     assert (own.control_count, own.treated_count, own.measured) == (0, 0, False)
-    error = await failure(reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest(filter={"tenant_id": "acme"})))
+    error = await failure(
+        reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest(filter=pb.ReceiptFilter(tenant_id="acme")))
+    )
     assert error.reason == "CROSS_TENANT_FORBIDDEN"
     _, reads = ledger.stubs()
-    small = await reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest(filter={"model": "small"}))
+    small = await reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest(filter=pb.ReceiptFilter(model="small")))
     assert (small.control_count, small.treated_count, small.measured) == (0, 30, False)
     none = await reads.GetMeasuredSavings(
-        pb.GetMeasuredSavingsRequest(filter={"end_time": Timestamp(seconds=START_NS // 10**9)})
+        pb.GetMeasuredSavingsRequest(filter=pb.ReceiptFilter(end_time=Timestamp(seconds=START_NS // 10**9)))
     )
     assert not none.measured
     for confidence in (1.0, float("nan"), -1.0):
