@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import budgets, commands, prices
+from tenth_client import budgets, commands, plans, prices
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -184,6 +184,7 @@ def parser() -> argparse.ArgumentParser:
     invalidate.add_argument("--all", action="store_true", help="everything of the tenant")
     invalidate.add_argument("--dry-run", action="store_true", help="only count")
     _price_commands(add)
+    _plan_commands(add)
     return top
 
 
@@ -228,6 +229,19 @@ def _price_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     rate.add_argument("--source", required=True, help="where it is from")
     rates = action(actions, "list", prices.rate_list, "the rates")
     rates.add_argument("--currency", default="", help="only this currency")
+
+
+def _plan_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """``tenth plan``, ``tenth idle`` and ``tenth savings``."""
+    with_rpc = commands.with_rpc
+    actions = add("plan", _nothing, "own hardware against API prices").add_subparsers(metavar="ACTION", required=True)
+    text = "from which traffic on own hardware is cheaper than each API model"
+    breakeven = actions.add_parser("breakeven", help=text, description=text)
+    breakeven.set_defaults(run=with_rpc(plans.breakeven))
+    plans.breakeven_arguments(_connected(breakeven))
+    plans.idle_arguments(_connected(add("idle", with_rpc(plans.idle), "what own hardware cost while it was idle")))
+    text = "what a control share that was really sent to the baseline says about the savings"
+    plans.savings_arguments(_connected(add("savings", with_rpc(plans.savings), text)))
 
 
 def _connected(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ async def main() -> None:
             mesh, telemetry, Authenticator(mesh.callers_file, read_key(mesh.identity_key_file)), {"store": store.ping}
         )
         writes = LedgerServicer(book, admin, time.time_ns, reservation_ttl_seconds=settings.reservation_ttl_seconds)
-        reads = LedgerReadServicer(Reports(store), admin, prices, time.time_ns)
+        reads = LedgerReadServicer(Reports(store), admin, prices, time.time_ns, self_hosted=seeder.self_hosted)
         server.add(add_LedgerServiceServicer_to_server, writes, "tenth.ledger.v1.LedgerService")
         server.add(add_LedgerReadServiceServicer_to_server, reads, "tenth.ledger.v1.LedgerReadService")
         await server.serve()

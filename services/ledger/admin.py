@@ -8,8 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from services.ledger import nodes
 from services.ledger.balances import Balances, load_budgets
 from services.ledger.errors import unknown_tenant
+from services.ledger.hardware import Utilization
 from services.ledger.limits import ladder_text, percents_text
 from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position
 from services.ledger.pricebook import PriceBooks
@@ -123,6 +125,10 @@ class Admin:
             return _ordered(off | {layer} if disabled else off - {layer})
 
         return await self._store.write(operation)
+
+    async def record_utilization(self, rows: Sequence[Utilization]) -> int:
+        """Keep how busy own hardware was; returns how many rows were new. Raises UTILIZATION_OVERLAP."""
+        return await self._store.write(lambda connection: nodes.record(connection, rows, "request.nodes"))
 
     async def budgets(self, tenant_id: str) -> list[Position]:
         """A tenant's budgets by name, in their current windows. Raises UNKNOWN_TENANT."""

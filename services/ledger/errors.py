@@ -36,6 +36,8 @@ class Reason(StrEnum):
     """The ledger has no receipt of that request (yet)."""
     TOO_MANY_ITEMS = "TOO_MANY_ITEMS"
     """One call carries more items than allowed; `field` names the list."""
+    UTILIZATION_OVERLAP = "UTILIZATION_OVERLAP"
+    """A record of own hardware covers time of its node that another record covers."""
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     """The database does not answer; nothing was written, trying again later may help."""
 

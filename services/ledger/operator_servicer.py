@@ -13,6 +13,7 @@ from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
+from services.ledger.hardware_rpc import require_reporter, utilization
 from services.ledger.limits import check_budget
 from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, LadderStep, Position, Rung, Window
 from services.ledger.price_rpc import dated_price, import_row, price_message, rate_of, read_import
@@ -88,6 +89,16 @@ class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
         version, plan = await self._prices.import_file(wanted.file, wanted.choice, dry_run=request.dry_run)
         annotate({"tenth.price.row_count": len(plan.lines), "tenth.price.added_count": len(plan.added)})
         return ledger_pb2.ImportPricesResponse(rows=map(import_row, plan.lines), price_book_version=version)
+
+    async def RecordUtilization(
+        self, request: ledger_pb2.RecordUtilizationRequest, context: Any
+    ) -> ledger_pb2.RecordUtilizationResponse:
+        """Record how busy own hardware was."""
+        require_reporter()
+        check_count(request.nodes, "request.nodes")
+        now = self._now_ns()
+        rows = [utilization(node, now, f"request.nodes[{index}]") for index, node in enumerate(request.nodes)]
+        return ledger_pb2.RecordUtilizationResponse(recorded_count=await self._admin.record_utilization(rows))
 
     async def ConfirmPrice(
         self, request: ledger_pb2.ConfirmPriceRequest, context: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -11,8 +11,11 @@ from tenth.type.v1 import receipt_pb2
 from mesh.auth import current_identity
 from mesh.errors import Code, TenthError, invalid_argument
 from mesh.receipt import Layer
+from services.ledger import breakeven, hardware_rpc
 from services.ledger.admin import Admin
 from services.ledger.errors import Reason, cross_tenant
+from services.ledger.hardware import hour_prices, idle_cost
+from services.ledger.measured import check_confidence, measure
 from services.ledger.operator_servicer import budget_status
 from services.ledger.price_rpc import price_message, rate_message
 from services.ledger.pricebook import PriceBooks
@@ -27,11 +30,21 @@ _LARGEST_PAGE = 1000
 class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
     """Reads of the ledger. Callers without the right to see all tenants see their own."""
 
-    def __init__(self, reports: Reports, admin: Admin, prices: PriceBooks, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        reports: Reports,
+        admin: Admin,
+        prices: PriceBooks,
+        now_ns: Callable[[], int],
+        *,
+        self_hosted: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
+        """``self_hosted`` names the models that own hardware serves, which have no API price."""
         self._reports = reports
         self._admin = admin
         self._prices = prices
         self._now_ns = now_ns
+        self._self_hosted = self_hosted
 
     async def GetReceipt(self, request: ledger_pb2.GetReceiptRequest, context: Any) -> ledger_pb2.GetReceiptResponse:
         """Give one receipt."""
@@ -95,6 +108,34 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
         check_name(request.currency, "request.currency", optional=True)
         rates = await self._prices.rates.list(request.currency)
         return ledger_pb2.ListExchangeRatesResponse(rates=map(rate_message, rates))
+
+    async def PlanBreakEven(
+        self, request: ledger_pb2.PlanBreakEvenRequest, context: Any
+    ) -> ledger_pb2.PlanBreakEvenResponse:
+        """Compare own hardware with the API prices that hold now."""
+        machine, average = hardware_rpc.machine(request)
+        breakeven.check(machine, average)
+        now = self._now_ns()
+        _, rows = await self._prices.current()
+        hour = hour_prices(rows)(machine.hardware, now)
+        plan = breakeven.plan(machine, average, rows.at(now), hour, self._self_hosted())
+        return hardware_rpc.plan_response(plan)
+
+    async def GetIdleCost(self, request: ledger_pb2.GetIdleCostRequest, context: Any) -> ledger_pb2.GetIdleCostResponse:
+        """Give what own hardware cost while it was idle."""
+        hardware_rpc.require_operator()
+        start, end = hardware_rpc.idle_window(request, self._now_ns())
+        _, prices = await self._prices.current()
+        rows = await self._reports.utilization(start, end)
+        return hardware_rpc.idle_response(idle_cost(rows, start, end, hour_prices(prices)))
+
+    async def GetMeasuredSavings(
+        self, request: ledger_pb2.GetMeasuredSavingsRequest, context: Any
+    ) -> ledger_pb2.GetMeasuredSavingsResponse:
+        """Compare the control share with the others."""
+        confidence = check_confidence(request.confidence, "request.confidence")
+        sides = await self._reports.sides(_filter(request.filter))
+        return hardware_rpc.measured_response(measure(*sides, confidence))
 
     async def GetBooksStatus(
         self, request: ledger_pb2.GetBooksStatusRequest, context: Any

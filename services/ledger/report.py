@@ -10,12 +10,15 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Float, Select, and_, case, cast, func, or_, select
 from sqlalchemy.types import Numeric
 
 from mesh.errors import Code, TenthError, invalid_argument
 from mesh.money import MAX_NANO_USD
 from mesh.receipt import AMOUNT_OUT_OF_RANGE
+from services.ledger import nodes
+from services.ledger.hardware import Utilization
+from services.ledger.measured import Side
 from services.ledger.policy import NANOS_PER_SECOND
 from services.ledger.store import Store
 from services.ledger.tables import OPEN, SAVINGS, attempts, open_requests, receipt_events, receipts, reservations
@@ -157,6 +160,20 @@ class Reports:
         if not found and not group_by:
             found = [SpendRow((), 0, 0, 0, dict.fromkeys(_AMOUNTS, 0))]
         return found, baselines
+
+    async def utilization(self, start_ns: int, end_ns: int) -> list[Utilization]:
+        """How busy own hardware was: the rows that cover some of the time."""
+        async with self._store.read() as connection:
+            return await connection.run_sync(nodes.between, start_ns, end_ns)
+
+    async def sides(self, which: Filter) -> tuple[Side, Side]:
+        """Sums of the control share, and of all other requests."""
+        cost, baseline = cast(receipts.c.actual, Float), cast(receipts.c.baseline, Float)
+        sums = (func.count(), func.sum(cost), func.sum(cost * cost), func.sum(baseline))
+        query = _narrowed(select(receipts.c.control, *sums), which).group_by(receipts.c.control)
+        async with self._store.read() as connection:
+            sides = {bool(control): Side(*rest) for control, *rest in await connection.execute(query)}
+        return sides.get(True, Side()), sides.get(False, Side())
 
     async def status(self) -> BooksStatus:
         """Health of the books."""

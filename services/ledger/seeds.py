@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
-from mesh.catalog import PRICE_KEYS, STEP_KEYS, Entry, open_catalog
+from mesh.catalog import MODEL_KEYS, PRICE_KEYS, STEP_KEYS, Entry, open_catalog
 from mesh.errors import TenthError
 from mesh.receipt import Price, PriceStep
 from services.ledger.admin import Tenant
@@ -50,6 +50,12 @@ def parse_prices(text: str, name: str = "catalogue") -> list[DatedPrice]:
     """The catalogue's prices, oldest first; ``name`` is the file's, for messages."""
     found = [_price(entry) for entry in open_catalog(text, name).sequence("prices", PRICE_KEYS)]
     return sorted(found, key=lambda row: (row.model, row.valid_from_ns))
+
+
+def parse_self_hosted(text: str, name: str = "catalogue") -> frozenset[str]:
+    """The catalogue's self-hosted models; ``name`` is the file's, for messages."""
+    models = open_catalog(text, name).mapping("models", None).mappings(MODEL_KEYS)
+    return frozenset(model for model, entry in models if entry.boolean("self_hosted", False))
 
 
 def parse_tenants(text: str, name: str = "callers") -> list[tuple[Tenant, list[Budget]]]:

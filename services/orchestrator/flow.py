@@ -54,6 +54,10 @@ IF_DOWN = {
 }
 
 
+class _OutOfControl(Exception):  # noqa: N818  (no error: the request starts anew)
+    """The budget does not hold a request of the control share, but may hold it with every layer."""
+
+
 class Flow:
     """Carries requests through the five layers."""
 
@@ -122,6 +126,9 @@ class Flow:
             # 6. The receipt: kept durably before the answer leaves, settled behind it.
             completion = self._finish(call, route, prompt, generated)
             receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
+        except _OutOfControl:
+            leader.give_up()
+            return await self._answer(run, call)
         except BaseException:
             leader.give_up()
             raise
@@ -164,8 +171,10 @@ class Flow:
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
                 call.excluded.append(route.model)
-                if call.began or not _try_next(error) or len(call.excluded) >= self._settings.max_attempts:
+                may_go_on = _try_next(error) or call.control
+                if call.began or not may_go_on or len(call.excluded) >= self._settings.max_attempts:
                     raise
+                call.leave_control(error.reason)
                 failure = error
 
     def _downgrade(
@@ -176,6 +185,9 @@ class Flow:
         ceiling: chat_pb2.Tier.ValueType,
     ) -> chat_pb2.Tier.ValueType:
         """The ceiling for the next try, lower than the last; else the ledger's refusal, as an error."""
+        if call.control:
+            call.leave_control(f"budget {funds.budget_name}")
+            raise _OutOfControl
         tier = min(route.tier, ceiling) if ceiling else route.tier
         below = policy.lower_tier(tier, call.request.policy.tier_floor)
         fixed = call.request.policy.model or call.disabled("routing")

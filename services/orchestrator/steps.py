@@ -61,7 +61,7 @@ class Steps:
         """Hop 1. Down or late: a miss without a lease."""
         missed = cache_pb2.LookupCompletionResponse()
         if call.disabled("cache"):
-            call.skip("cache", DISABLED, "kill switch")
+            call.skip("cache", *call.why_disabled)
             return missed
         if call.request.policy.cache_mode == chat_pb2.CACHE_MODE_OFF:
             call.skip("cache", SKIPPED, "cache_mode_off")
@@ -84,7 +84,8 @@ class Steps:
         if call.disabled("routing"):
             # A model that the caller named must answer all the same; that was never the router's choice.
             name = call.request.policy.model or call.tenant.baseline_model
-            call.skip("router", DISABLED, f"kill switch: {name} answers")
+            outcome, why = call.why_disabled
+            call.skip("router", outcome, f"{why}: {name} answers")
             return self._known_route(name)
         request = router_pb2.SelectModelRequest(
             request=call.request,
@@ -111,7 +112,11 @@ class Steps:
             return replace(self._known_route(chosen.model), tier=chosen.tier)
 
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
-        """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated."""
+        """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
+        unchanged = self._estimated_prompt(call)
+        if call.control:
+            call.skip("compressor", *call.why_disabled)
+            return replace(unchanged, baseline_tokens=0)
         off = call.disabled("compression") or call.request.policy.compression_mode == chat_pb2.COMPRESSION_MODE_OFF
         request = compressor_pb2.CompressPromptRequest(
             request=call.request,
@@ -123,7 +128,6 @@ class Steps:
             request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_OFF
         if embedding is not None:
             request.embedding.CopyFrom(embedding)
-        unchanged = self._estimated_prompt(call)
         cap = (
             self._settings.compress_cap_seconds
             + self._settings.compress_cap_per_10k_tokens_seconds * unchanged.sent_tokens / 10_000
