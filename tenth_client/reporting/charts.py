@@ -75,7 +75,13 @@ def waterfall(steps: Sequence[Step], width: int) -> Spec:
         "type": "nominal",
         "sort": order,
         "title": None,
-        "axis": {"labelLimit": 130 if narrow else 220, "labelPadding": 8, "ticks": False, "domain": False},
+        "axis": {
+            "labelLimit": 150 if narrow else 220,
+            "labelPadding": 8,
+            "minExtent": max((_text_width(label) for label in order), default=0) + 14,
+            "ticks": False,
+            "domain": False,
+        },
     }
     # Room at the right for the amounts.
     scale = {"domain": [min(low, 0), high * (1.34 if narrow else 1.14)], "nice": False}
@@ -93,7 +99,7 @@ def waterfall(steps: Sequence[Step], width: int) -> Spec:
                             "type": "quantitative",
                             "title": None,
                             "scale": scale,
-                            "axis": _money_axis(3 if narrow else 6),
+                            "axis": _money_axis(3 if narrow else 6, high),
                         },
                         "x2": {"field": "end"},
                         "color": {
@@ -119,6 +125,10 @@ def waterfall(steps: Sequence[Step], width: int) -> Spec:
 
 def stacked(points: Sequence[Point], colours: Mapping[str, str], buckets: Sequence[str], width: int) -> Spec:
     """Stacked bars of USD over time; negative values are stacked below the line."""
+    above, below = dict.fromkeys(buckets, 0.0), dict.fromkeys(buckets, 0.0)
+    for point in points:
+        (above if (point.value or 0) > 0 else below)[point.bucket] += point.value or 0
+    low, high = min(below.values(), default=0), max(above.values(), default=0)
     rank = {name: index for index, name in enumerate(colours)}
     rows = [
         {"t": point.bucket, "s": point.series, "v": point.value or 0, "rank": rank[point.series]} for point in points
@@ -138,7 +148,8 @@ def stacked(points: Sequence[Point], colours: Mapping[str, str], buckets: Sequen
                             "type": "quantitative",
                             "title": None,
                             "stack": "zero",
-                            "axis": _money_axis(5),
+                            "scale": {"domain": [low, high or 1e-6], "nice": 5},
+                            "axis": _money_axis(5, high - low),
                         },
                         "color": _colour(colours, width),
                         "order": {"field": "rank", "type": "quantitative"},
@@ -184,9 +195,11 @@ def palette(names: Sequence[str], variable: str) -> dict[str, str]:
     return {name: f"var(--{variable}{index})" for index, name in enumerate(names, 1)}
 
 
-def _money_axis(ticks: int) -> Spec:
+def _money_axis(ticks: int, span: float) -> Spec:
+    step = span / ticks
+    places = next((places for places in range(6) if step >= 10**-places), 6)
     return {
-        "labelExpr": "(datum.value < 0 ? '-$' : '$') + format(abs(datum.value), ',.6~f')",
+        "labelExpr": f"(datum.value < 0 ? '−$' : '$') + format(abs(datum.value), ',.{places}f')",
         "tickCount": ticks,
         "labelOverlap": True,
     }
@@ -210,10 +223,10 @@ def _colour(colours: Mapping[str, str], width: int, *, shown: bool = True) -> Sp
         "title": None,
         "orient": "top",
         "direction": "horizontal",
-        "columns": 2 if width <= NARROW else 4,
-        "labelLimit": 150 if width <= NARROW else 210,
+        "columns": max(1, (width - 40) // (max(map(_text_width, colours), default=60) + 34)),
+        "labelLimit": width - 80,
         "symbolType": "square",
-        "columnPadding": 14,
+        "columnPadding": 18,
         "rowPadding": 4,
         "offset": 14,
     }
@@ -224,6 +237,11 @@ def _colour(colours: Mapping[str, str], width: int, *, shown: bool = True) -> Sp
         "legend": legend if shown else None,
         "scale": {"domain": list(colours), "range": list(colours.values())},
     }
+
+
+def _text_width(text: str) -> int:
+    """Pixels that a label can take in the widest of the usual fonts; the drawing library measures with its own."""
+    return sum(14 if ord(letter) > 0x1100 else 8 for letter in text)
 
 
 def _chart(width: int, height: int, body: Spec) -> Spec:

@@ -208,34 +208,48 @@ class _Page:
         total = self._total
         changes = [(layer, -saved) for layer, saved in total.savings.items()] + [("overhead", total.overhead)]
         rows = [("baseline", total.baseline), *changes, ("actual", total.actual)]
-        share = self._say("share", models=self._baseline)
-        text = "".join(
-            f'<tr{_sum_row(name in {"baseline", "actual"})}><td class="text">{self._say(name)}</td>'
-            f"<td>{self._money(amount)}</td><td>{self._share(amount, total.baseline)}</td></tr>\n"
-            for name, amount in rows
-        )
-        head = f'<tr><th class="text">{self._say("step")}</th><th>USD</th><th>{share}</th></tr>\n'
+        text = "".join(self._step_row(name, amount) for name, amount in rows)
+        head = f'<tr><th class="text">{self._say("step")}</th><th>USD</th>{self._share_head()}</tr>\n'
         note = f'<p class="soft">{self._say("adds_up")}</p>\n' if total.adds_up else ""
         return f'<div class="box" tabindex="0"><table>\n{head}{text}</table></div>\n{note}'
 
+    def _step_row(self, name: str, amount: int) -> str:
+        whole = name in ("baseline", "actual")
+        raises = amount > 0 and not whole
+        row, cell = ' class="sum"' if whole else "", ' class="minus"' if raises else ""
+        plus = "+" if raises else ""
+        share = self._share(amount, self._total.baseline)
+        return (
+            f'<tr{row}><td class="text">{self._say(name)}</td>'
+            f"<td{cell}>{plus}{self._money(amount)}</td><td>{plus}{share}</td></tr>\n"
+        )
+
+    def _share_head(self) -> str:
+        return f'<th class="share">{self._say("share", models=self._baseline)}</th>'
+
     def _sums_table(self, names: Sequence[str], rows: Iterable[tuple[tuple[str, ...], Sums]]) -> str:
-        kind = "text" if names[0] in ("date", "week") else "text name"
+        kinds = {"model": "text name", "project": "text name", "tenant": "text who"}
         # The most wanted first: a phone shows few columns before one has to scroll.
-        numbers = ("baseline", "saved", "overhead", "requests", "failed", "hits", "tokens_in", "tokens_out")
+        numbers = ("baseline", "saved", "overhead", "requests", "failed", "hits")
         head = "".join(f'<th class="text">{self._say(name)}</th>' for name in names)
-        head += f"<th>{self._say('actual')}</th><th>{self._say('share', models=self._baseline)}</th>"
+        head += f"<th>{self._say('actual')}</th>{self._share_head()}"
         head += "".join(f"<th>{self._say(name)}</th>" for name in numbers)
-        text = "".join(self._sums_row(values, sums, kind) for values, sums in rows)
+        # Not on paper: it is narrower than that.
+        head += "".join(f'<th class="extra">{self._say(name)}</th>' for name in ("tokens_in", "tokens_out"))
+        text = "".join(
+            self._sums_row(values, sums, [kinds.get(name, "text") for name in names]) for values, sums in rows
+        )
         return f'<div class="box" tabindex="0"><table>\n<tr>{head}</tr>\n{text}</table></div>\n'
 
-    def _sums_row(self, values: Sequence[str], sums: Sums, kind: str) -> str:
-        cells = "".join(f'<td class="{kind}">{escape(value)}</td>' for value in values)
+    def _sums_row(self, values: Sequence[str], sums: Sums, kinds: Sequence[str]) -> str:
+        cells = "".join(f'<td class="{kind}">{escape(value)}</td>' for kind, value in zip(kinds, values, strict=True))
         cells += self._amount(sums.actual, sums.actual_local)
         cells += f"<td>{self._share(sums.actual, sums.baseline)}</td>"
         cells += self._amount(sums.baseline, sums.baseline_local) + self._amount(sums.saved)
         cells += self._amount(sums.overhead)
-        counts = (sums.requests, sums.failed, sums.hits, sums.input_tokens, sums.output_tokens)
-        cells += "".join(f"<td>{self._count(count)}</td>" for count in counts)
+        cells += "".join(f"<td>{self._count(count)}</td>" for count in (sums.requests, sums.failed, sums.hits))
+        tokens = (sums.input_tokens, sums.output_tokens)
+        cells += "".join(f'<td class="extra">{self._count(count)}</td>' for count in tokens)
         return f"<tr>{cells}</tr>\n"
 
     def _amount(self, nano: int, other: Decimal | None = None) -> str:
@@ -249,15 +263,16 @@ class _Page:
         if not count:
             return f'{title}<p class="soft">{self._say("no_failures")}</p>\n'
         rows = figures.newest_failures(content.sample, _FAILURES)
+        places = decimals_for(row[4] for row in rows)
         which = "failures_part" if content.sample.whole else "failures_sample"
         shown = self._say(which, shown=self._count(len(rows)), count=self._count(count))
         head = "".join(f'<th class="text">{self._say(name)}</th>' for name in ("time", "tenant", "project", "request"))
         head += f'<th>{self._say("actual")}</th><th class="text">{self._say("attempts")}</th>'
         text = "".join(
             f'<tr><td class="text">{escape(moment(when.astimezone(content.zone), content.language))}</td>'
-            f'<td class="text name">{escape(tenant)}</td>'
+            f'<td class="text who">{escape(tenant)}</td>'
             f'<td class="text name">{escape(project or self._words["none"])}</td>'
-            f'<td class="text code">{escape(request)}</td><td>{self._money(spent)}</td>'
+            f'<td class="text code">{escape(request)}</td><td>{money(spent, places)}</td>'
             f'<td class="text name">{escape(on)}</td></tr>\n'
             for when, tenant, project, request, spent, on in rows
         )
@@ -275,7 +290,3 @@ class _Page:
         made = self._say("made", time=moment(content.made.astimezone(content.zone), content.language))
         text = "".join(f"<li>{item}</li>\n" for item in items)
         return f"<h2>{self._say('how')}</h2>\n<ul>\n{text}</ul>\n<footer>{made}</footer>\n"
-
-
-def _sum_row(marked: bool) -> str:
-    return ' class="sum"' if marked else ""

@@ -41,14 +41,17 @@ p{margin:.35rem 0}
 margin:1rem 0}
 .note h2{margin:0 0 .25rem;font-size:1rem}
 figure{margin:.75rem 0 0}
-figure svg{display:block;width:100%;height:auto}
+figure svg{display:block;width:100%;height:auto;overflow:visible}
+figcaption{margin-bottom:.75rem}
 figure .narrow{display:none}
 .box{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;margin:.75rem 0;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;width:100%;font-size:.9375rem;font-variant-numeric:tabular-nums}
 th,td{padding:.5rem .75rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;vertical-align:top}
 th{font-weight:600;color:var(--soft);background:var(--panel)}
 th.text,td.text{text-align:left}
-td.name{white-space:normal;min-width:8.5rem;max-width:18rem;overflow-wrap:anywhere}
+td.name{white-space:normal;min-width:min(11rem,30vw);max-width:18rem;overflow-wrap:anywhere}
+td.who{white-space:normal;min-width:4rem;max-width:11rem;overflow-wrap:anywhere}
+th.share{white-space:normal;min-width:5.5rem;overflow-wrap:anywhere}
 th:first-child,td:first-child{position:sticky;left:0;z-index:1}
 td:first-child{background:var(--paper)}
 tr.sum td:first-child{background:var(--panel)}
@@ -68,6 +71,7 @@ h1{font-size:1.5rem}
 .cards{grid-template-columns:1fr 1fr;gap:.6rem}
 .card{padding:.7rem .8rem}
 .card b{font-size:1.2rem}
+th,td{padding:.5rem .55rem}
 figure .wide{display:none}
 figure .narrow{display:block;max-width:30rem;margin:0 auto}
 }
@@ -78,8 +82,11 @@ main{max-width:none;padding:0}
 h2{break-after:avoid}
 figure,.card,.note,tr{break-inside:avoid}
 .box{overflow:visible;border:0}
-table{font-size:8.5pt}
-th,td{padding:.2rem .35rem;white-space:normal}
+table{font-size:8pt}
+th,td{padding:.2rem .3rem}
+th,td.code{white-space:normal;overflow-wrap:anywhere}
+.extra{display:none}
+td.name,td.who{min-width:0}
 }
 """
 CSS = _RULES.replace("%LIGHT%", _LIGHT).replace("%DARK%", _DARK)
