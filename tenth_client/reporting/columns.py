@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from tenth.type.v1 import chat_pb2, receipt_pb2
@@ -117,12 +118,17 @@ def group_row(spend: Spend, group: Group) -> Row:
         sums.input_tokens,
         sums.output_tokens,
         *_twice(amounts),
-        *((sums.baseline_local, sums.actual_local) if spend.currency else ()),
+        *((_nine_places(sums.baseline_local), _nine_places(sums.actual_local)) if spend.currency else ()),
     )
 
 
 def _time(time: Timestamp) -> datetime:
     return time.ToDatetime(UTC)
+
+
+def _nine_places(amount: Decimal | None) -> Decimal | None:
+    # As many as the columns have; the ledger may say more.
+    return None if amount is None else amount.quantize(Decimal("1e-9"), ROUND_HALF_EVEN)
 
 
 def _twice(amounts: Sequence[int]) -> list[Value]:

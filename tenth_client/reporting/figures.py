@@ -143,14 +143,19 @@ def latencies(line: Timeline, sample: Sample, zone: tzinfo, names: Mapping[str, 
     return _both(lambda width: charts.lines(points, colours, line.labels, width, axis={**axis})), count
 
 
-def newest_failures(sample: Sample, count: int) -> list[tuple[datetime, str, str, str, int, str]]:
+def newest_failures(
+    sample: Sample, count: int, names: Mapping[str, str]
+) -> list[tuple[datetime, str, str, str, int, str]]:
     """The newest failed requests: time (UTC), tenant, project, request, what it spent in nano-USD, and on what."""
     failed = [receipt for receipt in sample.receipts if receipt.facts.failed]
     failed.sort(key=lambda receipt: receipt.facts.create_time.ToNanoseconds(), reverse=True)
     rows = []
     for receipt in failed[:count]:
         facts = receipt.facts
-        kinds = Counter(" ".join(filter(None, (item.kind, item.model))) for item in facts.overheads)
+        kinds = Counter(
+            " · ".join(filter(None, (names.get(f"kind_{item.kind}", item.kind), item.model)))
+            for item in facts.overheads
+        )
         spent_on = ", ".join(f"{name} ×{times}" if times > 1 else name for name, times in kinds.items())
         when = facts.create_time.ToDatetime(UTC)
         rows.append(

@@ -148,10 +148,12 @@ async def save(
     count = 0
     writer: Writer = ParquetWriter(part, columns) if parquet else CsvWriter(part, columns, text)
     try:
-        async for row in rows:
-            writer.write(row)
-            count += 1
-        writer.close()
+        try:
+            async for row in rows:
+                writer.write(row)
+                count += 1
+        finally:
+            writer.close()
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -162,7 +162,7 @@ def rows(receipt: receipt_pb2.Receipt, parties: Parties) -> Iterator[Row]:
             "ServiceName": "LLM inference",
             "ServiceSubcategory": SERVICE_SUBCATEGORY,
             "SkuId": charge.sku,
-            "SkuMeter": charge.unit,
+            "SkuMeter": {"cache": "Requests", "cpu": "Seconds"}.get(charge.sku, "Tokens"),
             "SkuPriceId": charge.price,
             "SubAccountId": project,
             "SubAccountName": project,

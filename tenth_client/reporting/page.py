@@ -262,7 +262,7 @@ class _Page:
         title = f"<h2>{self._say('failures')}</h2>\n"
         if not count:
             return f'{title}<p class="soft">{self._say("no_failures")}</p>\n'
-        rows = figures.newest_failures(content.sample, _FAILURES)
+        rows = figures.newest_failures(content.sample, _FAILURES, self._words)
         places = decimals_for(row[4] for row in rows)
         which = "failures_part" if content.sample.whole else "failures_sample"
         shown = self._say(which, shown=self._count(len(rows)), count=self._count(count))

@@ -51,7 +51,7 @@ th{font-weight:600;color:var(--soft);background:var(--panel)}
 th.text,td.text{text-align:left}
 td.name{white-space:normal;min-width:min(11rem,30vw);max-width:18rem;overflow-wrap:anywhere}
 td.who{white-space:normal;min-width:4rem;max-width:11rem;overflow-wrap:anywhere}
-th.share{white-space:normal;min-width:5.5rem;overflow-wrap:anywhere}
+th.share{white-space:normal;min-width:7.5rem;max-width:12rem;overflow-wrap:anywhere}
 th:first-child,td:first-child{position:sticky;left:0;z-index:1}
 td:first-child{background:var(--paper)}
 tr.sum td:first-child{background:var(--panel)}
@@ -84,7 +84,9 @@ figure,.card,.note,tr{break-inside:avoid}
 .box{overflow:visible;border:0}
 table{font-size:8pt}
 th,td{padding:.2rem .3rem}
-th,td.code{white-space:normal;overflow-wrap:anywhere}
+th{white-space:normal}
+td.code{white-space:normal;overflow-wrap:anywhere}
+th.share{min-width:0}
 .extra{display:none}
 td.name,td.who{min-width:0}
 }

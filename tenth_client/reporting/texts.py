@@ -95,6 +95,13 @@ _EN = {
     "adds_not": "THE SUMS DO NOT ADD UP. Do not use this report.",
     "aria_chart": "Chart: {title}. The same numbers stand in the tables below.",
     "seconds": " s",
+    "kind_classifier": "classifier",
+    "kind_judge": "judge",
+    "kind_failed_attempt": "failed attempt",
+    "kind_cancelled_attempt": "cancelled attempt",
+    "kind_hedged_attempt": "hedged attempt",
+    "kind_shadow": "shadow request",
+    "kind_compute": "compute",
 }
 
 _KO = {
@@ -188,6 +195,13 @@ _KO = {
     "adds_not": "합계가 맞지 않습니다. 이 보고서를 쓰지 마십시오.",
     "aria_chart": "그래프: {title}. 같은 숫자가 아래 표에 있습니다.",
     "seconds": "초",
+    "kind_classifier": "분류기",
+    "kind_judge": "품질 판정",
+    "kind_failed_attempt": "실패한 시도",
+    "kind_cancelled_attempt": "취소된 시도",
+    "kind_hedged_attempt": "중복 시도",
+    "kind_shadow": "섀도 요청",
+    "kind_compute": "연산",
 }
 
 TEXTS = {"en": _EN, "ko": _KO}
