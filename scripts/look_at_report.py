@@ -37,7 +37,7 @@ from mesh.channel import connect
 from mesh.errors import TenthError
 from mesh.settings import MeshSettings
 from mesh.testing import memory_telemetry
-from mesh.wire import build_receipt, price_book
+from mesh.wire import build_receipt, price_from_proto
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY_KEY = b"a key of at least sixteen bytes"
@@ -205,7 +205,12 @@ def receipts(count: int, snapshot: pb.GetAdmissionSnapshotResponse) -> Iterator[
             facts.overheads.add(kind="classifier", model="gpt-4o-mini", usage=used)
         facts.create_time.FromDatetime(start)
         facts.end_time.FromDatetime(start + timedelta(seconds=seconds))
-        book = price_book(snapshot.prices, start.timestamp())
+        book = {
+            price.model: price_from_proto(price)
+            for price in snapshot.prices
+            if price.valid_from_time.ToDatetime(UTC) <= start
+            and not (price.HasField("valid_to_time") and price.valid_to_time.ToDatetime(UTC) <= start)
+        }
         yield build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_PENDING)
 
 
