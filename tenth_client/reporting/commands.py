@@ -83,11 +83,15 @@ async def report(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> i
 async def gather(rpc: Rpc, arguments: argparse.Namespace, which: ledger_pb2.ReceiptFilter, zone: tzinfo) -> Content:
     """Everything that the page shows."""
     currency = arguments.currency.upper()
-    spend = await fetch(rpc, which, ("day", "model"), time_zone=arguments.time_zone, currency=currency)
-    projects = await fetch(rpc, which, ("tenant", "project"), time_zone=arguments.time_zone, currency=currency)
+    spend, days, models, projects = [
+        await fetch(rpc, which, group_by, time_zone=arguments.time_zone, currency=currency)
+        for group_by in (("day", "model"), ("day",), ("model",), ("tenant", "project"))
+    ]
     edges = figures.timeline(spend, arguments.lang).periods.edges(zone)
     return Content(
         spend=spend,
+        days=days,
+        models=models,
         projects=projects,
         sample=await sample(rpc, which, spend.total.requests, edges),
         language=arguments.lang,

@@ -58,6 +58,16 @@ def timeline(spend: Spend, language: str) -> Timeline:
     )
 
 
+def totals(line: Timeline, days: Spend) -> list[Sums]:
+    """The sums of each bucket, from a report grouped by ``day``."""
+    found: list[list[Sums]] = [[] for _ in line.labels]
+    for group in days.groups:
+        day = parse_day(group.values[0])
+        if day is not None and line.periods.starts and 0 <= line.periods.index(day) < len(found):
+            found[line.periods.index(day)].append(group.sums)
+    return [add(sums) for sums in found]
+
+
 def waterfall(total: Sums, names: Mapping[str, str]) -> Figure:
     """From the baseline through every layer and the overhead to what was spent."""
     places = decimals_for([total.baseline, total.actual])

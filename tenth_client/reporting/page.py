@@ -28,6 +28,10 @@ class Content:
 
     spend: Spend
     """Grouped by day and model."""
+    days: Spend
+    """Grouped by day: the other currency's amounts are rounded once per group, so sums of groups are not used."""
+    models: Spend
+    """Grouped by model."""
     projects: Spend
     """Grouped by tenant and project."""
     sample: Sample
@@ -182,14 +186,13 @@ class _Page:
 
     def _tables(self, line: Timeline) -> str:
         content = self._content
-        models = content.spend.by(lambda values: values[1])
-        ranked = sorted(models.items(), key=lambda item: (-item[1].actual, item[0]))
-        by_model = [((name or self._words["no_model"],), sums) for name, sums in ranked]
+        models = sorted(content.models.groups, key=lambda group: (-group.sums.actual, group.values))
+        by_model = [((group.values[0] or self._words["no_model"],), group.sums) for group in models]
         projects = sorted(content.projects.groups, key=lambda group: (-group.sums.actual, group.values))
         by_project = [(tuple(value or self._words["none"] for value in group.values), group.sums) for group in projects]
         by_time = [
             ((day(start, content.language),), sums)
-            for start, sums in zip(line.periods.starts, line.totals(), strict=True)
+            for start, sums in zip(line.periods.starts, figures.totals(line, content.days), strict=True)
         ]
         week = line.periods.weekly
         return (

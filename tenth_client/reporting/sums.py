@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -59,23 +59,22 @@ class Spend:
     groups: tuple[Group, ...]
     baseline_models: tuple[str, ...]
     currency: str = ""
+    converted: Sums | None = None
+    """The total as the ledger converted it: the groups' amounts in the other currency are rounded one by one."""
 
     @property
     def total(self) -> Sums:
         """The sum of all groups."""
-        return add(group.sums for group in self.groups)
+        total, whole = add(group.sums for group in self.groups), self.converted
+        if whole is None or (whole.baseline, whole.actual) != (total.baseline, total.actual):
+            # Receipts can arrive between the two questions: then the sum of the groups it is.
+            return total
+        return replace(total, actual_local=whole.actual_local, baseline_local=whole.baseline_local)
 
     @property
     def baseline(self) -> str:
         """The baseline models' names, joined."""
         return ", ".join(self.baseline_models)
-
-    def by(self, key: Callable[[tuple[str, ...]], str]) -> dict[str, Sums]:
-        """Sums by a key made of each group's values, in the order in which the keys come first."""
-        found: dict[str, list[Sums]] = {}
-        for group in self.groups:
-            found.setdefault(key(group.values), []).append(group.sums)
-        return {name: add(sums) for name, sums in found.items()}
 
 
 def add(parts: Iterable[Sums]) -> Sums:
@@ -113,7 +112,12 @@ async def fetch(
     groups = tuple(Group(tuple(row.group), sums_of(row)) for row in response.rows)
     # A server that does not know the field says nothing in that currency.
     known = any(group.sums.actual_local is not None for group in groups)
-    return Spend(tuple(group_by), groups, tuple(response.baseline_models), currency if known else "")
+    converted = None
+    if known and group_by:
+        request.ClearField("group_by")
+        whole = await rpc.call("ledger", READ, "GetSpendReport", request, seconds=60)
+        converted = add(sums_of(row) for row in whole.rows)
+    return Spend(tuple(group_by), groups, tuple(response.baseline_models), currency if known else "", converted)
 
 
 def sums_of(row: ledger_pb2.SpendRow) -> Sums:

@@ -102,8 +102,8 @@ class LedgerStandIn(ledger_pb2_grpc.LedgerReadServiceServicer):
                 saving.saving_nano_usd += more.saving_nano_usd
         if request.currency and not self.old:
             for row in groups.values():
-                row.actual_in_currency = str(Decimal(row.actual_nano_usd).scaleb(-9) * RATE)
-                row.baseline_in_currency = str(Decimal(row.baseline_nano_usd).scaleb(-9) * RATE)
+                row.actual_in_currency = str((Decimal(row.actual_nano_usd).scaleb(-9) * RATE).quantize(Decimal(1)))
+                row.baseline_in_currency = str((Decimal(row.baseline_nano_usd).scaleb(-9) * RATE).quantize(Decimal(1)))
         return ledger_pb2.GetSpendReportResponse(
             rows=[groups[key] for key in sorted(groups)], baseline_models=[BASELINE] if groups else []
         )

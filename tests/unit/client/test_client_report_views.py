@@ -7,6 +7,7 @@ import io
 import json
 import re
 import string
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -25,6 +26,7 @@ from tenth_client.reporting.sums import Group, Spend, Sums, add, sums_of
 from tenth_client.reporting.texts import TEXTS
 from tests.integration.client.ledger_stand_in import receipts
 
+WON = Decimal("22")
 FORMULA = set("=+-@\t\r\n")
 
 
@@ -136,8 +138,10 @@ def test_sums_of_sums() -> None:
     assert (two.requests, two.actual, two.actual_local, two.savings["cache"]) == (4, 16, Decimal(23), 10)
     assert add([one, Sums()]).actual_local is None
     assert not Sums(baseline=1).adds_up
-    spend = Spend(("model",), (Group(("a",), one), Group(("b",), one), Group(("a",), one)), ("big",))
-    assert {name: sums.requests for name, sums in spend.by(lambda values: values[0]).items()} == {"a": 4, "b": 2}
+    spend = Spend(("model",), (Group(("a",), one), Group(("b",), one)), ("big",), "KRW", replace(two, actual_local=WON))
+    assert spend.total.actual_local == WON, "the ledger's own total is rounded once"
+    later = replace(two, actual=17, actual_local=WON)
+    assert replace(spend, converted=later).total.actual_local == Decimal(23), "a receipt came in between"
 
 
 def test_a_receipt_fits_its_columns() -> None:
