@@ -21,6 +21,7 @@ from tenth_client.local import missing_local_model
 from tenth_client.money import usd
 from tenth_client.openai_format import FormatError
 from tenth_client.processes import StartError
+from tenth_client.reporting import commands as reporting
 from tenth_client.up import Mesh, MeshOptions
 
 _COLOURS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_yellow")
@@ -119,13 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
     _connected(add("status", with_rpc(commands.status), "health of every service, and the served models"))
 
-    report = _connected(add("report", with_rpc(commands.report), "what was spent and saved, from the ledger"))
-    report.add_argument(
-        "--by", default="", help="model, tier, tenant, user, project, day, hour, cache; comma-separated"
-    )
-    report.add_argument("--since", default="", metavar="DATE", help="from this time (ISO 8601, UTC)")
-    report.add_argument("--until", default="", metavar="DATE", help="before this time (ISO 8601, UTC)")
-    report.add_argument("--tenant", default="", help="only this tenant")
+    reporting.add_commands(lambda name, command, text: _connected(add(name, with_rpc(command), text)))
 
     switch = _connected(add("switch", with_rpc(commands.switch), "turn a layer off or on (kill switch)"))
     switch.add_argument("layer", choices=("cache", "routing", "compression", "batch"))
