@@ -28,6 +28,10 @@ class Reason(StrEnum):
     """The ledger has no receipt of that request (yet)."""
     TOO_MANY_ITEMS = "TOO_MANY_ITEMS"
     """One call carries more items than allowed; `field` names the list."""
+    EXCHANGE_RATE_UNKNOWN = "EXCHANGE_RATE_UNKNOWN"
+    """A day of the report has receipts and no exchange rate of the currency asked for."""
+    RECEIPTS_PAST_RETENTION = "RECEIPTS_PAST_RETENTION"
+    """The report needs single receipts that retention has deleted; sums by whole hours and names are still there."""
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     """The database does not answer; nothing was written, trying again later may help."""
 
