@@ -24,6 +24,7 @@ from services.ledger.pricebook import PriceBooks
 from services.ledger.read_servicer import LedgerReadServicer
 from services.ledger.reconcile import Sweeper
 from services.ledger.report import Reports
+from services.ledger.retention import upkeep
 from services.ledger.seeding import Seeder
 from services.ledger.servicer import LedgerServicer
 from services.ledger.settings import LedgerSettings
@@ -51,7 +52,11 @@ async def main() -> None:
             attempt_ttl_seconds=settings.attempt_ttl_seconds,
             unfinished_grace_seconds=settings.unfinished_grace_seconds,
         )
-        for work in (sweeper.run(settings.sweep_interval_seconds), seeder.watch(settings.sweep_interval_seconds)):
+        for work in (
+            sweeper.run(settings.sweep_interval_seconds),
+            seeder.watch(settings.sweep_interval_seconds),
+            *upkeep(store, settings, time.time_ns),
+        ):
             stack.callback(asyncio.create_task(work).cancel)
         server = MeshServer(
             mesh, telemetry, Authenticator(mesh.callers_file, read_key(mesh.identity_key_file)), {"store": store.ping}

@@ -225,7 +225,7 @@ class Roller:
         )
 
         def operation(connection: Connection) -> bool:
-            if _state(connection.execute(select(rollup_state)).all()) != state:
+            if stored_state(connection) != state:
                 return False
             _add(connection, step.deltas)
             save_state(connection, after)
@@ -239,7 +239,7 @@ async def rebuild(store: Store) -> int:
     """Make the rollups anew from the events, those of hours whose receipts may be gone apart; returns the events."""
 
     def operation(connection: Connection) -> None:
-        state = _state(connection.execute(select(rollup_state)).all())
+        state = stored_state(connection)
         if state.event_id < state.rebuilt_id:
             return  # An earlier rebuild goes on.
         connection.execute(delete(rollups).where(rollups.c.hour_ns >= state.kept_ns))
@@ -267,6 +267,11 @@ def save_state(connection: Connection, state: State) -> None:
     connection.execute(
         insert(rollup_state), [{"id": row_id, "event_id": getattr(state, name)} for name, row_id in _IDS.items()]
     )
+
+
+def stored_state(connection: Connection) -> State:
+    """How far the rollups are, inside an operation of the writer."""
+    return _state(connection.execute(select(rollup_state)).all())
 
 
 def _state(rows: Sequence[Row[Any]]) -> State:
