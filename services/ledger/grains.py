@@ -1,11 +1,16 @@
-"""Time grains in a time zone, pure: stretches of one offset, local days, their names, and what each is worth."""
+"""Time grains, pure: a report's time laid out in whole UTC months, days and hours; local days, weeks and months.
+
+Also what a day's amounts are worth in another currency.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from enum import IntEnum
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from mesh.errors import Code, TenthError
@@ -23,6 +28,45 @@ _DECIMALS = dict.fromkeys(
 ) | dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3)  # fmt: skip
 
 
+Range = tuple[int, int]
+"""From an instant up to another."""
+
+
+class Grain(IntEnum):
+    """What one rollup is of: a UTC hour, day or month."""
+
+    HOUR = 0
+    DAY = 1
+    MONTH = 2
+
+    def start(self, at_ns: int) -> int:
+        """When the hour, day or month that holds an instant began."""
+        if self is Grain.MONTH:
+            first = date.fromordinal(_EPOCH.toordinal() + at_ns // DAY).replace(day=1)
+            return (first - _EPOCH).days * DAY
+        length = HOUR if self is Grain.HOUR else DAY
+        return at_ns // length * length
+
+    def next(self, at_ns: int) -> int:
+        """The first start at or after an instant."""
+        start = self.start(at_ns)
+        if start == at_ns:
+            return start
+        return self.start(start + {Grain.HOUR: HOUR, Grain.DAY: DAY, Grain.MONTH: 31 * DAY}[self])
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A time laid out: ranges of whole months, days and hours, and the rest, which is less than an hour each."""
+
+    whole: dict[Grain, list[Range]]
+    rest: list[Range]
+
+    def spans(self) -> list[Range]:
+        """Everything but the rest, in order, ranges that touch joined."""
+        return _joined(sorted(each for ranges in self.whole.values() for each in ranges))
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """Time from ``start_ns`` up to ``end_ns`` in which the zone's clocks are one offset ahead of UTC."""
@@ -31,29 +75,54 @@ class Stretch:
     end_ns: int
     offset_ns: int
 
-    def whole_hours(self) -> tuple[int, int]:
-        """The first and the end of the whole UTC hours inside; equal or crossed when there is none."""
-        return -(-self.start_ns // HOUR) * HOUR, self.end_ns // HOUR * HOUR
+    def local_day(self, at_ns: int) -> int:
+        """The local day's number since 1970-01-01."""
+        return (at_ns + self.offset_ns) // DAY
 
-    def split_hours(self) -> Iterator[int]:
-        """Starts of the whole UTC hours that hold a local midnight inside: their receipts are of two days."""
-        first, end = self.whole_hours()
-        inside = -self.offset_ns % HOUR  # Where in a UTC hour local midnight lies.
-        if inside == 0:
-            return
-        midnight = first + (-first - self.offset_ns) % DAY
-        while midnight < end:
-            yield midnight - inside
-            midnight += DAY
-
-    def ranges_outside_hours(self, *, days: bool) -> list[tuple[int, int]]:
-        """What sums of whole hours cannot answer: the edges, and with ``days`` the hours of two days."""
-        first, end = self.whole_hours()
-        if first >= end:
+    def cut(self, starts_here: Callable[[int], bool] | None) -> list[Range]:
+        """The stretch in parts: a new one begins with each local day of which ``starts_here`` is true."""
+        if starts_here is None:
             return [(self.start_ns, self.end_ns)]
-        edges = [(self.start_ns, first), (end, self.end_ns)]
-        split = [(hour, hour + HOUR) for hour in self.split_hours()] if days else []
-        return sorted(each for each in (*edges, *split) if each[0] < each[1])
+        days = range(self.local_day(self.start_ns) + 1, self.local_day(self.end_ns - 1) + 1)
+        marks = [self.start_ns, *(day * DAY - self.offset_ns for day in days if starts_here(day)), self.end_ns]
+        return list(pairwise(marks))
+
+
+def tiled(parts: Iterable[Range], *, coarsest: Grain = Grain.MONTH) -> Tiles:
+    """Lay out parts, each with as few and as large pieces as fit inside it."""
+    tiles = Tiles({grain: [] for grain in Grain}, [])
+    for part in parts:
+        _lay(tiles, part, list(Grain)[: coarsest + 1])
+    for ranges in (*tiles.whole.values(), tiles.rest):
+        ranges[:] = _joined(sorted(ranges))
+    return tiles
+
+
+def _lay(tiles: Tiles, part: Range, grains: Sequence[Grain]) -> None:
+    outer = tiles.rest
+    for grain in grains:
+        start, end = grain.next(part[0]), grain.start(part[1])
+        if start >= end:
+            break
+        outer.extend(each for each in ((part[0], start), (end, part[1])) if each[0] < each[1])
+        part, outer = (start, end), tiles.whole[grain]
+    outer.append(part)
+
+
+def _joined(ranges: Iterable[Range]) -> list[Range]:
+    found: list[Range] = []
+    for start, end in ranges:
+        if found and found[-1][1] == start:
+            found[-1] = found[-1][0], end
+        elif start < end:
+            found.append((start, end))
+    return found
+
+
+def holds(spans: Sequence[Range], at_ns: int) -> bool:
+    """True when an instant lies in one of the (ordered, separate) spans."""
+    index = bisect_right(spans, at_ns, key=lambda each: each[0]) - 1
+    return index >= 0 and at_ns < spans[index][1]
 
 
 def stretches(zone: ZoneInfo, start_ns: int, end_ns: int) -> list[Stretch]:

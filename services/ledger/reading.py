@@ -53,9 +53,13 @@ def tag_of(dialect: str, key: str) -> ColumnElement[Any]:
     return select(pairs.c.value).where(pairs.c.key == name).limit(1).scalar_subquery()
 
 
-def named(table: Table, which: Filter) -> list[ColumnElement[bool]]:
-    """The conditions on names, on receipts or rollups."""
-    return [table.c[name] == getattr(which, name) for name in _NAMES if getattr(which, name)]
+def named(table: Table, which: Filter, *, indexed: bool = True) -> list[ColumnElement[bool]]:
+    """The conditions on names, on receipts or rollups; not ``indexed``: written so that no index serves them."""
+    return [
+        (table.c[name] if indexed else table.c[name] + "") == getattr(which, name)
+        for name in _NAMES
+        if getattr(which, name)
+    ]
 
 
 def tagged(dialect: str, which: Filter) -> list[ColumnElement[bool]]:

@@ -110,19 +110,9 @@ class Reports:
             later = receipt_events.c.id > state.event_id
             new = select(func.count()).where(later, receipt_events.c.kind != "corrected")
             ended = select(func.count()).where(attempts.c.id > state.attempt_id, attempts.c.kind != "started")
-            # What the tail's receipts show now, less what the requests that they correct showed when rolled in.
-            broken = 0
-            shown = (
-                select(receipt_events.c.receipt)
-                .join(
-                    receipts,
-                    (receipts.c.request_id == receipt_events.c.request_id)
-                    & (receipts.c.tenant_id == receipt_events.c.tenant_id)
-                    & (receipts.c.event_id == receipt_events.c.id),
-                )
-                .where(later, _broken())
-            )
-            broken += len((await connection.execute(shown)).all())
+            # What later events' receipts show now, less what the requests that they correct showed when rolled in.
+            shown = select(func.count()).where(receipts.c.event_id > state.event_id, _broken())
+            broken = (await connection.execute(shown)).scalar_one()
             for row in await connection.execute(shown_before(state.event_id)):
                 broken -= rolled(row.receipt).broken
             held_count, held_sum = (await connection.execute(held)).one()

@@ -13,14 +13,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, exists, func, select
+from sqlalchemy import Connection, and_, bindparam, delete, exists, func, select
 
 from mesh.errors import TenthError
+from services.ledger.grains import DAY, HOUR
 from services.ledger.policy import NANOS_PER_SECOND
 from services.ledger.rollup_check import check_rollups
-from services.ledger.rollups import HOUR, Roller, read_state, save_state, stored_state
+from services.ledger.rollups import Roller, read_state, save_state, stored_state
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Store
 from services.ledger.tables import (
@@ -35,7 +37,6 @@ from services.ledger.tables import (
 
 log = logging.getLogger("tenth.ledger")
 
-DAY = 24 * HOUR
 _AT_ONCE = 250
 """Most receipts, or reservations, deleted in one operation: bounds how long the writer is held."""
 _MINUTES_KEPT = 10
@@ -105,29 +106,21 @@ class Retention:
         while True:
             async with self._store.read() as connection:
                 state = await read_state(connection)
-                oldest = (
-                    await connection.execute(
-                        select(func.min(receipts.c.create_ns)).where(receipts.c.create_ns >= state.kept_ns)
-                    )
-                ).scalar_one()
-            if oldest is None or oldest >= before_ns or state.event_id < state.rebuilt_id:
-                return
-            start = max(oldest - oldest % HOUR, state.kept_ns)
-            end = min(start + DAY, before_ns)
+                query = select(func.min(receipts.c.create_ns)).where(receipts.c.create_ns >= state.kept_ns)
+                oldest = (await connection.execute(query)).scalar_one()
+                if oldest is None or oldest >= before_ns or state.event_id < state.rebuilt_id:
+                    return
+                start = max(oldest - oldest % HOUR, state.kept_ns)
+                end = min(start + DAY, before_ns)
+                behind = exists().where(
+                    receipts.c.create_ns >= start, receipts.c.create_ns < end, receipts.c.event_id > state.event_id
+                )
+                if (await connection.execute(select(behind))).scalar_one():
+                    return  # Not all rolled in yet: the next run goes on from here.
             if differences := await check_rollups(self._store, start, end):
                 log.error("receipts are kept: their sums are not in the rollups: %s", differences[0])
                 return
-
-            def operation(connection: Connection, end: int = end) -> bool:
-                state = stored_state(connection)
-                behind = select(exists().where(receipts.c.create_ns < end, receipts.c.event_id > state.event_id))
-                if connection.execute(behind).scalar_one():
-                    return False  # Not all rolled in yet: the next run goes on from here.
-                save_state(connection, replace(state, kept_ns=max(end, state.kept_ns)))
-                return True
-
-            if not await self._store.write(operation):
-                return
+            await self._store.write(partial(_mark, kept_ns=end))
 
     async def _prune_receipts(self) -> int:
         count, after = 0, (-(2**63), 0)
@@ -157,7 +150,7 @@ class Retention:
             if not rows:
                 return count
             after = (rows[-1].create_ns, rows[-1].id)
-            count += await self._store.write(lambda connection, rows=rows: _delete(connection, rows))
+            count += await self._store.write(partial(_delete, ids=[row.id for row in rows]))
 
     async def _prune_reservations(self, before_ns: int) -> int:
         # There is no index on the time of closing: one pass over the table for a reader, not for the writer.
@@ -168,14 +161,20 @@ class Retention:
             ids = list((await connection.execute(query)).scalars())
         for index in range(0, len(ids), _AT_ONCE):
             some = ids[index : index + _AT_ONCE]
-            await self._store.write(lambda connection, some=some: _delete_reservations(connection, some))
+            await self._store.write(partial(_delete_reservations, ids=some))
         return len(ids)
 
 
-def _delete(connection: Connection, rows: Sequence[Row[Any]]) -> int:
+def _mark(connection: Connection, kept_ns: int) -> None:
+    """Receipts of before this hour may be gone from now on; what comes late for them is rolled in all the same."""
+    state = stored_state(connection)
+    save_state(connection, replace(state, kept_ns=max(kept_ns, state.kept_ns)))
+
+
+def _delete(connection: Connection, ids: Sequence[int]) -> int:
     """Delete receipts that are still as rolled in, with their events and attempts; returns how many."""
     state = stored_state(connection)
-    still = connection.execute(_STILL, {"ids": [row.id for row in rows], "rolled": state.event_id}).all()
+    still = connection.execute(_STILL, {"ids": ids, "rolled": state.event_id}).all()
     if not still:
         return 0
     last = connection.execute(select(func.max(attempts.c.id))).scalar_one()

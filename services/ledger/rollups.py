@@ -1,4 +1,6 @@
-"""Rollups: the visible receipts summed by UTC hour and everything that reports group by, tags apart.
+"""Rollups: the visible receipts summed by UTC hour, day and month and everything that reports group by, tags apart.
+
+Each of the three is kept twice: with users and projects, and with these together, which is far fewer rows.
 
 Receipt events are rolled in, in their order: what an event shows is added, and what its request showed before is
 taken off again, both read from the events themselves. So the rollups are exactly the receipts as of the last event
@@ -18,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy import bindparam as bound
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
 from mesh.settings import MeshSettings, load
-from services.ledger.policy import NANOS_PER_SECOND
+from services.ledger.grains import Grain
 from services.ledger.receipts import flatten
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Store, open_store
@@ -33,17 +35,21 @@ from services.ledger.tables import ROLLED, SAVINGS, attempts, receipt_events, ro
 
 log = logging.getLogger("tenth.ledger")
 
-HOUR = 3_600 * NANOS_PER_SECOND
-KEY = ("tenant_id", "hour_ns", "model", "tier", "user_id", "project_id", "baseline_model", "cache")
-"""What a rollup is unique by. An hour whose sums do not fit 64 bits goes on in rows at ``hour_ns`` + 1, + 2, ..."""
+KEY = ("start_ns", "tenant_id", "model", "tier", "user_id", "project_id", "baseline_model", "cache")
+"""What a rollup is unique by, within its level. One whose sums do not fit 64 bits goes on in rows at ``start_ns`` + 1,
++ 2, ..."""
+PEOPLE = ("user_id", "project_id")
+"""Columns that are empty in half of the levels."""
 SUMS = ("requests", "failures", *ROLLED)
 """What a rollup sums."""
 BATCH = 2_000
 """Most events of one step: bounds how long the writer is held."""
+_ROW = ("level", *KEY)
 _KEYS_AT_ONCE = 500
 _LARGEST = 2**63 - 1
 
 Key = tuple[Any, ...]
+"""Values of ``KEY``; in front of them the level, where rows of several levels are held."""
 Request = tuple[str, str]
 
 
@@ -103,7 +109,7 @@ def rolled(blob: bytes) -> Rolled:
     receipt = receipt_pb2.Receipt.FromString(blob)
     create_ns = receipt.facts.create_time.ToNanoseconds()
     columns = flatten(receipt, create_ns).columns
-    values = {**columns, "hour_ns": create_ns - create_ns % HOUR}
+    values = {**columns, "start_ns": Grain.HOUR.start(create_ns)}
     saved = columns["baseline"] - sum(columns[name] for name in SAVINGS)
     return Rolled(
         key=tuple(values[name] for name in KEY),
@@ -111,6 +117,25 @@ def rolled(blob: bytes) -> Rolled:
         create_ns=create_ns,
         broken=saved + columns["overhead"] != columns["actual"],
     )
+
+
+def level_of(grain: Grain, *, people: bool) -> int:
+    """The level of rollups of a grain, with users and projects or without."""
+    return grain + (0 if people else len(Grain))
+
+
+def leveled(hours: Mapping[Key, Sequence[int]]) -> dict[Key, list[int]]:
+    """Sums of hours with users and projects, as every level has them; the level stands in front of the key."""
+    found: dict[Key, list[int]] = {}
+    for (start, tenant, model, tier, user, project, baseline, cache), sums in hours.items():
+        for grain in Grain:
+            at = grain.start(start)
+            for people, who in ((True, (user, project)), (False, ("", ""))):
+                key = (level_of(grain, people=people), at, tenant, model, tier, *who, baseline, cache)
+                into = found.setdefault(key, [0] * len(SUMS))
+                for index, value in enumerate(sums):
+                    into[index] += value
+    return found
 
 
 def step_of(events: Sequence[Row[Any]], before: Mapping[Request, bytes], state: State) -> Step:
@@ -214,6 +239,7 @@ class Roller:
             return 0
         # Events never change, so they are computed outside of the writer, and off the event loop.
         step = await asyncio.to_thread(step_of, events, before, state)
+        changes = await asyncio.to_thread(leveled, step.deltas)
         after = State(
             event_id=events[-1].id if events else state.event_id,
             receipts=state.receipts + step.receipts,
@@ -227,7 +253,7 @@ class Roller:
         def operation(connection: Connection) -> bool:
             if stored_state(connection) != state:
                 return False
-            _add(connection, step.deltas)
+            _add(connection, changes)
             save_state(connection, after)
             return True
 
@@ -242,7 +268,20 @@ async def rebuild(store: Store) -> int:
         state = stored_state(connection)
         if state.event_id < state.rebuilt_id:
             return  # An earlier rebuild goes on.
-        connection.execute(delete(rollups).where(rollups.c.hour_ns >= state.kept_ns))
+        # The month that the mark lies in is summed again from its hours before the mark.
+        month = Grain.MONTH.start(state.kept_ns)
+        connection.execute(
+            delete(rollups).where(
+                or_(rollups.c.start_ns >= state.kept_ns, and_(rollups.c.level > 0, rollups.c.start_ns >= month))
+            )
+        )
+        kept = {
+            tuple(row[name] for name in KEY): [row[name] for name in SUMS]
+            for row in connection.execute(
+                select(rollups).where(rollups.c.level == 0, rollups.c.start_ns >= month)
+            ).mappings()
+        }
+        _add(connection, {key: sums for key, sums in leveled(kept).items() if key[0] > 0})
         # Every request has one event that is no correction. Receipts whose events are gone stay counted.
         there = select(func.count()).where(receipt_events.c.id <= state.event_id, receipt_events.c.kind != "corrected")
         gone = state.receipts - connection.execute(there).scalar_one()
@@ -294,7 +333,7 @@ def _add(connection: Connection, deltas: Mapping[Key, Sequence[int]]) -> None:
             if kept != total:
                 carried[key[0], key[1] + 1, *key[2:]] = [a - b for a, b in zip(total, kept, strict=True)]
             if old is None:
-                fresh.append({**dict(zip(KEY, key, strict=True)), **dict(zip(SUMS, kept, strict=True))})
+                fresh.append({**dict(zip(_ROW, key, strict=True)), **dict(zip(SUMS, kept, strict=True))})
             elif any(kept):
                 changed.append(_bound(key) | dict(zip(SUMS, kept, strict=True)))
             else:
@@ -311,17 +350,17 @@ def _add(connection: Connection, deltas: Mapping[Key, Sequence[int]]) -> None:
 def _stored(connection: Connection, keys: Sequence[Key]) -> dict[Key, list[int]]:
     found: dict[Key, list[int]] = {}
     for start in range(0, len(keys), _KEYS_AT_ONCE):
-        some = tuple_(*(rollups.c[name] for name in KEY)).in_(keys[start : start + _KEYS_AT_ONCE])
+        some = tuple_(*(rollups.c[name] for name in _ROW)).in_(keys[start : start + _KEYS_AT_ONCE])
         for row in connection.execute(select(rollups).where(some)).mappings():
-            found[tuple(row[name] for name in KEY)] = [row[name] for name in SUMS]
+            found[tuple(row[name] for name in _ROW)] = [row[name] for name in SUMS]
     return found
 
 
 def _bound(key: Key) -> dict[str, Any]:
-    return {f"this_{name}": value for name, value in zip(KEY, key, strict=True)}
+    return {f"this_{name}": value for name, value in zip(_ROW, key, strict=True)}
 
 
-_THIS = and_(*(rollups.c[name] == bound(f"this_{name}") for name in KEY))
+_THIS = and_(*(rollups.c[name] == bound(f"this_{name}") for name in _ROW))
 
 
 def main() -> None:

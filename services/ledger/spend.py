@@ -2,22 +2,23 @@
 
 Three parts, which together are every receipt asked for, once:
 
-- **hours**: rollups of whole UTC hours, as of the last event rolled in;
-- **tail**: what later events changed in those hours: the receipts that they show, less what the same requests showed
+- **whole**: rollups of whole UTC months, days and hours, as large as lie inside one group, as of the
+  last event rolled in;
+- **tail**: what later events changed in those: the receipts that they show, less what the same requests showed
   before (from the events);
-- **rest**: receipts of the window's edges, and of hours that a local midnight splits.
+- **rest**: receipts of what is less than an hour: the window's edges, and hours that a local midnight splits.
 
 With a tag in the filter or among the groups everything is *rest*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Table, and_, case, func, literal, not_, or_, select
+from sqlalchemy import ColumnElement, Select, Table, and_, case, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import Code, TenthError, invalid_argument
@@ -28,16 +29,21 @@ from services.ledger.grains import (
     DAY,
     HOUR,
     Currency,
+    Grain,
+    Range,
     Stretch,
+    Tiles,
     day_name,
+    holds,
     hour_name,
     month_name,
     stretches,
+    tiled,
     week_name,
 )
 from services.ledger.reading import MISS, Filter, named, summed, tag_of, tagged
-from services.ledger.rollups import KEY, SUMS, State, read_state, rolled, shown_before
-from services.ledger.tables import SAVINGS, exchange_rates, receipt_events, receipts, rollups
+from services.ledger.rollups import KEY, PEOPLE, SUMS, State, level_of, read_state, rolled, shown_before
+from services.ledger.tables import SAVINGS, exchange_rates, receipts, rollups
 
 AMOUNTS = ("baseline", *SAVINGS, "overhead", "actual", "input_tokens", "output_tokens", "baseline_prompt_cached")
 """Columns that a row of spend carries."""
@@ -110,21 +116,31 @@ class Spend:
         """The rows by group, and the baseline models that occur."""
         state = await read_state(connection)
         rates = await self._rates(connection)
-        for stretch in await self._stretches(connection, state):
+        for stretch in await self._stretches(connection):
             if self._tags:
-                await self._add_rest(connection, dialect, stretch, [(stretch.start_ns, stretch.end_ns)], state)
-                continue
-            first, end = stretch.whole_hours()
-            if first < end:
-                await self._add_hours(connection, stretch, state)
-            await self._add_rest(connection, dialect, stretch, stretch.ranges_outside_hours(days=self._days), state)
-            if first < end:
-                await self._take_off(connection, stretch, state)
+                tiles = Tiles({}, [(stretch.start_ns, stretch.end_ns)])
+            else:
+                tiles = tiled(stretch.cut(self._cut()), coarsest=Grain.HOUR if self._hours else Grain.MONTH)
+            for grain, ranges in tiles.whole.items():
+                await self._add_whole(connection, stretch, grain, ranges)
+            if spans := tiles.spans():
+                await self._add_tail(connection, stretch, spans, state)
+                await self._take_off(connection, stretch, spans, state)
+            await self._add_rest(connection, dialect, stretch, tiles.rest, state)
         return self._answer(rates)
 
-    async def _stretches(self, connection: AsyncConnection, state: State) -> list[Stretch]:
-        ends = [select(end(each)) for each in (rollups.c.hour_ns, receipts.c.create_ns) for end in (func.min, func.max)]
-        bounds = [(await connection.execute(query)).scalar_one() for query in ends]
+    def _cut(self) -> Callable[[int], bool] | None:
+        """With which local days a new group begins."""
+        if self._currency or "day" in self._group_by:
+            return lambda day: True
+        wanted = [_GRAINS[name] for name in self._group_by if name in _GRAINS]
+        return (lambda day: any(name(day) != name(day - 1) for name in wanted)) if wanted else None
+
+    async def _stretches(self, connection: AsyncConnection) -> list[Stretch]:
+        # One query each, so that each is one step in an index.
+        queries = [select(end(rollups.c.start_ns)).where(rollups.c.level == 0) for end in (func.min, func.max)]
+        queries += [select(end(receipts.c.create_ns)) for end in (func.min, func.max)]
+        bounds = [(await connection.execute(query)).scalar_one() for query in queries]
         there = [each for each in bounds if each is not None]
         if not there:
             return []
@@ -138,27 +154,29 @@ class Spend:
             return []
         return stretches(self._zone, start, end_ns) if self._days else [Stretch(start, end_ns, 0)]
 
-    async def _add_hours(self, connection: AsyncConnection, stretch: Stretch, state: State) -> None:
-        first, end = stretch.whole_hours()
-        whole = [rollups.c.hour_ns >= first, rollups.c.hour_ns < end]
-        later = [receipts.c.create_ns >= first, receipts.c.create_ns < end]
-        if self._days and next(stretch.split_hours(), None) is not None:
-            whole.append(not_(_splits(rollups.c.hour_ns, stretch)))
-            later.append(not_(_splits(receipts.c.create_ns, stretch)))
-        hours = select(rollups).where(*whole, *named(rollups, self._which))
-        await self._add(connection, rollups, rollups.c.hour_ns, stretch, hours)
-        tail = (
-            select(receipts)
-            .join_from(
-                receipt_events,
-                receipts,
-                (receipts.c.request_id == receipt_events.c.request_id)
-                & (receipts.c.tenant_id == receipt_events.c.tenant_id)
-                & (receipts.c.event_id == receipt_events.c.id),
-            )
-            .where(receipt_events.c.id > state.event_id, *later, *named(receipts, self._which))
+    async def _add_whole(
+        self, connection: AsyncConnection, stretch: Stretch, grain: Grain, ranges: Sequence[Range]
+    ) -> None:
+        names = {_COLUMNS[name] for name in self._group_by if name in _COLUMNS}
+        people = names & set(PEOPLE) or any(getattr(self._which, name) for name in PEOPLE)
+        level = level_of(grain, people=bool(people))
+        for some in _inside(rollups.c.start_ns, ranges):
+            query = select(rollups).where(rollups.c.level == level, some, *named(rollups, self._which))
+            await self._add(connection, rollups, rollups.c.start_ns, stretch, query)
+
+    async def _add_tail(
+        self, connection: AsyncConnection, stretch: Stretch, spans: Sequence[Range], state: State
+    ) -> None:
+        """Receipts of those hours whose newest event is not rolled in."""
+        # Only the event shall choose the index: without statistics SQLite would rather read the whole window.
+        at = receipts.c.create_ns + 0
+        query = select(receipts).where(
+            receipts.c.event_id > state.event_id,
+            at >= spans[0][0],
+            at < spans[-1][1],
+            *named(receipts, self._which, indexed=False),
         )
-        await self._add(connection, receipts, receipts.c.create_ns, stretch, tail)
+        await self._add(connection, receipts, receipts.c.create_ns, stretch, query, spans=spans)
 
     async def _add_rest(
         self,
@@ -177,13 +195,9 @@ class Spend:
                 "request.filter.start_time",
             )
         tags = {name: tag_of(dialect, name[len(TAG) :]) for name in self._group_by if name.startswith(TAG)}
-        for index in range(0, len(ranges), _RANGES_AT_ONCE):
-            some = [
-                and_(receipts.c.create_ns >= start, receipts.c.create_ns < end)
-                for start, end in ranges[index : index + _RANGES_AT_ONCE]
-            ]
-            query = select(receipts).where(or_(*some), *named(receipts, self._which), *tagged(dialect, self._which))
-            await self._add(connection, receipts, receipts.c.create_ns, stretch, query, tags)
+        for some in _inside(receipts.c.create_ns, ranges):
+            query = select(receipts).where(some, *named(receipts, self._which), *tagged(dialect, self._which))
+            await self._add(connection, receipts, receipts.c.create_ns, stretch, query, tags=tags)
 
     async def _add(
         self,
@@ -191,9 +205,12 @@ class Spend:
         table: Table,
         at: ColumnElement[Any],
         stretch: Stretch,
-        query: Any,
+        query: Select[Any],
+        *,
         tags: Mapping[str, ColumnElement[Any]] | None = None,
+        spans: Sequence[Range] | None = None,
     ) -> None:
+        """Fold sums in; with ``spans`` only of the hours in them."""
         names = dict.fromkeys(_COLUMNS[name] for name in (*self._group_by, "baseline") if name in _COLUMNS)
         groups: list[ColumnElement[Any]] = [table.c[name].label(f"g_{name}") for name in names]
         # A tag's name is the caller's text: it never becomes a name in SQL.
@@ -201,7 +218,7 @@ class Spend:
         groups += [
             func.coalesce(value, "").label(label) for label, value in zip(tag_names, (tags or {}).values(), strict=True)
         ]
-        if self._hours:
+        if self._hours or spans is not None:
             groups.append((at // HOUR).label("g_hour"))
         if self._days:
             groups.append(((at + stretch.offset_ns) // DAY).label("g_day"))
@@ -212,22 +229,23 @@ class Spend:
         sums = (*counts, *((name, table.c[name]) for name in AMOUNTS))
         for row, values in await summed(connection, groups, sums, query):
             raw = {tag_names.get(name, name[2:]): value for name, value in row.items() if name.startswith("g_")}
-            self._fold(raw, values)
+            if spans is None or holds(spans, int(raw["hour"]) * HOUR):
+                self._fold(raw, values)
 
-    async def _take_off(self, connection: AsyncConnection, stretch: Stretch, state: State) -> None:
+    async def _take_off(
+        self, connection: AsyncConnection, stretch: Stretch, spans: Sequence[Range], state: State
+    ) -> None:
         """What the rollups still hold of requests that later events corrected."""
-        first, end = stretch.whole_hours()
-        split = set(stretch.split_hours()) if self._days else set()
         for row in await connection.execute(shown_before(state.event_id)):
             old = rolled(row.receipt)
             columns = dict(zip(KEY, old.key, strict=True)) | {"create_ns": old.create_ns}
-            hour = columns["hour_ns"]
-            if not first <= hour < end or hour in split or not self._which.holds(columns, {}):
+            hour = columns["start_ns"]
+            if not holds(spans, hour) or not self._which.holds(columns, {}):
                 continue
             sums = dict(zip(SUMS, old.sums, strict=True))
             values = {"requests": 1, "failures": sums["failures"], "hits": int(columns["cache"] != MISS)}
             values |= {name: sums[name] for name in AMOUNTS}
-            group = columns | {"hour": hour // HOUR, "day": (hour + stretch.offset_ns) // DAY}
+            group = columns | {"hour": hour // HOUR, "day": stretch.local_day(hour)}
             self._fold(group, {name: -value for name, value in values.items()})
 
     def _fold(self, raw: Mapping[str, Any], values: Mapping[str, int]) -> None:
@@ -303,9 +321,11 @@ def check_groups(group_by: Sequence[str]) -> None:
             raise invalid_argument(f"{name!r} is given twice", field=here)
 
 
-def _splits(at: ColumnElement[Any], stretch: Stretch) -> ColumnElement[bool]:
-    """True for times in an hour that holds a local midnight inside."""
-    return (at - at % HOUR + stretch.offset_ns) % DAY > DAY - HOUR
+def _inside(at: ColumnElement[Any], ranges: Sequence[Range]) -> Iterator[ColumnElement[bool]]:
+    """Conditions that together hold for times in the ranges, each once."""
+    for index in range(0, len(ranges), _RANGES_AT_ONCE):
+        some = ranges[index : index + _RANGES_AT_ONCE]
+        yield or_(*(and_(at >= start, at < end) for start, end in some))
 
 
 def _value(name: str, raw: Mapping[str, Any]) -> Any:
