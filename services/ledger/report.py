@@ -16,7 +16,8 @@ from mesh.errors import invalid_argument
 from mesh.money import MAX_NANO_USD
 from services.ledger.reading import Filter as Filter
 from services.ledger.reading import narrowed
-from services.ledger.rollups import read_state, rolled, shown_before
+from services.ledger.rollup_rows import read_state
+from services.ledger.rollups import rolled, shown_before
 from services.ledger.spend import DIMENSIONS as DIMENSIONS
 from services.ledger.spend import Spend, check_groups
 from services.ledger.spend import SpendRow as SpendRow

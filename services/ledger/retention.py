@@ -22,7 +22,8 @@ from mesh.errors import TenthError
 from services.ledger.grains import DAY, HOUR
 from services.ledger.policy import NANOS_PER_SECOND
 from services.ledger.rollup_check import check_rollups
-from services.ledger.rollups import Roller, read_state, save_state, stored_state
+from services.ledger.rollup_rows import read_state, save_state, stored_state
+from services.ledger.rollups import Roller
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Store
 from services.ledger.tables import (

@@ -20,68 +20,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, or_, select, tuple_, update
-from sqlalchemy import bindparam as bound
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, Select, and_, delete, func, or_, select
 from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
+from mesh.money import MAX_NANO_USD
 from mesh.settings import MeshSettings, load
 from services.ledger.grains import Grain
 from services.ledger.receipts import flatten
+from services.ledger.rollup_rows import (
+    KEY,
+    SUMS,
+    Key,
+    State,
+    add,
+    largest,
+    read_state,
+    save_state,
+    stored_state,
+)
 from services.ledger.settings import LedgerSettings
 from services.ledger.store import Store, open_store
-from services.ledger.tables import ROLLED, SAVINGS, attempts, receipt_events, rollup_state, rollups
+from services.ledger.tables import ROLLED, SAVINGS, attempts, receipt_events, rollups
 
 log = logging.getLogger("tenth.ledger")
 
-KEY = ("start_ns", "tenant_id", "model", "tier", "user_id", "project_id", "baseline_model", "cache")
-"""What a rollup is unique by, within its level. One whose sums do not fit 64 bits goes on in rows at ``start_ns`` + 1,
-+ 2, ..."""
-PEOPLE = ("user_id", "project_id")
-"""Columns that are empty in half of the levels."""
-SUMS = ("requests", "failures", *ROLLED)
-"""What a rollup sums."""
 BATCH = 2_000
 """Most events of one step: bounds how long the writer is held."""
-_ROW = ("level", *KEY)
-_KEYS_AT_ONCE = 500
-_LARGEST = 2**63 - 1
-
-Key = tuple[Any, ...]
-"""Values of ``KEY``; in front of them the level, where rows of several levels are held."""
 Request = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """How far the rollups are. Each is a row of ``rollup_state``, by its id below."""
-
-    event_id: int = 0
-    """The last receipt event that the rollups hold."""
-    receipts: int = 0
-    """Receipts among those events, each counted once for ever."""
-    violations: int = 0
-    """Receipts visible as of that event that break the identity."""
-    attempt_id: int = 0
-    """The last attempt's record that is counted."""
-    attempts: int = 0
-    """Records of attempts that ended, up to that one."""
-    kept_ns: int = 0
-    """Receipts created before this hour may be gone (retention); the rollups of these hours stay for ever."""
-    rebuilt_id: int = 0
-    """While rolling up to this event (a rebuild), receipts created before ``kept_ns`` are in the rollups already."""
-
-
-_IDS = {
-    "event_id": 1,
-    "receipts": 2,
-    "violations": 3,
-    "attempt_id": 4,
-    "attempts": 5,
-    "kept_ns": 6,
-    "rebuilt_id": 7,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +121,6 @@ def step_of(events: Sequence[Row[Any]], before: Mapping[Request, bytes], state: 
             for index, value in enumerate(each.sums):
                 sums[index] += sign * value
     return step
-
-
-async def read_state(connection: AsyncConnection) -> State:
-    """How far the rollups are, in the state that this connection reads."""
-    return _state((await connection.execute(select(rollup_state))).all())
 
 
 def shown_before(event_id: int, up_to: int | None = None, *, since: int | None = None) -> Select[Any]:
@@ -240,6 +201,7 @@ class Roller:
         # Events never change, so they are computed outside of the writer, and off the event loop.
         step = await asyncio.to_thread(step_of, events, before, state)
         changes = await asyncio.to_thread(leveled, step.deltas)
+        bound = min(state.bound + largest(changes), MAX_NANO_USD)
         after = State(
             event_id=events[-1].id if events else state.event_id,
             receipts=state.receipts + step.receipts,
@@ -248,12 +210,13 @@ class Roller:
             attempts=state.attempts + sum(row.kind != "started" for row in ended),
             kept_ns=state.kept_ns,
             rebuilt_id=state.rebuilt_id,
+            bound=bound,
         )
 
         def operation(connection: Connection) -> bool:
             if stored_state(connection) != state:
                 return False
-            _add(connection, changes)
+            add(connection, changes, bound)
             save_state(connection, after)
             return True
 
@@ -263,6 +226,12 @@ class Roller:
 
 async def rebuild(store: Store) -> int:
     """Make the rollups anew from the events, those of hours whose receipts may be gone apart; returns the events."""
+    await restart(store)
+    return await Roller(store).catch_up()
+
+
+async def restart(store: Store) -> None:
+    """Empty the rollups, for rollers to fill them again; reports stay right meanwhile, only slower."""
 
     def operation(connection: Connection) -> None:
         state = stored_state(connection)
@@ -281,7 +250,9 @@ async def rebuild(store: Store) -> int:
                 select(rollups).where(rollups.c.level == 0, rollups.c.start_ns >= month)
             ).mappings()
         }
-        _add(connection, {key: sums for key, sums in leveled(kept).items() if key[0] > 0})
+        coarse = {key: sums for key, sums in leveled(kept).items() if key[0] > 0}
+        bound = min(state.bound + largest(coarse), MAX_NANO_USD)
+        add(connection, coarse, bound)
         # Every request has one event that is no correction. Receipts whose events are gone stay counted.
         there = select(func.count()).where(receipt_events.c.id <= state.event_id, receipt_events.c.kind != "corrected")
         gone = state.receipts - connection.execute(there).scalar_one()
@@ -293,74 +264,11 @@ async def rebuild(store: Store) -> int:
                 attempts=state.attempts,
                 kept_ns=state.kept_ns,
                 rebuilt_id=state.event_id,
+                bound=bound,
             ),
         )
 
     await store.write(operation)
-    return await Roller(store).catch_up()
-
-
-def save_state(connection: Connection, state: State) -> None:
-    """Write how far the rollups are."""
-    connection.execute(delete(rollup_state))
-    connection.execute(
-        insert(rollup_state), [{"id": row_id, "event_id": getattr(state, name)} for name, row_id in _IDS.items()]
-    )
-
-
-def stored_state(connection: Connection) -> State:
-    """How far the rollups are, inside an operation of the writer."""
-    return _state(connection.execute(select(rollup_state)).all())
-
-
-def _state(rows: Sequence[Row[Any]]) -> State:
-    values = {row.id: row.event_id for row in rows}
-    return State(**{name: values.get(row_id, 0) for name, row_id in _IDS.items()})
-
-
-def _add(connection: Connection, deltas: Mapping[Key, Sequence[int]]) -> None:
-    """Add to the rollups, in Python's integers: what does not fit 64 bits goes on in the next row of its hour."""
-    there: dict[Key, list[int]] = {}
-    fresh, changed, emptied = [], [], []
-    left = {key: list(values) for key, values in deltas.items() if any(values)}
-    while left:
-        there = _stored(connection, list(left))
-        carried: dict[Key, list[int]] = {}
-        for key, values in left.items():
-            old = there.get(key)
-            total = [a + b for a, b in zip(old, values, strict=True)] if old is not None else values
-            kept = [min(max(each, -_LARGEST), _LARGEST) for each in total]
-            if kept != total:
-                carried[key[0], key[1] + 1, *key[2:]] = [a - b for a, b in zip(total, kept, strict=True)]
-            if old is None:
-                fresh.append({**dict(zip(_ROW, key, strict=True)), **dict(zip(SUMS, kept, strict=True))})
-            elif any(kept):
-                changed.append(_bound(key) | dict(zip(SUMS, kept, strict=True)))
-            else:
-                emptied.append(_bound(key))
-        left = carried
-    if fresh:
-        connection.execute(insert(rollups), fresh)
-    if changed:
-        connection.execute(update(rollups).where(_THIS).values({name: bound(name) for name in SUMS}), changed)
-    if emptied:
-        connection.execute(delete(rollups).where(_THIS), emptied)
-
-
-def _stored(connection: Connection, keys: Sequence[Key]) -> dict[Key, list[int]]:
-    found: dict[Key, list[int]] = {}
-    for start in range(0, len(keys), _KEYS_AT_ONCE):
-        some = tuple_(*(rollups.c[name] for name in _ROW)).in_(keys[start : start + _KEYS_AT_ONCE])
-        for row in connection.execute(select(rollups).where(some)).mappings():
-            found[tuple(row[name] for name in _ROW)] = [row[name] for name in SUMS]
-    return found
-
-
-def _bound(key: Key) -> dict[str, Any]:
-    return {f"this_{name}": value for name, value in zip(_ROW, key, strict=True)}
-
-
-_THIS = and_(*(rollups.c[name] == bound(f"this_{name}") for name in _ROW))
 
 
 def main() -> None:

@@ -42,7 +42,8 @@ from services.ledger.grains import (
     week_name,
 )
 from services.ledger.reading import MISS, Filter, named, summed, tag_of, tagged
-from services.ledger.rollups import KEY, PEOPLE, SUMS, State, level_of, read_state, rolled, shown_before
+from services.ledger.rollup_rows import KEY, PEOPLE, SUMS, State, read_state
+from services.ledger.rollups import Rolled, level_of, rolled, shown_before
 from services.ledger.tables import SAVINGS, exchange_rates, receipts, rollups
 
 AMOUNTS = ("baseline", *SAVINGS, "overhead", "actual", "input_tokens", "output_tokens", "baseline_prompt_cached")
@@ -174,6 +175,8 @@ class Spend:
             receipts.c.event_id > state.event_id,
             at >= spans[0][0],
             at < spans[-1][1],
+            # While a rebuild goes on, hours of before the mark hold it all up to where it began.
+            or_(receipts.c.event_id > state.rebuilt_id, at >= state.kept_ns),
             *named(receipts, self._which, indexed=False),
         )
         await self._add(connection, receipts, receipts.c.create_ns, stretch, query, spans=spans)
@@ -236,17 +239,23 @@ class Spend:
         self, connection: AsyncConnection, stretch: Stretch, spans: Sequence[Range], state: State
     ) -> None:
         """What the rollups still hold of requests that later events corrected."""
-        for row in await connection.execute(shown_before(state.event_id)):
-            old = rolled(row.receipt)
-            columns = dict(zip(KEY, old.key, strict=True)) | {"create_ns": old.create_ns}
-            hour = columns["start_ns"]
-            if not holds(spans, hour) or not self._which.holds(columns, {}):
-                continue
-            sums = dict(zip(SUMS, old.sums, strict=True))
-            values = {"requests": 1, "failures": sums["failures"], "hits": int(columns["cache"] != MISS)}
-            values |= {name: sums[name] for name in AMOUNTS}
-            group = columns | {"hour": hour // HOUR, "day": stretch.local_day(hour)}
-            self._fold(group, {name: -value for name, value in values.items()})
+        later = max(state.event_id, state.rebuilt_id)
+        for event_id in dict.fromkeys((state.event_id, later)):
+            for row in await connection.execute(shown_before(event_id)):
+                old = rolled(row.receipt)
+                columns = dict(zip(KEY, old.key, strict=True)) | {"create_ns": old.create_ns}
+                # Hours of before the mark are not made anew: they hold what was there when a rebuild began.
+                here = event_id == (later if columns["start_ns"] < state.kept_ns else state.event_id)
+                if here and holds(spans, columns["start_ns"]) and self._which.holds(columns, {}):
+                    self._fold_off(columns, old, stretch)
+
+    def _fold_off(self, columns: Mapping[str, Any], old: Rolled, stretch: Stretch) -> None:
+        hour = columns["start_ns"]
+        sums = dict(zip(SUMS, old.sums, strict=True))
+        values = {"requests": 1, "failures": sums["failures"], "hits": int(columns["cache"] != MISS)}
+        values |= {name: sums[name] for name in AMOUNTS}
+        group = dict(columns) | {"hour": hour // HOUR, "day": stretch.local_day(hour)}
+        self._fold(group, {name: -value for name, value in values.items()})
 
     def _fold(self, raw: Mapping[str, Any], values: Mapping[str, int]) -> None:
         key = tuple(_value(name, raw) for name in self._group_by)
