@@ -26,6 +26,7 @@ from services.ledger.pricebook import PriceBooks
 from services.ledger.read_servicer import LedgerReadServicer
 from services.ledger.reconcile import Sweeper
 from services.ledger.report import Reports
+from services.ledger.retention import upkeep
 from services.ledger.seeding import Seeder
 from services.ledger.servicer import LedgerServicer
 from services.ledger.settings import LedgerSettings
@@ -59,6 +60,7 @@ async def main() -> None:
             sweeper.run(settings.sweep_interval_seconds),
             seeder.watch(settings.sweep_interval_seconds),
             alerter.run(settings.alert_interval_seconds),
+            *upkeep(store, settings, time.time_ns),
         ):
             stack.callback(asyncio.create_task(work).cancel)
         if mesh.otlp_endpoint:

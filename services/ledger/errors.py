@@ -38,6 +38,10 @@ class Reason(StrEnum):
     """One call carries more items than allowed; `field` names the list."""
     UTILIZATION_OVERLAP = "UTILIZATION_OVERLAP"
     """A record of own hardware covers time of its node that another record covers."""
+    EXCHANGE_RATE_UNKNOWN = "EXCHANGE_RATE_UNKNOWN"
+    """A day of the report has receipts and no exchange rate of the currency asked for."""
+    RECEIPTS_PAST_RETENTION = "RECEIPTS_PAST_RETENTION"
+    """The report needs single receipts that retention has deleted; sums by whole hours and names are still there."""
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     """The database does not answer; nothing was written, trying again later may help."""
 

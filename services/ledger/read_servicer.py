@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -77,11 +77,23 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
             receipts=[receipt_pb2.Receipt.FromString(blob) for blob in blobs], next_page_token=token
         )
 
+    async def StreamReceipts(
+        self, request: ledger_pb2.StreamReceiptsRequest, context: Any
+    ) -> AsyncIterator[ledger_pb2.StreamReceiptsResponse]:
+        """Give every receipt, oldest first."""
+        async for blobs in self._reports.stream(_filter(request.filter)):
+            yield ledger_pb2.StreamReceiptsResponse(receipts=[receipt_pb2.Receipt.FromString(blob) for blob in blobs])
+
     async def GetSpendReport(
         self, request: ledger_pb2.GetSpendReportRequest, context: Any
     ) -> ledger_pb2.GetSpendReportResponse:
         """Give sums by group."""
-        rows, models = await self._reports.spend(_filter(request.filter), list(request.group_by))
+        check_name(request.time_zone, "request.time_zone", optional=True)
+        for index, name in enumerate(request.group_by):
+            check_name(name, f"request.group_by[{index}]")
+        rows, models = await self._reports.spend(
+            _filter(request.filter), list(request.group_by), request.time_zone, request.currency
+        )
         return ledger_pb2.GetSpendReportResponse(rows=[_spend_row(row) for row in rows], baseline_models=models)
 
     async def ListBudgets(self, request: ledger_pb2.ListBudgetsRequest, context: Any) -> ledger_pb2.ListBudgetsResponse:
@@ -154,12 +166,14 @@ class LedgerReadServicer(ledger_pb2_grpc.LedgerReadServiceServicer):
 
 def _filter(message: ledger_pb2.ReceiptFilter) -> Filter:
     field = "request.filter"
-    for name in ("tenant_id", "user_id", "project_id", "model"):
+    for name in ("tenant_id", "user_id", "project_id", "model", "tag_key", "tag_value"):
         check_name(getattr(message, name), f"{field}.{name}", optional=True)
     start = instant(message.start_time, f"{field}.start_time") if message.HasField("start_time") else None
     end = instant(message.end_time, f"{field}.end_time") if message.HasField("end_time") else None
     if start is not None and end is not None and end < start:
         raise invalid_argument("before start_time", field=f"{field}.end_time")
+    if message.tag_value and not message.tag_key:
+        raise invalid_argument("a tag's value without its key", field=f"{field}.tag_value")
     return Filter(
         start_ns=start,
         end_ns=end,
@@ -167,6 +181,8 @@ def _filter(message: ledger_pb2.ReceiptFilter) -> Filter:
         user_id=message.user_id,
         project_id=message.project_id,
         model=message.model,
+        tag_key=message.tag_key,
+        tag_value=message.tag_value,
     )
 
 
@@ -197,4 +213,6 @@ def _spend_row(row: SpendRow) -> ledger_pb2.SpendRow:
         input_token_count=amounts["input_tokens"],
         output_token_count=amounts["output_tokens"],
         baseline_prompt_cached_nano_usd=amounts["baseline_prompt_cached"],
+        actual_in_currency=row.actual_in_currency,
+        baseline_in_currency=row.baseline_in_currency,
     )
