@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # It has no stubs.
@@ -64,6 +65,23 @@ def database_url(request: pytest.FixtureRequest, migrated: Callable[[str], str],
         return f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
     asyncio.run(_empty(url))
     return url
+
+
+@pytest.fixture
+def new_database(migrated: Callable[[str], str], tmp_path: Path) -> Callable[[str], str]:
+    """Makes the URL of a migrated database with nothing in it, as often as asked; on Postgres one at a time."""
+    numbers = count()
+
+    def make(store: str) -> str:
+        url = migrated(store)
+        if store == "postgres":
+            asyncio.run(_empty(url))
+            return url
+        path = tmp_path / f"books{next(numbers)}.db"
+        shutil.copyfile(url.partition("///")[2], path)
+        return f"sqlite+aiosqlite:///{path}"
+
+    return make
 
 
 @pytest.fixture
