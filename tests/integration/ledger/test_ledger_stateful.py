@@ -400,7 +400,7 @@ class Ledger(RuleBasedStateMachine):
             assert spent <= accounted, "an attempt's spend is lost"
 
 
-@pytest.mark.parametrize(("store", "examples", "steps"), [("sqlite", 40, 25), ("postgres", 5, 20)])
+@pytest.mark.parametrize(("store", "examples", "steps"), [("sqlite", 30, 25), ("postgres", 5, 20)])
 def test_no_interleaving_breaks_the_books(
     store: str, examples: int, steps: int, new_database: Callable[[str], str]
 ) -> None:
