@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, insert, or_, select, update
@@ -11,8 +10,9 @@ from sqlalchemy import Connection, insert, or_, select, update
 from mesh.errors import Code, TenthError
 from mesh.receipt import Price, PriceBook
 from services.ledger.errors import Reason
-from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, add, book_at, steps_from_json, steps_to_json
+from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, add, steps_from_json, steps_to_json
 from services.ledger.store import Store
+from services.ledger.stretches import Stretches
 from services.ledger.tables import books, prices
 
 _KEPT_VERSIONS = 64
@@ -23,12 +23,23 @@ class PriceBooks:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._versions: dict[int, tuple[DatedPrice, ...]] = {}
+        self._versions: dict[int, Stretches] = {}
 
     async def version(self, version: int) -> tuple[DatedPrice, ...]:
         """All dated prices of a version; version 0 is the empty book. Raises UNKNOWN_PRICE_BOOK_VERSION."""
+        return (await self._stretches(version)).rows
+
+    async def at(self, version: int, at_ns: int) -> PriceBook:
+        """The prices of a version that hold at an instant."""
+        return (await self._stretches(version)).at(at_ns)
+
+    async def reader(self, version: int) -> Callable[[int], PriceBook]:
+        """The prices of a version as a function of the instant."""
+        return (await self._stretches(version)).at
+
+    async def _stretches(self, version: int) -> Stretches:
         if version == 0:
-            return ()
+            return Stretches(())
         kept = self._versions.get(version)
         if kept is not None:
             return kept
@@ -36,16 +47,8 @@ class PriceBooks:
             rows = await connection.run_sync(prices_of, version)
         if len(self._versions) >= _KEPT_VERSIONS:
             self._versions.pop(next(iter(self._versions)))
-        self._versions[version] = rows
-        return rows
-
-    async def at(self, version: int, at_ns: int) -> PriceBook:
-        """The prices of a version that hold at an instant."""
-        return book_at(await self.version(version), at_ns)
-
-    async def reader(self, version: int) -> Callable[[int], PriceBook]:
-        """The prices of a version as a function of the instant."""
-        return partial(book_at, await self.version(version))
+        found = self._versions[version] = Stretches(rows)
+        return found
 
     async def current(self) -> tuple[int, tuple[DatedPrice, ...]]:
         """The newest version and its prices."""
