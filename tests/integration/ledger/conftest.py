@@ -15,12 +15,12 @@ import asyncpg  # type: ignore[import-untyped]  # It has no stubs.
 import pytest
 from sqlalchemy import text, update
 
+from bench.postgres import postgres
 from services.ledger import tables
 from services.ledger.migrate import migrate
 from services.ledger.store import write_engine
 from services.ledger.tables import metadata
 from tests.integration.ledger.ledger_books import Books, open_books
-from bench.postgres import postgres
 
 
 @pytest.fixture(scope="session")
