@@ -8,7 +8,6 @@ import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from sqlalchemy import text
 from tenth.ledger.v1 import ledger_pb2 as pb
 from tenth.ledger.v1 import ledger_pb2_grpc as rpc
 from tenth.type.v1 import receipt_pb2
@@ -36,6 +35,7 @@ async def measure(result: Result, store: str, url: str, folder: Path, *, quick: 
             budget.window, budget.time_zone = pb.BUDGET_WINDOW_MONTH, "Asia/Seoul"
             await writes.SetBudget(pb.SetBudgetRequest(budget=budget), timeout=30)
             await _settles(replica, [receipt(uuid.uuid4().hex, snapshot) for _ in range(2 * BATCH)], 2)  # Warms up.
+            before, count_all = await _size(url), 2 * rounds * each
             rates: dict[int, list[float]] = {1: [], 8: []}
             for _ in range(rounds):
                 for writers, measured in rates.items():
@@ -43,8 +43,8 @@ async def measure(result: Result, store: str, url: str, folder: Path, *, quick: 
                     measured.append(await _settles(replica, made, writers))
             for writers, measured in rates.items():
                 result.add(f"{store}/ours/settles_per_s_w{writers}", median(measured), "1/s", rounds * each)
+            result.add(f"{store}/ours/bytes_per_event", (await _size(url) - before) / count_all, "bytes", count_all)
             await _latencies(result, store, writes, snapshot, count)
-    result.add(f"{store}/ours/bytes_per_event", await _size(url), "bytes", 2 * rounds * each)
 
 
 async def _settles(replica: Replica, made: list[receipt_pb2.Receipt], writers: int) -> float:
@@ -91,17 +91,16 @@ async def _latencies(
             result.add(f"{store}/ours/{name}_{label}_ms", percentile(values, share), "ms", count)
 
 
-async def _size(url: str) -> float:
-    """Bytes of receipts, their events and indexes, by receipt."""
+async def _size(url: str) -> int:
+    """Bytes of the whole database."""
     engine = write_engine(url)
     try:
         async with engine.connect() as connection:
-            count = (await connection.execute(text("SELECT count(*) FROM receipts"))).scalar_one()
-            if engine.dialect.name == "sqlite":
-                pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
-                size = pages * (await connection.execute(text("PRAGMA page_size"))).scalar_one()
-            else:
-                size = (await connection.execute(text("SELECT pg_database_size(current_database())"))).scalar_one()
-        return float(size) / count
+            if engine.dialect.name != "sqlite":
+                query = "SELECT pg_database_size(current_database())"
+                return int((await connection.exec_driver_sql(query)).scalar_one())
+            pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
+            of = (await connection.exec_driver_sql("PRAGMA page_size")).scalar_one()
+            return int(pages) * int(of)
     finally:
         await engine.dispose()
