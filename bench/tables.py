@@ -17,6 +17,13 @@ RESULTS = Path("bench/results")
 _BLOCK = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench:\1 -->", re.DOTALL)
 
 _KINDS = {"exact_hit": "exact hit", "semantic_hit": "semantic hit", "miss": "miss"}
+_WRONGS = {
+    "overspend": "most that spent and reserved stood above the limit, nano-USD",
+    "leaked": "reservations still open after the sweeper's time",
+    "lost": "acknowledged settlements that are not in the books",
+    "double_counted": "requests settled twice, or not summed once",
+    "identity_violations": "receipts whose savings do not add up",
+}
 _SYSTEMS = {"ours": "Tenth", "litellm": "LiteLLM", "direct": "direct"}
 
 
@@ -94,13 +101,76 @@ def mesh_tables(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ledger_tables(result: Mapping[str, Any]) -> str:
+    """Settlements, reservations and sizes by store; the money's rights and wrongs; reports by size of the books."""
+    metrics = result["metrics"]
+
+    def value(name: str) -> str:
+        return _number(float(metrics[name]["value"])) if name in metrics else ""
+
+    lines = [
+        "| store | settles/s, 1 writer | 8 writers | goal | reserve p50 ms | p95 | goal "
+        "| reserve + settle p50 ms | p95 | bytes per event |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for store, name, goal in (("sqlite", "SQLite", "1000"), ("postgres", "Postgres", "2000")):
+        of = f"{store}/ours/"
+        cells = [
+            *(value(f"{of}settles_per_s_{writers}") for writers in ("w1", "w8")),
+            f"at least {goal}",
+            *(value(f"{of}reserve_{share}_ms") for share in ("p50", "p95")),
+            "at most 5",
+            *(
+                value(f"{of}{measure}")
+                for measure in ("reserve_settle_p50_ms", "reserve_settle_p95_ms", "bytes_per_event")
+            ),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "| under kills and cancellations | measured | goal | of |", "|---|--:|--:|--:|"]
+    for name, what in _WRONGS.items():
+        metric = metrics.get(f"{name}/ours/count")
+        if metric is not None:
+            lines.append(f"| {what} | {metric['value']:.0f} | 0 | {metric['n']} |")
+    lines += ["", "| books | median ms | slowest grouping, ms | goal | by |", "|---|--:|--:|--:|---|"]
+    for name, what, most in (("report_1m", "1 million receipts", 1000), ("report_10m", "10 million receipts", 3000)):
+        if f"{name}/ours/p50_ms" in metrics:
+            slowest = result["assumptions"].get(f"{name}_worst", "").replace("_", ", ")
+            cells = [value(f"{name}/ours/{measure}") for measure in ("p50_ms", "worst_p50_ms")]
+            lines.append(f"| {what} | {cells[0]} | {cells[1]} | at most {most} | {slowest} |")
+    mismatches = metrics.get("pricemap/ours/mismatches")
+    if mismatches is not None:
+        lines += [
+            "",
+            f"LiteLLM's price map against a second computation in decimal numbers: "
+            f"{mismatches['value']:.0f} mismatches in {mismatches['n']} costs (goal: 0).",
+        ]
+    done = result["assumptions"].get("overspend")
+    if done:
+        lines += [
+            "",
+            f"The overspend test: {done['clients']} clients, {done['replicas']} replicas, "
+            f"{done.get('kills', 0)} kills, {done.get('cancelled', 0)} cancelled calls, "
+            f"{done.get('retried: UNAVAILABLE', 0)} calls asked again because a replica was gone, "
+            f"{done.get('forgotten', 0)} reservations that nobody came back for; the books were read "
+            f"{done.get('looks', 0)} times meanwhile.",
+        ]
+    machine = result["machine"]
+    lines += [
+        "",
+        f"Commit {result['commit'][:12]}, {result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), "
+        f"Python {machine['python']}.",
+    ]
+    lines += [f"Not measured: {item}." for item in result["skipped"]]
+    return "\n".join(lines)
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"mesh": mesh_tables}
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"mesh": mesh_tables, "ledger": ledger_tables}
 """The tables by benchmark."""
 
 

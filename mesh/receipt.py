@@ -200,13 +200,16 @@ def price_of(model: str, prices: PriceBook) -> Price:
 def _steps(facts: Facts, price: Price, baseline: int) -> tuple[int, int, int, int, int, int]:
     """Prices after each layer of a request that a model answered; the cache saved nothing of it."""
     usage, batch, flex = facts.usage, facts.batch, facts.flex
+    discounted = _discounted(price, usage)
+    # A layer that did not act costs no computation either: most requests are neither batched nor quantized.
+    batched = _discounted(price, usage, batch=batch, flex=flex) if batch or flex else discounted
     return (
         baseline,
         _plain(price, facts.original_input, usage),
         _plain(price, usage.input, usage),
-        _discounted(price, usage),
-        _discounted(price, usage, batch=batch, flex=flex),
-        _discounted(price, usage, batch=batch, flex=flex, quantized=facts.quantized),
+        discounted,
+        batched,
+        _discounted(price, usage, batch=batch, flex=flex, quantized=True) if facts.quantized else batched,
     )
 
 

@@ -91,7 +91,8 @@ def check_name(value: str, field: str, *, optional: bool = False) -> str:
         raise required(field)
     if len(value) > ID_LENGTH:
         raise invalid_argument(f"longer than {ID_LENGTH} characters", field=field)
-    if any(unicodedata.category(each) == "Cc" for each in value):
+    # Almost every name is printable, and so has no control character: that test alone is quick.
+    if not value.isprintable() and any(unicodedata.category(each) == "Cc" for each in value):
         raise invalid_argument("holds a control character", field=field)
     return value
 

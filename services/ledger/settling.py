@@ -143,7 +143,10 @@ def track(
     recorded: dict[Key, set[int]] = {}
     for row in connection.execute(_ATTEMPT_NUMBERS, {"requests": sorted({request for _, request in wanted})}):
         recorded.setdefault((row.tenant_id, row.request_id), set()).add(row.attempt)
-    connection.execute(_DONE, [{"tenant": tenant, "request": request} for tenant, request in wanted])
+    among = {"tenants": sorted({key[0] for key in wanted}), "requests": sorted({key[1] for key in wanted})}
+    tracked = {(row.tenant_id, row.request_id) for row in connection.execute(_TRACKED, among)}.intersection(wanted)
+    if tracked:
+        connection.execute(_DONE, [{"tenant": tenant, "request": request} for tenant, request in sorted(tracked)])
     rows = []
     for key in wanted:
         origin, accounted = covered.get(key, ("", frozenset()))
@@ -283,6 +286,7 @@ def _write_receipts(
                 "event_ns": now,
                 "actual_delta": each.actual - (before.actual if before is not None else 0),
                 "receipt": each.blob,
+                "counted_ns": each.create_ns,
             }
         )
         row = {**each.columns, "origin": origin, "digest": each.digest, "event_id": event_id}
@@ -328,6 +332,10 @@ _CLOSE = (
 )
 _DONE = delete(open_requests).where(
     open_requests.c.tenant_id == bindparam("tenant"), open_requests.c.request_id == bindparam("request")
+)
+_TRACKED = select(open_requests.c.tenant_id, open_requests.c.request_id).where(
+    open_requests.c.tenant_id.in_(bindparam("tenants", expanding=True)),
+    open_requests.c.request_id.in_(bindparam("requests", expanding=True)),
 )
 _ATTEMPT_NUMBERS = (
     select(attempts.c.tenant_id, attempts.c.request_id, attempts.c.attempt)

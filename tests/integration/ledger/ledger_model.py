@@ -1,0 +1,167 @@
+"""A plain model of the books: what each request shows, holds and has recorded, and what budgets must say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from tenth.type.v1 import receipt_pb2
+
+from services.ledger.policy import Budget, window_bounds
+
+GIVEN, MADE = "given", "reconciled"
+INPUT, CACHED, OUTPUT = 1_000, 100, 2_000
+"""Prices of the model "small" per token, nano-USD."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A receipt: whose, when, what it costs, and the attempts on it."""
+
+    user: str
+    create_ns: int
+    cost: int
+    digest: str
+    failed: bool
+    numbers: frozenset[int]
+    origin: str = GIVEN
+    message: receipt_pb2.Receipt | None = None
+    """As the orchestrator made it; None for one that the ledger made."""
+    found: tuple[tuple[int, int], ...] = ()
+    """Attempts that the ledger added, with their costs."""
+
+    @property
+    def actual(self) -> int:
+        """What it costs with what the ledger added."""
+        return self.cost + sum(cost for _, cost in self.found)
+
+
+@dataclass(frozen=True)
+class Held:
+    """An open reservation."""
+
+    reservation_id: str
+    user: str
+    amount: int
+    create_ns: int
+    expire_ns: int
+    payload: tuple[int, int, str]
+    digest: str
+
+
+@dataclass
+class Request:
+    """What the books must know of one request."""
+
+    shown: Receipt | None = None
+    held: Held | None = None
+    started: dict[int, int] = field(default_factory=dict)
+    ended: dict[int, int] = field(default_factory=dict)
+    """Costs of the attempts' records, by number."""
+
+    def cost_of(self, number: int) -> int:
+        """What an attempt counts with now."""
+        return self.ended[number] if number in self.ended else self.started[number]
+
+    @property
+    def unfinished(self) -> set[int]:
+        """Attempts that started and did not end."""
+        return set(self.started) - set(self.ended)
+
+    def settle(self, given: Receipt) -> tuple[bool, int]:
+        """Settle; whether it is accepted, and by how much its spending grew beyond what was held for it."""
+        before = self.shown
+        if before is not None and before.origin == GIVEN:
+            if before.message == given.message:
+                return True, 0
+            if not given.digest or given.digest != before.digest:
+                return False, 0
+            better = before.failed if given.failed != before.failed else given.create_ns > before.create_ns
+            if not better:
+                self.held = None
+                return True, 0
+        return True, self.show(given)
+
+    def show(self, receipt: Receipt) -> int:
+        """Put a receipt in place of what was shown and held; returns what it spends beyond that."""
+        before = self.shown.actual if self.shown is not None else 0
+        held = self.held.amount if self.held is not None else 0
+        self.shown, self.held = receipt, None
+        return max(receipt.actual - before - held, 0)
+
+
+class Model:
+    """All requests of one tenant."""
+
+    def __init__(self, requests: int) -> None:
+        self.requests = [Request() for _ in range(requests)]
+        self.beyond = 0
+        """Spent beyond what was reserved for it: receipts without a reservation, or above it."""
+
+    def sums(self, budget: Budget, at_ns: int) -> tuple[int, int]:
+        """Spent and reserved of a budget in the window that holds an instant."""
+        start, end = window_bounds(budget.window, budget.time_zone, at_ns)
+
+        def counts(user: str, create_ns: int) -> bool:
+            return budget.user_id in ("", user) and start <= create_ns and (end is None or create_ns < end)
+
+        shown = (each.shown for each in self.requests if each.shown is not None)
+        held = (each.held for each in self.requests if each.held is not None)
+        return (
+            sum(each.actual for each in shown if counts(each.user, each.create_ns)),
+            sum(each.amount for each in held if counts(each.user, each.create_ns)),
+        )
+
+    def fits(self, budgets: list[Budget], user: str, amount: int, at_ns: int) -> bool:
+        """Whether an amount fits every hard budget that covers a user."""
+        return all(
+            amount <= max(budget.limit - sum(self.sums(budget, at_ns)), 0)
+            for budget in budgets
+            if budget.hard and budget.user_id in ("", user)
+        )
+
+
+def swept(before: Request, stored: receipt_pb2.Receipt | None, *, still_held: bool, now: int, grace_ns: int) -> Request:
+    """What a request must be after a sweep, from what the books show of it; every step checked."""
+    after = replace(before, started=dict(before.started), ended=dict(before.ended))
+    if before.held is not None:
+        if not still_held:
+            assert before.held.expire_ns <= now, "a reservation that has not expired was closed"
+            after.held = None
+        else:
+            waits = before.held.expire_ns > now or before.unfinished
+            assert waits, "an expired reservation whose attempts all ended stays open"
+    else:
+        assert not still_held, "a closed reservation is open again"
+    if stored is None:
+        assert before.shown is None, "a receipt is lost"
+        return after
+    items = [(item.attempt, item.cost_nano_usd) for item in stored.facts.overheads]
+    base = before.shown if before.shown is not None and before.shown.origin == GIVEN else None
+    if base is not None:
+        assert base.message is not None
+        items = items[len(base.message.facts.overheads) :]
+        assert stored.facts.create_time == base.message.facts.create_time
+    else:
+        assert stored.facts.failed
+        base = Receipt(
+            user=stored.facts.user_id,
+            create_ns=stored.facts.create_time.ToNanoseconds(),
+            cost=0,
+            digest="",
+            failed=True,
+            numbers=frozenset(),
+            origin=MADE,
+        )
+    numbers = [number for number, _ in items]
+    assert len(numbers) == len(set(numbers)), "an attempt counts twice"
+    assert not base.numbers & set(numbers), "an attempt on the receipt counts again"
+    found = tuple(items)
+    if before.shown is None or before.shown.found != found:
+        for number, cost in items:
+            assert cost == before.cost_of(number), "an attempt does not count with what it spent"
+        for item in stored.facts.overheads:
+            if item.attempt in before.unfinished and item.attempt in numbers:
+                assert item.usage.estimated, "a worst case is not marked as estimated"
+        assert not before.unfinished & set(numbers) or grace_ns <= now, "a worst case counted at once"
+    after.shown = replace(base, found=found)
+    return after
