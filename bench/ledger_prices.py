@@ -63,7 +63,7 @@ def measure(data: Path, result: Result, seed: int) -> None:
     entries = json.loads(gzip.decompress(content), parse_float=Decimal, parse_int=Decimal)
     not_kept = {row.model: set(re.findall(r"(\S+) is not kept", row.reason)) for row in rows}
     usages = _QUICK_USAGES if result.quick else USAGES
-    mismatches = models = 0
+    mismatches = models = own_mismatches = 0
     partly = set[str]()
     for price in prices:
         entry = entries[price.model]
@@ -73,13 +73,16 @@ def measure(data: Path, result: Result, seed: int) -> None:
         left_out = not_kept[price.model] & set(entry)
         if left_out - {"off_peak_pricing"}:
             partly.add(price.model)
+            strict = random.Random(f"{seed} {price.model}")  # noqa: S311  (which usages; no secret)
+            own_mismatches += _mismatches(price, Map(entry, set()), strict, usages)
         chance = random.Random(f"{seed} {price.model}")  # noqa: S311  (which usages; no secret)
         mismatches += _mismatches(price, Map(entry, left_out), chance, usages)
     chat = [entry for entry in entries.values() if entry.get("mode") == "chat"]
     result.assumptions["pricemap"] = (
-        f"{files[-1].name}, {len(entries)} rows of which {len(chat)} chat; {usages} usages a model; batch and flex "
-        f"figures for cached or written tokens that are no share of the plain price are not kept by the book and are "
-        f"compared by the share ({len(partly)} models); unconfirmed rows carry a zero or a figure finer than 1e-15 USD"
+        f"{files[-1].name}, {len(entries)} rows of which {len(chat)} chat; {usages} usages a model. The book scales "
+        f"all input alike for batch and flex: for {len(partly)} models whose own such prices of cached or written "
+        "tokens say otherwise, mismatches compares by the share, by_share_mismatches by the map's own. Unconfirmed "
+        "rows carry a zero or a figure finer than 1e-15 USD a token"
     )
     add = result.add
     add("pricemap/ours/mismatches", mismatches, "count", models * usages)
@@ -87,6 +90,7 @@ def measure(data: Path, result: Result, seed: int) -> None:
     add("pricemap/ours/unconfirmed", outcomes[ledger_pb2.IMPORT_OUTCOME_UNCONFIRMED], "count", len(rows))
     add("pricemap/ours/skipped", outcomes[ledger_pb2.IMPORT_OUTCOME_SKIPPED], "count", len(rows))
     add("pricemap/ours/by_share", len(partly), "count", models)
+    add("pricemap/ours/by_share_mismatches", own_mismatches, "count", len(partly) * usages)
     add("pricemap/ours/import_seconds", seconds, "s", len(rows))
 
 
