@@ -45,7 +45,7 @@ from services.ledger.tables import ROLLED, SAVINGS, attempts, receipt_events, ro
 
 log = logging.getLogger("tenth.ledger")
 
-BATCH = 2_000
+BATCH = 1_000
 """Most events of one step: bounds how long the writer is held."""
 Request = tuple[str, str]
 
