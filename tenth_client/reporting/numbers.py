@@ -50,10 +50,3 @@ def short_day(value: date, language: str) -> str:
 def moment(value: datetime, language: str) -> str:
     """A time in its own zone, to the minute."""
     return f"{day(value.date(), language)} {value:%H:%M}"
-
-
-def duration(milliseconds: float, language: str) -> str:
-    """``850 ms`` or ``2.4 s``; ``2.4초`` in Korean."""
-    if milliseconds < 1000:
-        return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
-    return f"{milliseconds / 1000:.1f}초" if language == "ko" else f"{milliseconds / 1000:.1f} s"
