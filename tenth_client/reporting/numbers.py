@@ -16,7 +16,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def decimals_for(amounts: Iterable[int]) -> int:
     """As many decimals as the largest of some amounts (nano-USD) needs to show four figures or more."""
     largest = max((abs(amount) for amount in amounts), default=0)
-    return next((places for limit, places in ((10**11, 2), (10**9, 4), (10**7, 5)) if largest >= limit), 6)
+    return next((places for limit, places in ((10**14, 0), (10**11, 2), (10**9, 4), (10**7, 5)) if largest >= limit), 6)
 
 
 def money(nano: int, decimals: int) -> str:

@@ -78,7 +78,7 @@ def test_money(nano: int, places: int, text: str) -> None:
 
 
 def test_decimals_follow_the_largest_amount() -> None:
-    assert [decimals_for([amount, 1]) for amount in (0, 10**6, 10**7, -(10**9), 10**11)] == [6, 6, 5, 4, 2]
+    assert [decimals_for([amount, 1]) for amount in (0, 10**6, 10**7, -(10**9), 10**11, 10**14)] == [6, 6, 5, 4, 2, 0]
 
 
 @pytest.mark.parametrize(
