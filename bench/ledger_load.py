@@ -37,12 +37,16 @@ async def measure(result: Result, store: str, url: str, folder: Path, *, quick: 
             await _settles(replica, [receipt(uuid.uuid4().hex, snapshot) for _ in range(2 * BATCH)], 2)  # Warms up.
             before, count_all = await _size(url), 2 * rounds * each
             rates: dict[int, list[float]] = {1: [], 8: []}
+            cpu = 0.0
             for _ in range(rounds):
                 for writers, measured in rates.items():
                     made = [receipt(uuid.uuid4().hex, snapshot) for _ in range(each)]
+                    started = replica.cpu_seconds()
                     measured.append(await _settles(replica, made, writers))
+                    cpu += replica.cpu_seconds() - started
             for writers, measured in rates.items():
                 result.add(f"{store}/ours/settles_per_s_w{writers}", median(measured), "1/s", rounds * each)
+            result.add(f"{store}/ours/cpu_ms_per_settle", cpu * 1000 / count_all, "ms", count_all)
             result.add(f"{store}/ours/bytes_per_event", (await _size(url) - before) / count_all, "bytes", count_all)
             await _latencies(result, store, writes, snapshot, count)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # It has no stubs.
+import psutil
 import yaml
 from google.protobuf.timestamp_pb2 import Timestamp
 from tenth.ledger.v1 import ledger_pb2 as pb
@@ -87,6 +88,13 @@ class Replica:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def cpu_seconds(self) -> float:
+        """User and system time that the running process has taken."""
+        if self.process is None:
+            return 0.0
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def channel(self) -> MeshChannel:
         """A new connection, as the orchestrator makes it."""
