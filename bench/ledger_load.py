@@ -7,6 +7,7 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2 as pb
 from tenth.ledger.v1 import ledger_pb2_grpc as rpc
@@ -61,7 +62,7 @@ async def _settles(replica: Replica, made: list[receipt_pb2.Receipt], writers: i
             stubs.append(rpc.LedgerServiceStub(await stack.enter_async_context(replica.channel())))
             await stubs[-1].GetAdmissionSnapshot(pb.GetAdmissionSnapshotRequest(), timeout=30)
 
-        async def write(stub: rpc.LedgerServiceStub) -> None:
+        async def write(stub: Any) -> None:
             for request in waiting:
                 answer = await stub.SettleReceipts(request, timeout=60)
                 if any(each.error_reason for each in answer.results):
@@ -73,7 +74,7 @@ async def _settles(replica: Replica, made: list[receipt_pb2.Receipt], writers: i
 
 
 async def _latencies(
-    result: Result, store: str, writes: rpc.LedgerServiceStub, snapshot: pb.GetAdmissionSnapshotResponse, count: int
+    result: Result, store: str, writes: Any, snapshot: pb.GetAdmissionSnapshotResponse, count: int
 ) -> None:
     reserves, pairs = [], []
     for _ in range(count):

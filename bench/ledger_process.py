@@ -28,7 +28,7 @@ from mesh.channel import MeshChannel, connect
 from mesh.errors import TenthError
 from mesh.settings import MeshSettings
 from mesh.telemetry import start_telemetry
-from mesh.wire import build_receipt, price_book
+from mesh.wire import build_receipt, dated_prices
 
 TENANT, MODEL, BASELINE = "bench", "gpt-4o-mini", "claude-opus-4-7"
 _START_SECONDS = 60.0
@@ -171,7 +171,7 @@ def receipt(
         reservation_id=reservation_id,
     )
     facts.overheads.add(kind="compute", compute_micros=1500)
-    book = price_book(snapshot.prices, now.ToNanoseconds() / 1e9)
+    book = dated_prices(snapshot.prices).at(now.ToNanoseconds())
     return build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_PENDING)
 
 

@@ -20,14 +20,14 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mesh import money
-from mesh.receipt import Price
+from mesh.receipt import Price, PriceStep
 
 T = TypeVar("T")
 log = logging.getLogger("tenth.catalog")
 
 # Each service knows the keys of all, so that a misspelt key is refused wherever the file is read.
 SECTIONS = frozenset({"providers", "routing", "models", "prices"})
-PROVIDER_KEYS = frozenset({"backend", "base_url", "key_env", "key_file"})
+PROVIDER_KEYS = frozenset({"backend", "base_url", "key_env", "key_file", "usage"})
 ROUTING_KEYS = frozenset({"default_tier", "classifier_model"})
 MODEL_KEYS = frozenset(
     {
@@ -45,6 +45,7 @@ MODEL_KEYS = frozenset(
 )
 ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean"})
 PRICE_KEYS = frozenset({"valid_from", "valid_to", "source", *(field.name for field in fields(Price))})
+STEP_KEYS = frozenset({"above_input_tokens", *(field.name for field in fields(PriceStep) if field.name != "above")})
 
 _TAG = "tag:yaml.org,2002:"
 

@@ -177,10 +177,12 @@ def worst_case(price: Price, input_tokens: int, max_output_tokens: int, *, batch
 
     With ``batch``: at batch prices, where there are such.
     """
-    step = _at(price, input_tokens)
-    dearest = max(step.input, step.cache_write_5m or 0, step.cache_write_1h or 0)
+    # The count is an upper bound: the request may also stay below a mark, and be dearer there.
+    reachable: list[Price | PriceStep] = [price, *(step for step in price.steps if step.above < input_tokens)]
+    dearest = max(max(each.input, each.cache_write_5m or 0, each.cache_write_1h or 0) for each in reachable)
+    dearest_output = max(price.reasoning_output or 0, *(each.output for each in reachable))
     money_in: int | Fraction = _count(input_tokens) * dearest
-    money_out: int | Fraction = _count(max_output_tokens) * max(step.output, step.reasoning_output or 0)
+    money_out: int | Fraction = _count(max_output_tokens) * dearest_output
     if batch:
         money_in *= _ratio(price.batch_input, price.input)
         money_out *= _ratio(price.batch_output, price.output)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -32,6 +33,25 @@ def memory_telemetry(service: str = "test") -> tuple[Telemetry, InMemorySpanExpo
     """Telemetry whose finished spans can be read back."""
     exporter = InMemorySpanExporter()
     return start_telemetry(service, MeshSettings(), SimpleSpanProcessor(exporter)), exporter
+
+
+def memory_metrics(service: str = "test") -> tuple[Telemetry, InMemoryMetricReader]:
+    """Telemetry whose metrics can be read back."""
+    reader = InMemoryMetricReader()
+    return start_telemetry(service, MeshSettings(), metric_readers=[reader]), reader
+
+
+def metric_points(reader: InMemoryMetricReader, name: str) -> dict[frozenset[tuple[str, Any]], Any]:
+    """The data points of one metric now, by attributes; empty while it has none."""
+    data = reader.get_metrics_data()
+    return {
+        frozenset((point.attributes or {}).items()): point
+        for resource in (data.resource_metrics if data is not None else ())
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name
+        for point in metric.data.data_points
+    }
 
 
 @asynccontextmanager

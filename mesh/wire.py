@@ -8,6 +8,7 @@ from typing import Any, cast
 from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh import receipt
+from mesh.dated import DatedPrices
 
 _PRICE_FIELDS = (
     ("cached_input", "cached_input_nano_usd_per_million_tokens"),
@@ -136,12 +137,12 @@ def build_receipt(
     return result
 
 
-def price_book(messages: Iterable[receipt_pb2.Price], at_seconds: float) -> dict[str, receipt.Price]:
-    """The prices that hold at an instant, by model."""
-    book: dict[str, receipt.Price] = {}
-    for message in messages:
-        starts = message.valid_from_time.ToNanoseconds() / 1e9
-        ends = message.valid_to_time.ToNanoseconds() / 1e9 if message.HasField("valid_to_time") else None
-        if starts <= at_seconds and (ends is None or at_seconds < ends):
-            book[message.model] = price_from_proto(message)
-    return book
+def dated_prices(messages: Iterable[receipt_pb2.Price]) -> DatedPrices[receipt_pb2.Price]:
+    """Dated prices of the wire, indexed by model."""
+    return DatedPrices(
+        messages,
+        model=lambda message: message.model,
+        starts=lambda message: message.valid_from_time.ToNanoseconds(),
+        ends=lambda message: message.valid_to_time.ToNanoseconds() if message.HasField("valid_to_time") else None,
+        price=price_from_proto,
+    )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+REPORT = "import tenth_client.cli, pyarrow.parquet, vl_convert"
 IMPORTS = {
     "": "import mesh.server, mesh.channel, mesh.healthcheck, tenth_client.cli",
     "orchestrator": "import services.orchestrator.__main__",
@@ -29,15 +30,18 @@ IMPORTS = {
     "batch": "import tenth.batch.v1.batch_pb2_grpc",
     "models": "import models.build, onnxscript, sentence_transformers",
     "bench": "import bench.mesh",
+    "report": REPORT,
 }
 CLIENT = "client"
+CLIENT_REPORT = "client[report]"
+CLIENTS = {CLIENT: "import tenth_client, tenth_client.cli", CLIENT_REPORT: REPORT}
 HEAVY = ("torch", "vllm", "transformers", "sentence_transformers")
 WITH_HEAVY = {"models", "inference", "cache-transformers"}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Test the named extras, or all. Returns the number that failed."""
-    wanted = list(arguments) or [*IMPORTS, CLIENT]
+    wanted = list(arguments) or [*IMPORTS, *CLIENTS]
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="tenth-extras-") as name:
         folder = Path(name)
@@ -45,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         client = build(ROOT / "tenth_client", folder / "client")
         for extra in wanted:
             started = time.monotonic()
-            wheel, suffix = (client, "") if extra == CLIENT else (tenth, f"[{extra}]" if extra else "")
+            suffix = f"[{extra}]" if extra else ""
+            wheel, suffix = (client, extra.removeprefix(CLIENT)) if extra in CLIENTS else (tenth, suffix)
             problem = check(f"{wheel}{suffix}", extra, folder / f"venv-{extra or 'base'}")
             seconds = time.monotonic() - started
             print(f"{extra or '(none)':<14} {seconds:6.1f} s  {problem or 'ok'}", flush=True)
@@ -66,12 +71,12 @@ def check(requirement: str, extra: str, venv: Path) -> str:
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
         run([*pip, "--constraint", str(ROOT / "constraints.txt"), requirement])
-        statement = "import tenth_client, tenth_client.cli" if extra == CLIENT else IMPORTS[extra]
+        statement = CLIENTS[extra] if extra in CLIENTS else IMPORTS[extra]
         unwanted = "" if extra in WITH_HEAVY else f"\nassert not set(sys.modules) & set({HEAVY!r})"
         # From an empty directory and without the environment's paths: only the wheel can answer.
         run([python, "-I", "-W", "ignore", "-c", f"import sys\n{statement}{unwanted}"], cwd=venv)
         run([python, "-m", "pip", "--disable-pip-version-check", "check"])
-        if extra in ("", CLIENT):
+        if extra in ("", *CLIENTS):
             run([str(venv / "bin" / "tenth"), "--help"], cwd=venv)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout or "no output").strip().splitlines()

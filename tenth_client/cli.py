@@ -9,17 +9,19 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import commands
+from tenth_client import budgets, commands, plans, prices
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
 from tenth_client.money import usd
 from tenth_client.openai_format import FormatError
 from tenth_client.processes import StartError
+from tenth_client.reporting import commands as reporting
 from tenth_client.up import Mesh, MeshOptions
 
 _COLOURS = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_yellow")
@@ -118,13 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
     _connected(add("status", with_rpc(commands.status), "health of every service, and the served models"))
 
-    report = _connected(add("report", with_rpc(commands.report), "what was spent and saved, from the ledger"))
-    report.add_argument(
-        "--by", default="", help="model, tier, tenant, user, project, day, hour, cache; comma-separated"
-    )
-    report.add_argument("--since", default="", metavar="DATE", help="from this time (ISO 8601, UTC)")
-    report.add_argument("--until", default="", metavar="DATE", help="before this time (ISO 8601, UTC)")
-    report.add_argument("--tenant", default="", help="only this tenant")
+    reporting.add_commands(lambda name, command, text: _connected(add(name, with_rpc(command), text)))
 
     switch = _connected(add("switch", with_rpc(commands.switch), "turn a layer off or on (kill switch)"))
     switch.add_argument("layer", choices=("cache", "routing", "compression", "batch"))
@@ -132,19 +128,32 @@ def parser() -> argparse.ArgumentParser:
     switch.add_argument("--tenant", default="*", help='the tenant (default: "*", all)')
 
     budget = add("budget", _nothing, "budgets and where they stand").add_subparsers(metavar="ACTION", required=True)
-    budgets = _connected(budget.add_parser("list", help="budgets with what is spent and reserved"))
-    budgets.set_defaults(run=with_rpc(commands.budget_list))
-    budgets.add_argument("--tenant", default="", help="the tenant (default: the caller's own)")
+    standing = _connected(budget.add_parser("list", help="budgets with what is spent and reserved"))
+    standing.set_defaults(run=with_rpc(budgets.budget_list))
+    standing.add_argument("--tenant", default="", help="the tenant (default: the caller's own)")
     setting = _connected(budget.add_parser("set", help="create or replace a budget"))
-    setting.set_defaults(run=with_rpc(commands.budget_set))
+    setting.set_defaults(run=with_rpc(budgets.budget_set))
     setting.add_argument("name")
     setting.add_argument("--limit", required=True, metavar="USD", help="the limit in USD")
     setting.add_argument("--tenant", default="demo", help="the tenant (default: %(default)s)")
-    setting.add_argument("--window", choices=("day", "month", "total"), default="month")
+    setting.add_argument("--window", choices=("day", "week", "month", "total", "rolling"), default="month")
+    setting.add_argument("--rolling", default="", metavar="LENGTH", help="with a rolling window: 30m, 12h, 7d, ...")
     setting.add_argument("--time-zone", default="UTC", help="IANA name (default: %(default)s)")
     setting.add_argument("--user", default="", help="only this user's requests")
     setting.add_argument("--project", default="", help="only this project's requests")
+    setting.add_argument("--model", default="", help="only this model's requests")
+    setting.add_argument("--tag", default="", metavar="KEY[=VALUE]", help="only requests with this tag")
     setting.add_argument("--soft", action="store_true", help="report only, refuse nothing")
+    setting.add_argument(
+        "--alert", type=int, nargs="+", default=[], metavar="PERCENT", help="alert when so much is spent"
+    )
+    setting.add_argument("--alert-url", default="", metavar="URL", help="where alerts are posted, https")
+    setting.add_argument(
+        "--ladder",
+        default="",
+        metavar="STEP=PERCENT,...",
+        help="what is left before refusal: cache-only, batch, cheaper-tier, each from a percent of the limit on",
+    )
 
     explain = _connected(
         add("explain", with_rpc(commands.explain), "what each layer would do with a request; spends nothing")
@@ -169,7 +178,65 @@ def parser() -> argparse.ArgumentParser:
     invalidate.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE")
     invalidate.add_argument("--all", action="store_true", help="everything of the tenant")
     invalidate.add_argument("--dry-run", action="store_true", help="only count")
+    _price_commands(add)
+    _plan_commands(add)
     return top
+
+
+def _price_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """``tenth prices`` and ``tenth rate``."""
+    actions = add("prices", _nothing, "the price book").add_subparsers(metavar="ACTION", required=True)
+
+    def action(of: Any, name: str, command: commands.Command, text: str) -> argparse.ArgumentParser:
+        sub = _connected(of.add_parser(name, help=text, description=text))
+        sub.set_defaults(run=commands.with_rpc(command))
+        return sub
+
+    def begin(sub: argparse.ArgumentParser, text: str, *, required: bool = False) -> None:
+        sub.add_argument("--from", dest="start", default="", metavar="DATE", required=required, help=text)
+
+    file = action(actions, "import", prices.import_file, "compare a price file with the book; --apply adds it")
+    file.add_argument("file", type=Path, help="LiteLLM's price map (JSON), or YAML as deploy/catalog.yaml; also gzip")
+    file.add_argument("--format", choices=prices.FORMATS, default="", help="what it is (default: by the file's name)")
+    file.add_argument("--source", default="", help="where it is from; needed for LiteLLM's map")
+    begin(file, "when its prices begin to hold; needed for LiteLLM's map")
+    file.add_argument("--apply", action="store_true", help="import it; without this only the diff is shown")
+    file.add_argument("--all", action="store_true", help="show new, unchanged and skipped rows too")
+    for option, text in (("take", "the file's price shall hold"), ("keep", "the book's price stays")):
+        file.add_argument(f"--{option}", action="append", default=[], metavar="MODEL", help=f"{text}; '*' for all")
+    file.add_argument("--only", action="append", default=[], metavar="MODEL", help="only this model of the file")
+    shown = action(actions, "show", prices.show, "everything that the book says of a model")
+    shown.add_argument("model")
+    listed = action(actions, "list", prices.listing, "the prices that hold")
+    listed.add_argument("--match", default="", metavar="TEXT", help="only models with this in their name")
+    listed.add_argument("--unconfirmed", action="store_true", help="only those that wait for a person")
+    for sub in (shown, listed):
+        sub.add_argument("--at", default="", metavar="DATE", help="at this time (ISO 8601, UTC; default: now)")
+    vouch = action(actions, "confirm", prices.confirm, "vouch for prices of zero, or others in doubt")
+    vouch.add_argument("model", nargs="+")
+    begin(vouch, "the price that began then (default: the one that holds now)")
+
+    actions = add("rate", _nothing, "dated exchange rates for reports").add_subparsers(metavar="ACTION", required=True)
+    rate = action(actions, "add", prices.rate_add, "add a rate; a rate is never changed, a later one takes its place")
+    rate.add_argument("currency", help="ISO 4217 code, as KRW")
+    rate.add_argument("units", help="units of it for one USD")
+    begin(rate, "from when it holds", required=True)
+    rate.add_argument("--source", required=True, help="where it is from")
+    rates = action(actions, "list", prices.rate_list, "the rates")
+    rates.add_argument("--currency", default="", help="only this currency")
+
+
+def _plan_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """``tenth plan``, ``tenth idle`` and ``tenth savings``."""
+    with_rpc = commands.with_rpc
+    actions = add("plan", _nothing, "own hardware against API prices").add_subparsers(metavar="ACTION", required=True)
+    text = "from which traffic on own hardware is cheaper than each API model"
+    breakeven = actions.add_parser("breakeven", help=text, description=text)
+    breakeven.set_defaults(run=with_rpc(plans.breakeven))
+    plans.breakeven_arguments(_connected(breakeven))
+    plans.idle_arguments(_connected(add("idle", with_rpc(plans.idle), "what own hardware cost while it was idle")))
+    text = "what a control share that was really sent to the baseline says about the savings"
+    plans.savings_arguments(_connected(add("savings", with_rpc(plans.savings), text)))
 
 
 def _connected(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -8,11 +8,9 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,7 +25,7 @@ from tenth_client import traces
 from tenth_client.client import Client
 from tenth_client.connection import Tls, find
 from tenth_client.errors import TenthClientError
-from tenth_client.money import parse_usd, percent, usd
+from tenth_client.money import usd
 from tenth_client.openai_format import completion_request, parse_json, read_jsonl, text_message
 from tenth_client.processes import health_of, healthy
 from tenth_client.replay import LAYERS, Played, counts, play, summarize, waterfall
@@ -38,11 +36,6 @@ Command = Callable[[Rpc, argparse.Namespace, Console], Awaitable[int]]
 _READ = ledger_pb2_grpc.LedgerReadServiceStub
 _WRITE = ledger_pb2_grpc.LedgerServiceStub
 _CACHE = cache_pb2_grpc.CacheServiceStub
-_WINDOWS = {
-    "day": ledger_pb2.BUDGET_WINDOW_DAY,
-    "month": ledger_pb2.BUDGET_WINDOW_MONTH,
-    "total": ledger_pb2.BUDGET_WINDOW_TOTAL,
-}
 _OUTCOMES = {
     receipt_pb2.HOP_OUTCOME_OK: "ok",
     receipt_pb2.HOP_OUTCOME_SKIPPED: "skipped",
@@ -198,36 +191,6 @@ async def _books(rpc: Rpc, console: Console) -> None:
     )
 
 
-async def report(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """The ledger's sums by dimension."""
-    group_by = [name.strip() for name in arguments.by.split(",") if name.strip()]
-    request = ledger_pb2.GetSpendReportRequest(group_by=group_by)
-    request.filter.tenant_id = arguments.tenant
-    if arguments.since:
-        request.filter.start_time.CopyFrom(_time(arguments.since, "--since"))
-    if arguments.until:
-        request.filter.end_time.CopyFrom(_time(arguments.until, "--until"))
-    response = await rpc.call("ledger", _READ, "GetSpendReport", request, seconds=60)
-    baseline = ", ".join(response.baseline_models) or "none"
-    table = _table(*group_by, "requests", "failed", "hits", "baseline", "saved", "overhead", "actual", "of baseline")
-    layers = Table(title="saved by layer", title_justify="left", show_edge=False, pad_edge=False)
-    for name in (*group_by, *LAYERS.values()):
-        layers.add_column(name, justify="left" if name in group_by else "right")
-    for row in response.rows:
-        saved = sum(saving.saving_nano_usd for saving in row.savings)
-        money = [usd(value) for value in (row.baseline_nano_usd, saved, row.overhead_nano_usd, row.actual_nano_usd)]
-        numbers = (row.request_count, row.failed_count, row.cache_hit_count)
-        share = percent(row.actual_nano_usd, row.baseline_nano_usd)
-        table.add_row(*row.group, *map(str, numbers), *money, share)
-        by_layer = {saving.layer: saving.saving_nano_usd for saving in row.savings}
-        layers.add_row(*row.group, *(usd(by_layer.get(layer, 0)) for layer in LAYERS))
-    console.print(f"baseline: {baseline}", markup=False)
-    console.print(table)
-    console.print()
-    console.print(layers)
-    return 0
-
-
 async def switch(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
     """Turn a layer off or on."""
     request = ledger_pb2.SetLayerSwitchRequest(
@@ -237,45 +200,6 @@ async def switch(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> i
     off = ", ".join(response.disabled_layers) or "none"
     console.print(f"layers off for {arguments.tenant}: {off}", markup=False)
     return 0
-
-
-async def budget_set(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Create or replace a budget."""
-    budget = ledger_pb2.Budget(
-        name=arguments.name,
-        tenant_id=arguments.tenant,
-        user_id=arguments.user,
-        project_id=arguments.project,
-        window=_WINDOWS[arguments.window],
-        time_zone=arguments.time_zone,
-        limit_nano_usd=parse_usd(arguments.limit),
-        hard=not arguments.soft,
-    )
-    response = await rpc.call("ledger", _WRITE, "SetBudget", ledger_pb2.SetBudgetRequest(budget=budget))
-    console.print(_budgets([response.status]))
-    return 0
-
-
-async def budget_list(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Budgets and where they stand."""
-    request = ledger_pb2.ListBudgetsRequest(tenant_id=arguments.tenant)
-    response = await rpc.call("ledger", _READ, "ListBudgets", request)
-    console.print(_budgets(response.budgets))
-    return 0
-
-
-def _budgets(statuses: Iterable[ledger_pb2.BudgetStatus]) -> Table:
-    table = _table("budget", "tenant", "covers", "window", "kind", "limit", "spent", "reserved", "left")
-    names = {value: name for name, value in _WINDOWS.items()}
-    for status in statuses:
-        budget = status.budget
-        covers = ", ".join(filter(None, (budget.user_id, budget.project_id))) or "all"
-        left = budget.limit_nano_usd - status.spent_nano_usd - status.reserved_nano_usd
-        window = f"{names.get(budget.window, '?')} {budget.time_zone}".strip()
-        money = (budget.limit_nano_usd, status.spent_nano_usd, status.reserved_nano_usd, left)
-        kind = "hard" if budget.hard else "soft"
-        table.add_row(budget.name, budget.tenant_id, covers, window, kind, *(usd(value) for value in money))
-    return table
 
 
 async def explain(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
@@ -423,19 +347,9 @@ def _request(text: str) -> chat_pb2.CompletionRequest:
     return completion_request(parse_json(path.read_bytes()))
 
 
-def _time(text: str, option: str) -> Timestamp:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{option}: {text!r} is no time; write 2026-11-22 or 2026-11-22T09:00:00") from None
-    result = Timestamp()
-    result.FromDatetime((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC))
-    return result
-
-
 def _table(*columns: str) -> Table:
     table = Table(show_edge=False, pad_edge=False)
-    numbers = {"requests", "failed", "hits", "baseline", "saved", "overhead", "actual", "of baseline", "ms", "limit"}
+    numbers = {"ms", "limit"}
     numbers |= {"spent", "reserved", "left", "similarity", "running", "entries"}
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")

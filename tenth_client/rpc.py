@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any
 
@@ -43,14 +43,33 @@ class Rpc:
         addresses = replicas(self.connection.address(service))
         return await asyncio.gather(*(self._call(address, stub, method, request, seconds) for address in addresses))
 
+    async def stream(
+        self, service: str, stub: Callable[[Any], Any], method: str, request: Any, *, seconds: float = 15.0
+    ) -> AsyncGenerator[Any, None]:
+        """The messages of a server's stream; leaving it early cancels it. Raises as ``call`` does."""
+        stub_of = stub(self._channel(self.connection.address(service)))
+        call = getattr(stub_of, method)(request, timeout=seconds, metadata=self._metadata)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise decode(error) from None
+        finally:
+            call.cancel()
+
     async def _call(self, address: str, stub: Callable[[Any], Any], method: str, request: Any, seconds: float) -> Any:
+        try:
+            return await getattr(stub(self._channel(address)), method)(
+                request, timeout=seconds, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise decode(error) from None
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = dial(address, self.connection.tls)
-        try:
-            return await getattr(stub(channel), method)(request, timeout=seconds, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise decode(error) from None
+        return channel
 
 
 def replicas(address: str) -> list[str]:

@@ -326,6 +326,8 @@ class Mesh:
                 env[f"{prefix}{other.upper()}_ADDRESS"] = self._address_for_services(other)
         if service == "inference":
             env[prefix + "THREADS"] = str(INFERENCE_THREADS)
+            if name != service:  # Replicas share the host's name; each is a node of its own.
+                env[prefix + "NODE"] = name
         if service == "inference" and self.played_providers:
             env[prefix + "SANDBOX_URL"] = f"http://{self.address('sandbox')}/v1"
         env.update(self.options.env.get("*", {}))

@@ -20,6 +20,7 @@ from services.inference.servicer import InferenceServicer
 from services.inference.serving import open_models, read_catalog
 from services.inference.settings import InferenceSettings
 from services.inference.tokens import count_tokens
+from services.inference.utilization import start_reporting
 
 
 async def main() -> None:
@@ -32,15 +33,19 @@ async def main() -> None:
         stack.callback(telemetry.close)
         attempts = AttemptLog(mesh.data_dir / "attempts.db", time.time, sync=settings.attempt_log_sync)
         stack.callback(attempts.close)
+        ledger: ledger_pb2_grpc.LedgerServiceAsyncStub | None = None
         if settings.ledger_address:
             channel = await stack.enter_async_context(
                 connect(settings.ledger_address, mesh, telemetry, Signer(key, "inference"))
             )
             pace = DeliveryPace(settings.delivery_interval_seconds)
-            delivery = AttemptDelivery(attempts, ledger_pb2_grpc.LedgerServiceStub(channel), pace)
+            ledger = ledger_pb2_grpc.LedgerServiceStub(channel)
+            delivery = AttemptDelivery(attempts, ledger, pace)
             stack.push_async_callback(delivery.finish)
             stack.callback(asyncio.create_task(delivery.run()).cancel)
         served, pings = await open_models(catalog, local, settings, mesh.otlp_endpoint, stack)
+        if ledger is not None:
+            start_reporting(served.values(), settings, ledger, stack)
         servicer = InferenceServicer(served, attempts, telemetry, count_tokens, time.time)
         stack.push_async_callback(servicer.close)
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)

@@ -18,9 +18,9 @@ from services.inference.policy import (
     Sampling,
     Tool,
     ToolCall,
-    Usage,
     with_passages,
 )
+from services.inference.usage import Usage
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: "system",

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mesh.catalog import ABILITY_KEYS, MODEL_KEYS, PROVIDER_KEYS, Entry, open_catalog
 from services.inference.policy import Ability
+from services.inference.usage import Family, family_of
 
 _BACKENDS = ("vllm", "openai")
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who runs models. ``backend`` is "vllm" (this process) or "openai" (an HTTP endpoint speaking its format)."""
+    """Who runs models. ``backend`` is "vllm" (this process) or "openai" (an HTTP endpoint speaking its format);
+    ``family`` says how it counts what was used."""
 
     name: str
     backend: str
     base_url: str = ""
     key_env: str = ""
     key_file: Path | None = None
+    family: Family = Family.UNKNOWN
 
     @property
     def wants_key(self) -> bool:
@@ -75,7 +79,11 @@ def _provider(name: str, entry: Entry) -> Provider:
     if backend == "openai" and not base_url.startswith(("http://", "https://")):
         raise entry.wrong("base_url", "an http: or https: URL is needed")
     key_file = entry.text("key_file", "")
-    return Provider(name, backend, base_url, entry.text("key_env", ""), Path(key_file) if key_file else None)
+    if "usage" in entry:
+        family = Family(entry.choice("usage", [each.value for each in Family]))
+    else:
+        family = family_of(backend, urlsplit(base_url).hostname or "")
+    return Provider(name, backend, base_url, entry.text("key_env", ""), Path(key_file) if key_file else None, family)
 
 
 def _model(name: str, entry: Entry, providers: Mapping[str, Provider]) -> Model:

@@ -23,7 +23,8 @@ from mesh import deadlines
 from mesh.errors import Code, TenthError
 from services.inference.backend import Answer
 from services.inference.errors import Reason
-from services.inference.policy import Delta, Event, Finished, Generation, Meter, Usage, normalise_usage
+from services.inference.policy import Delta, Event, Finished, Generation, Meter
+from services.inference.usage import Family, UsageReader
 from services.inference.wire import delta_of, finish_reason_of, request_body
 
 log = logging.getLogger("tenth.inference.openai")
@@ -56,6 +57,7 @@ class Endpoint:
     retries: int
     max_retry_wait_seconds: float
     sandbox: bool = False
+    family: Family = Family.UNKNOWN
 
 
 class OpenAiClient:
@@ -117,7 +119,7 @@ class OpenAiBackend:
                 finally:
                     await response.aclose()
         body = _json_object(raw, response)
-        _report(body, meter)
+        meter.reported = UsageReader(self._client.endpoint.family).read(body)
         choice = _choice(body)
         message = choice.get("message")
         if not isinstance(message, dict):
@@ -133,20 +135,26 @@ class OpenAiBackend:
         """Pieces as the provider sends them."""
         until = _until()
         reason = ""
+        usage = UsageReader(self._client.endpoint.family)
+        meter.final = False
         with self._failures():
             async with asyncio.timeout_at(until):
                 response = await self._send(generation, meter, stream=True)
             try:
                 async for body in _events(response, until):
-                    _report(body, meter)
+                    said = usage.read(body)
+                    meter.reported = said or meter.reported
                     if not body.get("choices"):
-                        continue  # The last event of a stream: usage alone.
+                        # The last event of a stream: usage alone.
+                        meter.final = bool(reason and said) or meter.final
+                        continue
                     choice = _choice(body)
                     delta = _delta(choice.get("delta") or {}, choice)
+                    reason = finish_reason_of(choice.get("finish_reason")) or reason
+                    meter.final = bool(reason and said) or meter.final
                     if delta != _NOTHING:
                         meter.emit(delta)
                         yield delta
-                    reason = finish_reason_of(choice.get("finish_reason")) or reason
             finally:
                 await response.aclose()
         if not reason:
@@ -296,14 +304,6 @@ def _json_object(raw: bytes, response: httpx2.Response) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _garbage("the answer is no object")
     return body
-
-
-def _report(body: dict[str, Any], meter: Meter) -> None:
-    """Take over the usage that a body reports. One of zeros says nothing: an answer is never free."""
-    raw = body.get("usage")
-    usage = normalise_usage(raw) if isinstance(raw, dict) else Usage()
-    if usage != Usage():
-        meter.reported = usage
 
 
 def _delta(message: Any, choice: dict[str, Any]) -> Delta:

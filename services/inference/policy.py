@@ -11,19 +11,7 @@ from enum import Enum
 from typing import Any
 
 from services.inference.errors import prompt_too_long, unsupported
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one generation: ``input`` includes cached and written ones, ``output`` includes reasoning."""
-
-    input: int = 0
-    cached: int = 0
-    write_5m: int = 0
-    write_1h: int = 0
-    output: int = 0
-    reasoning: int = 0
-    estimated: bool = False
+from services.inference.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +138,15 @@ class Meter:
     """What one attempt has used so far, whichever way it ends.
 
     The backend keeps it up to date, so that a cancelled or broken attempt is charged what was emitted. ``reached`` says
-    that the provider got the request: before that nothing was spent.
+    that the provider got the request: before that nothing was spent. ``final`` says that ``reported`` is of the whole
+    answer: False while a stream runs whose provider reports as it goes along.
     """
 
     estimated_input: int
     count_tokens: CountTokens
     reached: bool = False
     reported: Usage | None = None
+    final: bool = True
     emitted: list[str] = field(default_factory=list)
 
     def emit(self, delta: Delta) -> None:
@@ -165,13 +155,25 @@ class Meter:
         self.emitted.extend(call.name + call.arguments for call in delta.tool_calls)
 
     def usage(self) -> Usage:
-        """What was used: as reported, else the input as estimated at admission and the output counted here."""
-        if self.reported is not None:
-            return self.reported
-        if not self.reached:
-            return Usage()
-        output = self.count_tokens("".join(self.emitted)) if self.emitted else 0
-        return Usage(input=self.estimated_input, output=output, estimated=True)
+        """What was used, as reported; what was not is counted here, and marks the whole as estimated.
+
+        The input is then as estimated at admission. A report that is not final, or says nothing of an answer that
+        came, stands where it says more than what was emitted.
+        """
+        said = self.reported
+        if said is None:
+            if not self.reached:
+                return Usage()
+            said = Usage()
+        if said.estimated:
+            return said
+        whole = self.final and (said.output > 0 or not self.emitted)
+        if said.input and whole:
+            return said
+        output = said.output
+        if not whole and self.emitted:
+            output = max(output, self.count_tokens("".join(self.emitted)))
+        return replace(said, input=said.input or self.estimated_input, output=output, estimated=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,40 +277,3 @@ class Circuit:
     def left(self) -> None:
         """A call ended without saying anything about the provider (cancelled, the caller's mistake)."""
         self._probing = False
-
-
-def as_count(value: object) -> int:
-    """A token count from a provider's JSON; anything that is no non-negative whole number counts as 0."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def normalise_usage(raw: dict[str, Any]) -> Usage:
-    """A provider's ``usage`` object as ours.
-
-    OpenAI: cached tokens are inside ``prompt_tokens``, reasoning inside ``completion_tokens``. Anthropic's field names
-    (``cache_read_input_tokens``, ``cache_creation_input_tokens``) are taken where they appear; with Anthropic's
-    ``input_tokens`` they come on top of it, because that is the uncached remainder. Gemini leaves its thinking tokens
-    out of ``completion_tokens`` but not out of ``total_tokens``: the difference is output.
-    """
-    details = _object(raw.get("prompt_tokens_details"))
-    written = _object(raw.get("cache_creation"))
-    read = as_count(raw.get("cache_read_input_tokens")) or as_count(details.get("cached_tokens"))
-    write_1h = as_count(written.get("ephemeral_1h_input_tokens"))
-    write_5m = max(as_count(raw.get("cache_creation_input_tokens")) - write_1h, 0)
-    if "prompt_tokens" in raw:
-        prompt = as_count(raw["prompt_tokens"])
-        if read + write_5m + write_1h > prompt:  # Passed on as Anthropic gave it: the remainder only.
-            prompt += read + write_5m + write_1h
-    else:
-        prompt = as_count(raw.get("input_tokens")) + read + write_5m + write_1h
-    output = as_count(raw.get("completion_tokens")) or as_count(raw.get("output_tokens"))
-    reasoning = as_count(_object(raw.get("completion_tokens_details")).get("reasoning_tokens"))
-    unnamed = as_count(raw.get("total_tokens")) - prompt - output
-    if "prompt_tokens" in raw and unnamed > 0:
-        output += unnamed
-        reasoning = max(reasoning, unnamed)
-    return Usage(prompt, read, write_5m, write_1h, output, min(reasoning, output))
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

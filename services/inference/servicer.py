@@ -23,6 +23,7 @@ from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
 from services.inference.backend import Backend
 from services.inference.errors import Reason
+from services.inference.metrics import CANCELLED, OTHER, GenerationMetrics
 from services.inference.models import Model
 from services.inference.policy import (
     Circuit,
@@ -30,10 +31,10 @@ from services.inference.policy import (
     Finished,
     Generation,
     Meter,
-    Usage,
     check_abilities,
     worst_case,
 )
+from services.inference.usage import Usage
 
 _NOT_THE_PROVIDERS_FAULT = frozenset(
     {
@@ -47,6 +48,8 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
 )
 """Failures that say nothing about whether the next call will work."""
 
+_SANDBOX = " (sandbox)"
+"""How a provider's name ends that the sandbox plays."""
 _FAIR_SECONDS = 2.0
 """A provider that does not answer within a caller's shorter deadline is not taken for dead."""
 
@@ -95,6 +98,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._served = served
         self._attempts = attempts
         self._telemetry = telemetry
+        self._metrics = GenerationMetrics(telemetry.meter)
         self._count_tokens = count_tokens
         self._now = now
         self._clock = clock
@@ -246,13 +250,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             if not sandbox:
                 self._record(attempt, event)
             served.running += 1
-            kind = ledger_pb2.ATTEMPT_KIND_CANCELLED
+            kind, error_type = ledger_pb2.ATTEMPT_KIND_CANCELLED, CANCELLED
             try:
                 yield attempt
-                kind = ledger_pb2.ATTEMPT_KIND_FINISHED
+                kind, error_type = ledger_pb2.ATTEMPT_KIND_FINISHED, ""
                 served.circuit.succeeded()
             except Exception as error:
                 kind = ledger_pb2.ATTEMPT_KIND_FAILED
+                error_type = error.reason if isinstance(error, TenthError) else OTHER
                 raise self._failed(attempt, error) from error
             finally:
                 served.running -= 1
@@ -268,6 +273,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     end.usage.CopyFrom(convert.usage_to_proto(usage))
                     end.event_time.CopyFrom(timestamp(self._now()))
                     self._attempts.end(end)
+                    self._metrics.record(
+                        _provider_name(served.backend),
+                        served.backend.provider_model,
+                        usage,
+                        self._clock() - attempt.started,
+                        sandbox=_is_sandbox(served.backend),
+                        error_type=error_type,
+                    )
         except TenthError as error:
             span.set_status(Status(StatusCode.ERROR, error.reason))
             raise
@@ -364,14 +377,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         backend, sampling = attempt.served.backend, attempt.generation.sampling
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": backend.provider.removesuffix(" (sandbox)"),
+            "gen_ai.provider.name": _provider_name(backend),
             "gen_ai.request.model": backend.provider_model,
             "gen_ai.response.model": backend.provider_model,
             "tenth.request_id": request.request_id,
             "tenth.attempt": request.attempt,
             "tenth.model": request.model,
             "tenth.purpose": _purpose(request.purpose),
-            "tenth.sandbox": backend.provider.endswith(" (sandbox)"),
+            "tenth.sandbox": _is_sandbox(backend),
         }
         if sampling.max_output_tokens is not None:
             attributes["gen_ai.request.max_tokens"] = sampling.max_output_tokens
@@ -380,6 +393,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if self._telemetry.record_content:
             attributes["gen_ai.input.messages"] = _content([(m.role, m.text) for m in attempt.generation.messages])
         span.set_attributes(attributes)
+
+
+def _provider_name(backend: Backend) -> str:
+    return backend.provider.removesuffix(_SANDBOX)
+
+
+def _is_sandbox(backend: Backend) -> bool:
+    return backend.provider.endswith(_SANDBOX)
 
 
 def _put_usage(span: Span, usage: Usage) -> None:

@@ -18,6 +18,7 @@ from services.inference.policy import Circuit
 from services.inference.servicer import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
+from services.inference.usage import Family
 from services.inference.vllm import EngineOptions, VllmBackend
 
 log = logging.getLogger("tenth.inference")
@@ -96,6 +97,7 @@ def _remote(
             retries=settings.retries,
             max_retry_wait_seconds=settings.max_retry_wait_seconds,
             sandbox=sandbox,
+            family=Family.OPENAI if sandbox else provider.family,  # The sandbox speaks OpenAI's format.
         )
         client = clients[provider.name] = OpenAiClient(endpoint, key)
         stack.push_async_callback(client.close)

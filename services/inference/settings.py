@@ -53,6 +53,29 @@ class InferenceSettings(BaseSettings):
     delivery_interval_seconds: float = Field(
         default=0.5, gt=0, description="Time that attempts are collected before they are sent to the ledger, seconds"
     )
+    utilization_interval_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="Time between reports to the ledger of how busy the local engine was, seconds, 0..86400; 0: none",
+    )
+    node: str = Field(
+        default="",
+        max_length=256,
+        description="This node's name in those reports, one per replica; empty: the host's name",
+    )
+    hardware: str = Field(
+        default="cpu",
+        pattern=r"^(|cpu|gpu:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$",
+        description='What the local engine runs on, as the price book names an hour of it: "cpu" or "gpu:KIND"; '
+        "empty: nothing is reported",
+    )
+    unit_count: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="How many cores or GPUs that is, 0..10000; 0: the engine's threads on a CPU, else one GPU",
+    )
     attempt_log_sync: bool = Field(
         default=False,
         description="True: every attempt record is forced to disk and survives a power failure (slower); "

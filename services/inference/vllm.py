@@ -32,9 +32,10 @@ from services.inference.policy import (
     Meter,
     ResponseKind,
     TokenLogprob,
-    Usage,
     room_for_output,
 )
+from services.inference.usage import Usage
+from services.inference.work import WorkMeter
 
 log = logging.getLogger("tenth.inference.vllm")
 
@@ -83,6 +84,8 @@ class VllmBackend:
         self.provider = provider
         self.provider_model = provider_model
         self.quantized = is_quantized(options.folder)
+        self.work = WorkMeter(time.monotonic_ns)
+        """How much of the time the engine had work; loading is none."""
         self._options = options
         self._commands: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,6 +117,10 @@ class VllmBackend:
         self._commands.put(None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10)
+
+    def runs(self) -> bool:
+        """True while the engine's thread is there: loading, idle or at work."""
+        return self._thread is not None and self._thread.is_alive()
 
     async def ping(self) -> None:
         """Raises while the engine is starting, and when it died. An engine that can never start here does not count:
@@ -256,6 +263,8 @@ class VllmBackend:
             self._reason = "the engine died; the log has it"
             log.exception("%s is not served any more", self.model)
             self._hand_over([(job, error) for job in list(self._jobs.values())])
+        finally:
+            self.work.working(False)
 
     def _load(self) -> Any:
         options = self._options
@@ -309,6 +318,7 @@ class VllmBackend:
     def _step(self, engine: Any) -> bool:
         """Take the waiting commands and make one step. False: stop."""
         block = not engine.has_unfinished_requests()
+        self.work.working(not block)
         while True:
             try:
                 command = self._commands.get(block)
@@ -320,7 +330,10 @@ class VllmBackend:
             block = False
         if not engine.has_unfinished_requests():
             return True
-        outputs = [(self._jobs.get(output.request_id), output) for output in engine.step()]
+        self.work.working(True)
+        made = engine.step()
+        self.work.made(sum(len(part.token_ids) for output in made for part in output.outputs))
+        outputs = [(self._jobs.get(output.request_id), output) for output in made]
         self._hand_over([(job, output) for job, output in outputs if job is not None])
         return True
 

@@ -6,24 +6,32 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from services.ledger.balances import Balances, Scope, load_budgets
+from services.ledger import nodes
+from services.ledger.balances import Balances, load_budgets
 from services.ledger.errors import unknown_tenant
+from services.ledger.hardware import Utilization
+from services.ledger.limits import ladder_text, percents_text
 from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position
 from services.ledger.pricebook import PriceBooks
 from services.ledger.prices import DatedPrice
 from services.ledger.store import Store
-from services.ledger.tables import books, budget_windows, budgets, layer_switches, tenants
+from services.ledger.tables import alerts, books, budget_windows, budgets, layer_switches, tenants
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who pays, and how its requests are measured and limited (0 requests a minute: no limit)."""
+    """Who pays, and how its requests are measured and limited (0 requests or tokens a minute: no limit).
+
+    ``control_share``, 0 to 1, is the share of requests that really go to the baseline model.
+    """
 
     tenant_id: str
     baseline_model: str
     max_requests_per_minute: int = 0
+    max_tokens_per_minute: int = 0
+    control_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,8 @@ class Admin:
                     update(budgets).where(budgets.c.id == before.budget_id).values(_budget_values(budget))
                 )
                 if not before.same_scope(budget):
-                    # The running sums count other requests now: they are derived again.
+                    # The running sums count other requests now: they are derived again, and its marks are ahead.
+                    connection.execute(delete(alerts).where(alerts.c.budget_id == before.budget_id))
                     connection.execute(delete(budget_windows).where(budget_windows.c.budget_id == before.budget_id))
             _changed(connection)
             stored = [each for each in load_budgets(connection, [budget.tenant_id]) if each.name == budget.name]
@@ -116,6 +125,10 @@ class Admin:
             return _ordered(off | {layer} if disabled else off - {layer})
 
         return await self._store.write(operation)
+
+    async def record_utilization(self, rows: Sequence[Utilization]) -> int:
+        """Keep how busy own hardware was; returns how many rows were new. Raises UTILIZATION_OVERLAP."""
+        return await self._store.write(lambda connection: nodes.record(connection, rows, "request.nodes"))
 
     async def budgets(self, tenant_id: str) -> list[Position]:
         """A tenant's budgets by name, in their current windows. Raises UNKNOWN_TENANT."""
@@ -145,7 +158,7 @@ class Admin:
             ),
             policies=tuple(
                 TenantPolicy(
-                    Tenant(row.tenant_id, row.baseline_model, row.max_requests_per_minute),
+                    _tenant(row),
                     row.tenant_id in hard,
                     _ordered(each.layer for each in switches if each.tenant_id in (row.tenant_id, ALL_TENANTS)),
                 )
@@ -161,11 +174,7 @@ def baseline_model(connection: Connection, tenant_id: str) -> str:
 
 
 def _positions(connection: Connection, of: Iterable[Budget], now: int) -> list[Position]:
-    found = []
-    for each in of:
-        scope = Scope(each.tenant_id, each.user_id, each.project_id)
-        found += Balances(connection, [each]).positions(scope, now)
-    return found
+    return [Balances(connection, [each]).position(each, now) for each in of]
 
 
 def _require_tenant(connection: Connection, tenant_id: str, field: str) -> None:
@@ -190,11 +199,23 @@ def _ordered(layers: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(layers), key=LAYERS.index))
 
 
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(
+        row.tenant_id,
+        row.baseline_model,
+        row.max_requests_per_minute,
+        row.max_tokens_per_minute,
+        row.control_share,
+    )
+
+
 def _tenant_values(tenant: Tenant) -> dict[str, Any]:
     return {
         "tenant_id": tenant.tenant_id,
         "baseline_model": tenant.baseline_model,
         "max_requests_per_minute": tenant.max_requests_per_minute,
+        "max_tokens_per_minute": tenant.max_tokens_per_minute,
+        "control_share": tenant.control_share,
     }
 
 
@@ -208,4 +229,11 @@ def _budget_values(budget: Budget) -> dict[str, Any]:
         "time_zone": budget.time_zone,
         "limit_nano_usd": budget.limit,
         "hard": budget.hard,
+        "model": budget.model,
+        "tag_key": budget.tag_key,
+        "tag_value": budget.tag_value,
+        "rolling_seconds": budget.rolling_seconds,
+        "alert_percents": percents_text(budget.alert_percents),
+        "alert_url": budget.alert_url,
+        "ladder": ladder_text(budget.ladder),
     }

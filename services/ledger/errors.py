@@ -24,10 +24,24 @@ class Reason(StrEnum):
     """The price book never had that version."""
     PRICE_NOT_LATER = "PRICE_NOT_LATER"
     """A price is never changed: a new one must start later than all others of its model."""
+    PRICE_CONFLICT = "PRICE_CONFLICT"
+    """A price file and the book differ on a model, and nobody said which shall hold; `models` names up to 20."""
+    PRICE_NOT_FOUND = "PRICE_NOT_FOUND"
+    """The price book has no price of that model at that time."""
+    PRICE_FILE_INVALID = "PRICE_FILE_INVALID"
+    """A price file cannot be read: no JSON or YAML of the form that was named, or too large."""
+    RATE_NOT_LATER = "RATE_NOT_LATER"
+    """An exchange rate is never changed: a new one must start later than all others of its currency."""
     RECEIPT_NOT_FOUND = "RECEIPT_NOT_FOUND"
     """The ledger has no receipt of that request (yet)."""
     TOO_MANY_ITEMS = "TOO_MANY_ITEMS"
     """One call carries more items than allowed; `field` names the list."""
+    UTILIZATION_OVERLAP = "UTILIZATION_OVERLAP"
+    """A record of own hardware covers time of its node that another record covers."""
+    EXCHANGE_RATE_UNKNOWN = "EXCHANGE_RATE_UNKNOWN"
+    """A day of the report has receipts and no exchange rate of the currency asked for."""
+    RECEIPTS_PAST_RETENTION = "RECEIPTS_PAST_RETENTION"
+    """The report needs single receipts that retention has deleted; sums by whole hours and names are still there."""
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
     """The database does not answer; nothing was written, trying again later may help."""
 
@@ -54,3 +68,19 @@ def request_id_reused(request_id: str, why: str) -> TenthError:
 def too_many(field: str, most: int) -> TenthError:
     """A list is longer than allowed."""
     return TenthError(Code.INVALID_ARGUMENT, Reason.TOO_MANY_ITEMS, f"at most {most} items", field)
+
+
+def price_not_found(model: str) -> TenthError:
+    """The book has no such price."""
+    return TenthError(
+        Code.NOT_FOUND,
+        Reason.PRICE_NOT_FOUND,
+        f"the price book has no price of {model!r} at that time",
+        "request.model",
+        metadata={"model": model},
+    )
+
+
+def price_file_invalid(why: str) -> TenthError:
+    """A price file cannot be read."""
+    return TenthError(Code.INVALID_ARGUMENT, Reason.PRICE_FILE_INVALID, why, "request.content")

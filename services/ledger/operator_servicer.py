@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
-from tenth.type.v1 import receipt_pb2
 
 from mesh.auth import current_identity
 from mesh.errors import invalid_argument, required
-from mesh.wire import price_from_proto, price_to_proto
+from mesh.telemetry import annotate
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
-from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position, Window, is_time_zone
+from services.ledger.hardware_rpc import require_reporter, utilization
+from services.ledger.limits import check_budget
+from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, LadderStep, Position, Rung, Window
+from services.ledger.price_rpc import dated_price, import_row, price_message, rate_of, read_import
 from services.ledger.pricebook import PriceBooks
-from services.ledger.prices import DatedPrice, check
+from services.ledger.prices import check
 from services.ledger.receipts import check_name, instant
 
 MOST_ITEMS = 500
 """Most receipts, attempts or prices in one call."""
 _WINDOWS = {
     ledger_pb2.BUDGET_WINDOW_DAY: Window.DAY,
+    ledger_pb2.BUDGET_WINDOW_WEEK: Window.WEEK,
     ledger_pb2.BUDGET_WINDOW_MONTH: Window.MONTH,
     ledger_pb2.BUDGET_WINDOW_TOTAL: Window.TOTAL,
+    ledger_pb2.BUDGET_WINDOW_ROLLING: Window.ROLLING,
 }
+_STEPS = {
+    ledger_pb2.LADDER_STEP_CACHE_ONLY: LadderStep.CACHE_ONLY,
+    ledger_pb2.LADDER_STEP_BATCH: LadderStep.BATCH,
+    ledger_pb2.LADDER_STEP_CHEAPER_TIER: LadderStep.CHEAPER_TIER,
+}
+_WIRE_STEPS = {step: number for number, step in _STEPS.items()}
 _WIRE_WINDOWS = {window: number for number, window in _WINDOWS.items()}
 
 
 class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
     """The operators' part of LedgerService."""
 
-    def __init__(self, admin: Admin, prices: PriceBooks) -> None:
+    def __init__(self, admin: Admin, prices: PriceBooks, now_ns: Callable[[], int]) -> None:
         self._admin = admin
         self._prices = prices
+        self._now_ns = now_ns
 
     async def SetLayerSwitch(
         self, request: ledger_pb2.SetLayerSwitchRequest, context: Any
@@ -62,21 +74,50 @@ class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
         check_count(request.prices, "request.prices")
         rows = []
         for index, message in enumerate(request.prices):
-            row = _dated_price(message, f"request.prices[{index}]")
+            row = dated_price(message, f"request.prices[{index}]")
             check(row, f"request.prices[{index}]")
             rows.append(row)
         return ledger_pb2.AddPricesResponse(price_book_version=await self._prices.add(rows))
 
+    async def ImportPrices(
+        self, request: ledger_pb2.ImportPricesRequest, context: Any
+    ) -> ledger_pb2.ImportPricesResponse:
+        """Compare a price file with the book, and add what is new."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        # A large file takes a while to read: other calls go on meanwhile.
+        wanted = await asyncio.to_thread(read_import, request)
+        version, plan = await self._prices.import_file(wanted.file, wanted.choice, dry_run=request.dry_run)
+        annotate({"tenth.price.row_count": len(plan.lines), "tenth.price.added_count": len(plan.added)})
+        return ledger_pb2.ImportPricesResponse(rows=map(import_row, plan.lines), price_book_version=version)
 
-def price_message(row: DatedPrice) -> receipt_pb2.Price:
-    """A dated price for the wire."""
-    message = price_to_proto(row.price)
-    message.valid_from_time.FromNanoseconds(row.valid_from_ns)
-    if row.valid_to_ns is not None:
-        message.valid_to_time.FromNanoseconds(row.valid_to_ns)
-    message.source = row.source
-    message.confirmed_by = row.confirmed_by
-    return message
+    async def RecordUtilization(
+        self, request: ledger_pb2.RecordUtilizationRequest, context: Any
+    ) -> ledger_pb2.RecordUtilizationResponse:
+        """Record how busy own hardware was."""
+        require_reporter()
+        check_count(request.nodes, "request.nodes")
+        now = self._now_ns()
+        rows = [utilization(node, now, f"request.nodes[{index}]") for index, node in enumerate(request.nodes)]
+        return ledger_pb2.RecordUtilizationResponse(recorded_count=await self._admin.record_utilization(rows))
+
+    async def ConfirmPrice(
+        self, request: ledger_pb2.ConfirmPriceRequest, context: Any
+    ) -> ledger_pb2.ConfirmPriceResponse:
+        """Vouch for a price."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        check_name(request.model, "request.model")
+        named = request.HasField("valid_from_time")
+        at_ns = instant(request.valid_from_time, "request.valid_from_time") if named else self._now_ns()
+        version, row = await self._prices.confirm(request.model, at_ns, current_identity().caller, begins_then=named)
+        return ledger_pb2.ConfirmPriceResponse(price=price_message(row), price_book_version=version)
+
+    async def AddExchangeRate(
+        self, request: ledger_pb2.AddExchangeRateRequest, context: Any
+    ) -> ledger_pb2.AddExchangeRateResponse:
+        """Add a dated exchange rate."""
+        _operator_of(ALL_TENANTS, "identity.tenant_id")
+        await self._prices.rates.add(rate_of(request))
+        return ledger_pb2.AddExchangeRateResponse()
 
 
 def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
@@ -92,10 +133,21 @@ def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
             time_zone=budget.time_zone,
             limit_nano_usd=budget.limit,
             hard=budget.hard,
+            model=budget.model,
+            tag_key=budget.tag_key,
+            tag_value=budget.tag_value,
+            alert_percents=budget.alert_percents,
+            alert_url=budget.alert_url,
+            ladder=[
+                ledger_pb2.LadderRung(step=_WIRE_STEPS[rung.step], from_percent=rung.from_percent)
+                for rung in budget.ladder
+            ],
         ),
         spent_nano_usd=position.spent,
         reserved_nano_usd=position.reserved,
     )
+    if budget.rolling_seconds:
+        status.budget.rolling.FromSeconds(budget.rolling_seconds)
     status.window_start_time.FromNanoseconds(position.window_start_ns)
     return status
 
@@ -104,16 +156,16 @@ def _budget(message: ledger_pb2.Budget) -> Budget:
     field = "request.budget"
     check_name(message.name, f"{field}.name")
     check_name(message.tenant_id, f"{field}.tenant_id")
-    check_name(message.user_id, f"{field}.user_id", optional=True)
-    check_name(message.project_id, f"{field}.project_id", optional=True)
+    for name in ("user_id", "project_id", "model", "tag_key", "tag_value"):
+        check_name(getattr(message, name), f"{field}.{name}", optional=True)
     if message.window not in _WINDOWS:
-        raise invalid_argument("none of day, month, total", field=f"{field}.window")
-    time_zone = message.time_zone or "UTC"
-    if not is_time_zone(time_zone):
-        raise invalid_argument(f"{time_zone!r} is no IANA time zone", field=f"{field}.time_zone")
-    if message.limit_nano_usd < 0:
-        raise invalid_argument("negative", field=f"{field}.limit_nano_usd")
-    return Budget(
+        raise invalid_argument(f"none of {', '.join(Window)}", field=f"{field}.window")
+    if message.rolling.nanos or message.rolling.seconds < 0:
+        raise invalid_argument("not a whole number of seconds", field=f"{field}.rolling")
+    for index, rung in enumerate(message.ladder):
+        if rung.step not in _STEPS:
+            raise invalid_argument("not a step", field=f"{field}.ladder[{index}].step")
+    budget = Budget(
         name=message.name,
         tenant_id=message.tenant_id,
         limit=message.limit_nano_usd,
@@ -121,20 +173,16 @@ def _budget(message: ledger_pb2.Budget) -> Budget:
         user_id=message.user_id,
         project_id=message.project_id,
         window=_WINDOWS[message.window],
-        time_zone=time_zone,
+        time_zone=message.time_zone or "UTC",
+        model=message.model,
+        tag_key=message.tag_key,
+        tag_value=message.tag_value,
+        rolling_seconds=message.rolling.seconds,
+        alert_percents=tuple(message.alert_percents),
+        alert_url=message.alert_url,
+        ladder=tuple(Rung(_STEPS[rung.step], rung.from_percent) for rung in message.ladder),
     )
-
-
-def _dated_price(message: receipt_pb2.Price, field: str) -> DatedPrice:
-    check_name(message.model, f"{field}.model")
-    return DatedPrice(
-        price_from_proto(message),
-        valid_from_ns=instant(message.valid_from_time, f"{field}.valid_from_time"),
-        source=message.source,
-        valid_to_ns=(
-            instant(message.valid_to_time, f"{field}.valid_to_time") if message.HasField("valid_to_time") else None
-        ),
-    )
+    return check_budget(budget, field)
 
 
 def check_count(items: Sequence[object], field: str) -> None:

@@ -7,12 +7,13 @@ old version can be read exactly as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
+from mesh.dated import DatedPrices
 from mesh.errors import Code, TenthError, invalid_argument, required
 from mesh.money import MAX_NANO_USD
-from mesh.receipt import CPU, Price, PriceStep
+from mesh.receipt import CPU, Price, PriceBook, PriceStep
 from services.ledger.errors import Reason
 
 AMOUNT_FIELDS = (
@@ -33,6 +34,10 @@ AMOUNT_FIELDS = (
     "gpu_hour",
 )
 """The amounts of a price, named as in ``mesh.receipt.Price``."""
+STEP_FIELDS = ("input", "output", "cached_input", "cache_write_5m", "cache_write_1h")
+"""The amounts of a step, named as in ``mesh.receipt.PriceStep``."""
+GPU_PREFIX = "gpu:"
+"""Entries named so are the price of an hour of one GPU of a kind, as in "gpu:h100"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +52,28 @@ class DatedPrice:
 
     @property
     def model(self) -> str:
-        """The model, or "cpu"."""
+        """The model, or "cpu" or "gpu:KIND"."""
         return self.price.model
 
     def holds_at(self, at_ns: int) -> bool:
         """True when this price holds at an instant."""
-        # The same float comparison as mesh.wire.price_book, which the orchestrator computes its receipts with.
-        at = at_ns / 1e9
-        return self.valid_from_ns / 1e9 <= at and (self.valid_to_ns is None or at < self.valid_to_ns / 1e9)
+        return self.valid_from_ns <= at_ns and (self.valid_to_ns is None or at_ns < self.valid_to_ns)
 
 
-def book_at(rows: Iterable[DatedPrice], at_ns: int) -> dict[str, Price]:
+def indexed(rows: Iterable[DatedPrice]) -> DatedPrices[DatedPrice]:
+    """Rows of one version by model, to be looked up at any instant."""
+    return DatedPrices(
+        rows,
+        model=lambda row: row.model,
+        starts=lambda row: row.valid_from_ns,
+        ends=lambda row: row.valid_to_ns,
+        price=lambda row: row.price,
+    )
+
+
+def book_at(rows: Iterable[DatedPrice], at_ns: int) -> PriceBook:
     """The prices that hold at an instant, by model."""
-    return {row.model: row.price for row in rows if row.holds_at(at_ns)}
+    return indexed(rows).at(at_ns)
 
 
 def check(row: DatedPrice, field: str) -> None:
@@ -72,16 +86,40 @@ def check(row: DatedPrice, field: str) -> None:
         raise required(f"{field}.valid_from_time")
     if row.valid_to_ns is not None and row.valid_to_ns <= row.valid_from_ns:
         raise invalid_argument("ends before it begins", field=f"{field}.valid_to_time")
-    amounts: Mapping[str, int | None] = {name: getattr(row.price, name) for name in AMOUNT_FIELDS}
-    for name, amount in amounts.items():
-        if amount is not None and not 0 <= amount <= MAX_NANO_USD:
-            raise invalid_argument(f"{amount} is negative or too large", field=f"{field}.{name}")
-    if row.model == CPU:
-        if row.price.cpu_hour is None:
-            raise required(f"{field}.cpu_hour")
-        if row.price.cpu_hour == 0 and row.price.confirmed:
-            # Nobody gives CPU time away: a zero here is a forgotten field.
-            raise invalid_argument("an hour of CPU is not free", field=f"{field}.cpu_hour")
+    for name in AMOUNT_FIELDS:
+        _check_amount(getattr(row.price, name), f"{field}.{name}")
+    mark = 0
+    for index, step in enumerate(row.price.steps):
+        at = f"{field}.steps[{index}]"
+        if not mark < step.above <= MAX_NANO_USD:
+            raise invalid_argument(
+                f"{step.above} is not above the mark before it, of at least 1", field=f"{at}.above_input_tokens"
+            )
+        mark = step.above
+        for name in STEP_FIELDS:
+            _check_amount(getattr(step, name), f"{at}.{name}")
+    for hardware, name in ((row.model == CPU, "cpu_hour"), (row.model.startswith(GPU_PREFIX), "gpu_hour")):
+        amount = getattr(row.price, name)
+        if hardware and amount is None:
+            raise required(f"{field}.{name}")
+        if hardware and amount == 0 and row.price.confirmed:
+            # Nobody gives hardware away: a zero here is a forgotten field.
+            raise invalid_argument("an hour of it is not free", field=f"{field}.{name}")
+
+
+def _check_amount(amount: int | None, field: str) -> None:
+    if amount is not None and not 0 <= amount <= MAX_NANO_USD:
+        raise invalid_argument(f"{amount} is negative or too large", field=field)
+
+
+def same_amounts(one: Price, other: Price) -> bool:
+    """True when two prices of a model charge the same, whoever confirmed them."""
+    return replace(one, confirmed=True) == replace(other, confirmed=True)
+
+
+def confirmed(row: DatedPrice, by: str) -> DatedPrice:
+    """The row as a person vouches for it; the same one if it needed nobody."""
+    return row if row.price.confirmed else replace(row, price=replace(row.price, confirmed=True), confirmed_by=by)
 
 
 def steps_to_json(steps: Iterable[PriceStep]) -> str:

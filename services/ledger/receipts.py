@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 from mesh.errors import Code, TenthError, invalid_argument, required
 from mesh.receipt import AMOUNT_OUT_OF_RANGE, PRICE_UNKNOWN, PriceBook
 from mesh.wire import build_receipt, usage_from_proto
-from services.ledger.balances import Scope
 from services.ledger.errors import Reason
-from services.ledger.policy import Attempt, AttemptKind, Spent
+from services.ledger.labels import CONTROL, tags_pairs, tags_text
+from services.ledger.policy import Attempt, AttemptKind, Scope, Spent
 from services.ledger.tables import SAVINGS
 
 ID_LENGTH = 256
@@ -55,8 +55,11 @@ class Settlement:
     failed: bool
     attempts: frozenset[int]
     """Numbers of the attempts that this receipt accounts for."""
+    reservation_id: str
     blob: bytes
     columns: dict[str, Any]
+    estimated: bool = False
+    """True when the usage of an attempt on it is an estimate."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -72,6 +75,7 @@ class AttemptRecord:
     request_id: str
     price_book_version: int
     attempt: Attempt
+    reservation_id: str
     blob: bytes
 
     @property
@@ -139,7 +143,7 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
         "user_id": facts.user_id,
         "project_id": facts.project_id,
         "create_ns": create_ns,
-        "model": facts.model,
+        "model": _counted_model(facts),
         "tier": facts.tier,
         "baseline_model": facts.baseline_model,
         "cache": (facts.cache_hit_kind or "hit") if facts.cache_hit else "miss",
@@ -153,20 +157,40 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
         "actual": own.actual_nano_usd,
         "payload_digest": facts.payload_digest,
         "attempts": " ".join(map(str, sorted(numbers))),
+        "tags": tags_text(facts.tags),
+        "latency_ns": _latency_ns(facts),
+        "control": facts.tags.get(CONTROL) == "true",
     }
     return Settlement(
         tenant_id=facts.tenant_id,
         request_id=facts.request_id,
-        scope=Scope(facts.tenant_id, facts.user_id, facts.project_id),
+        scope=Scope(facts.tenant_id, facts.user_id, facts.project_id, columns["model"], tags_pairs(columns["tags"])),
         create_ns=create_ns,
         actual=own.actual_nano_usd,
         digest=hashlib.sha256(blob).hexdigest(),
         payload_digest=facts.payload_digest,
         failed=facts.failed,
         attempts=numbers,
+        reservation_id=facts.reservation_id,
         blob=blob,
         columns=columns,
+        estimated=facts.usage.estimated or any(item.usage.estimated for item in facts.overheads),
     )
+
+
+def made_ns(blob: bytes) -> int:
+    """The create_time of a stored receipt, by the clock of who made it."""
+    return int(receipt_pb2.Receipt.FromString(blob).facts.create_time.ToNanoseconds())
+
+
+def check_tags(tags: Mapping[str, str], field: str) -> dict[str, str]:
+    """At most 64 labels, each a name with a text that may be empty. Raises INVALID_FIELD and REQUIRED_FIELD."""
+    if len(tags) > TAG_COUNT:
+        raise invalid_argument(f"more than {TAG_COUNT} tags", field=field)
+    for key, value in tags.items():
+        check_name(key, field)
+        check_name(value, field, optional=True)
+    return dict(tags)
 
 
 def serialized(message: Message) -> bytes:
@@ -193,7 +217,14 @@ def attempt_record(event: ledger_pb2.AttemptEvent, field: str) -> AttemptRecord:
         raise invalid_argument("before the year 2000", field=f"{field}.event_time")
     _check_usage(event.usage, f"{field}.usage")
     attempt = _plain_attempt(event, event_ns)
-    return AttemptRecord(event.tenant_id, event.request_id, event.price_book_version, attempt, serialized(event))
+    return AttemptRecord(
+        tenant_id=event.tenant_id,
+        request_id=event.request_id,
+        price_book_version=event.price_book_version,
+        attempt=attempt,
+        reservation_id=event.reservation_id,
+        blob=serialized(event),
+    )
 
 
 def parse_attempt(blob: bytes) -> tuple[ledger_pb2.AttemptEvent, Attempt]:
@@ -241,6 +272,7 @@ def add_spent(facts: receipt_pb2.ReceiptFacts, spent: Iterable[Spent]) -> None:
                 cache_write_5m_token_count=usage.write_5m,
                 cache_write_1h_token_count=usage.write_1h,
                 output_token_count=usage.output,
+                reasoning_output_token_count=usage.reasoning,
                 estimated=item.estimated,
             ),
         )
@@ -269,13 +301,13 @@ def _check_facts(facts: receipt_pb2.ReceiptFacts, now_ns: int, field: str) -> in
         raise invalid_argument("longer than 16 characters", field=f"{field}.cache_hit_kind")
     if not facts.model and not facts.cache_hit and not facts.failed:
         raise required(f"{field}.model")
-    if len(facts.tags) > TAG_COUNT:
-        raise invalid_argument(f"more than {TAG_COUNT} tags", field=f"{field}.tags")
+    check_tags(facts.tags, f"{field}.tags")
     if not facts.HasField("create_time"):
         raise required(f"{field}.create_time")
     create_ns = instant(facts.create_time, f"{field}.create_time")
     if not _EARLIEST_NS <= create_ns <= now_ns + _AHEAD_NS:
         raise invalid_argument("before the year 2000 or in the future", field=f"{field}.create_time")
+    instant(facts.end_time, f"{field}.end_time")
     if facts.price_book_version < 0:
         raise invalid_argument("negative", field=f"{field}.price_book_version")
     for name in ("baseline_input_token_count", "original_input_token_count"):
@@ -291,11 +323,28 @@ def _check_facts(facts: receipt_pb2.ReceiptFacts, now_ns: int, field: str) -> in
     return create_ns
 
 
+def _counted_model(facts: receipt_pb2.ReceiptFacts) -> str:
+    """The model that a request counts for: the one that answered; of a failed one the last that was asked."""
+    if facts.model or not facts.failed:
+        return facts.model
+    asked = [item for item in facts.overheads if item.model and item.kind != "classifier"]
+    return max(asked, key=lambda item: item.attempt).model if asked else ""
+
+
+def _latency_ns(facts: receipt_pb2.ReceiptFacts) -> int | None:
+    if not facts.HasField("end_time"):
+        return None
+    took = facts.end_time.ToNanoseconds() - facts.create_time.ToNanoseconds()
+    return took if took >= 0 else None
+
+
 def _check_usage(usage: usage_pb2.Usage, field: str) -> None:
     for descriptor, value in usage.ListFields():
         if value < 0:
             raise invalid_argument("negative", field=f"{field}.{descriptor.name}")
     parts = usage.cached_input_token_count + usage.cache_write_5m_token_count + usage.cache_write_1h_token_count
+    if usage.reasoning_output_token_count > usage.output_token_count:
+        raise invalid_argument("reasoning tokens exceed the output", field=field, reason=AMOUNT_OUT_OF_RANGE)
     if parts > usage.input_token_count:
         raise invalid_argument("cached and written tokens exceed the input", field=field, reason=AMOUNT_OUT_OF_RANGE)
 

@@ -19,12 +19,12 @@ from services.ledger.admin import baseline_model
 from services.ledger.balances import Balances
 from services.ledger.book import Book
 from services.ledger.policy import NANOS_PER_SECOND, Attempt, spent_by_attempts
-from services.ledger.pricebook import current_version, prices_of
-from services.ledger.prices import book_at
+from services.ledger.pricebook import current_version
 from services.ledger.receipts import Settlement, add_spent, flatten, parse_attempt, reconciled_facts
 from services.ledger.settling import (
     ORCHESTRATOR,
     RECONCILED,
+    Change,
     Visible,
     close_reservations,
     complete_in,
@@ -109,7 +109,7 @@ class Sweeper:
     async def _reconcile(self, tenant_id: str, request_id: str) -> Swept:
         now = self._book.now_ns()
 
-        def operation(connection: Connection) -> Swept:
+        def operation(connection: Connection, changes: list[Change]) -> Swept:
             held = (
                 connection.execute(
                     select(reservations).where(
@@ -133,7 +133,7 @@ class Sweeper:
             parsed = [parse_attempt(row.event) for row in rows]
             before = visible(connection, [request_id]).get((tenant_id, request_id))
             if before is not None and before.origin == ORCHESTRATOR:
-                return self._complete(connection, before, [each for _, each in parsed], request_id, now, held)
+                return self._complete(connection, before, [each for _, each in parsed], request_id, now, held, changes)
             settled = self._settlement(connection, parsed, max(row.price_book_version for row in rows), now, held)
             if settled is None:
                 return Swept()
@@ -143,10 +143,10 @@ class Sweeper:
                 log.warning("request %s of %s cannot be priced: %s", request_id, tenant_id, settled)
                 put_off(connection, (tenant_id, request_id), now)
                 return _release(connection, held, now)
-            settle_in(connection, [settled], RECONCILED, now)
+            settle_in(connection, [settled], RECONCILED, now, changes)
             return Swept(released=len(held), reconciled=1)
 
-        return await self._book.store.write(operation)
+        return await self._book.write(operation)
 
     def _complete(
         self,
@@ -156,6 +156,7 @@ class Sweeper:
         request_id: str,
         now: int,
         held: Sequence[Row[Any]],
+        changes: list[Change],
     ) -> Swept:
         """Put attempts that a settled receipt does not account for on it, as overhead.
 
@@ -179,14 +180,16 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = book_at(prices_of(connection, facts.price_book_version), before.create_ns)
+            book = self._book.prices.version_in(connection, facts.price_book_version).at(
+                facts.create_time.ToNanoseconds()
+            )
             receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
             put_off(connection, key, now)
             return _release(connection, held, now)
         # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
-        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now)
+        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now, changes)
         return Swept(released=len(held), reconciled=1)
 
     def _settlement(
@@ -213,7 +216,7 @@ class Sweeper:
             facts = reconciled_facts(events, spent, baseline, candidate)
             create_ns = facts.create_time.ToNanoseconds()
             try:
-                book = book_at(prices_of(connection, candidate), create_ns)
+                book = self._book.prices.version_in(connection, candidate).at(create_ns)
                 return flatten(build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL), create_ns)
             except TenthError as raised:
                 error = raised
@@ -224,5 +227,5 @@ def _release(connection: Connection, held: Sequence[Row[Any]], now: int) -> Swep
     if held:
         balances = Balances.load(connection, {row.tenant_id for row in held})
         close_reservations(connection, balances, held, "expired", now)
-        balances.save()
+        balances.save(now)
     return Swept(released=len(held))

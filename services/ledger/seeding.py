@@ -12,7 +12,7 @@ from mesh.catalog import WatchedFile
 from mesh.errors import TenthError
 from services.ledger.admin import Admin
 from services.ledger.pricebook import PriceBooks
-from services.ledger.seeds import parse_prices, parse_tenants
+from services.ledger.seeds import parse_prices, parse_self_hosted, parse_tenants
 
 T = TypeVar("T")
 log = logging.getLogger("tenth.ledger")
@@ -27,6 +27,11 @@ class Seeder:
         self._admin = admin
         self._catalog = _watched(catalog, parse_prices)
         self._callers = _watched(callers, parse_tenants)
+        self._own = _watched(catalog, parse_self_hosted)
+
+    def self_hosted(self) -> frozenset[str]:
+        """The models that own hardware serves, as the catalogue says now."""
+        return self._own.current if self._own is not None else frozenset()
 
     async def seed(self) -> None:
         """Add what is absent."""
@@ -40,6 +45,8 @@ class Seeder:
         due = False
         while True:
             await asyncio.sleep(interval_seconds)
+            if self._own is not None:
+                await self._own.refresh()
             for file in (self._catalog, self._callers):
                 due = (file is not None and await file.refresh()) or due
             if not due:

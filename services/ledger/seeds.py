@@ -5,17 +5,45 @@ Pure: text in, plain values out. Raises CatalogError naming the file, the line a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
+from typing import TypeVar
 
-from mesh.catalog import PRICE_KEYS, Entry, open_catalog
+from mesh.catalog import MODEL_KEYS, PRICE_KEYS, STEP_KEYS, Entry, open_catalog
 from mesh.errors import TenthError
-from mesh.receipt import Price
+from mesh.receipt import Price, PriceStep
 from services.ledger.admin import Tenant
-from services.ledger.policy import NANOS_PER_SECOND, Budget, Window, is_time_zone
-from services.ledger.prices import AMOUNT_FIELDS, DatedPrice, check
+from services.ledger.limits import check_budget, parse_ladder, parse_percents, parse_span
+from services.ledger.policy import NANOS_PER_SECOND, Budget, Window
+from services.ledger.prices import AMOUNT_FIELDS, STEP_FIELDS, DatedPrice, check
 
-_TENANT_KEYS = {"tenant_id", "baseline_model", "max_requests_per_minute", "budgets"}
-_BUDGET_KEYS = {"name", "user_id", "project_id", "window", "time_zone", "limit_usd", "hard"}
+T = TypeVar("T")
+_TENANT_KEYS = {
+    "tenant_id",
+    "baseline_model",
+    "max_requests_per_minute",
+    "max_tokens_per_minute",
+    "control_share",
+    "budgets",
+}
+_BUDGET_KEYS = {
+    "name",
+    "user_id",
+    "project_id",
+    "model",
+    "tag_key",
+    "tag_value",
+    "window",
+    "time_zone",
+    "rolling",
+    "limit_usd",
+    "hard",
+    "alert_percents",
+    "alert_url",
+    "ladder",
+}
 
 
 def parse_prices(text: str, name: str = "catalogue") -> list[DatedPrice]:
@@ -24,13 +52,24 @@ def parse_prices(text: str, name: str = "catalogue") -> list[DatedPrice]:
     return sorted(found, key=lambda row: (row.model, row.valid_from_ns))
 
 
+def parse_self_hosted(text: str, name: str = "catalogue") -> frozenset[str]:
+    """The catalogue's self-hosted models; ``name`` is the file's, for messages."""
+    models = open_catalog(text, name).mapping("models", None).mappings(MODEL_KEYS)
+    return frozenset(model for model, entry in models if entry.boolean("self_hosted", False))
+
+
 def parse_tenants(text: str, name: str = "callers") -> list[tuple[Tenant, list[Budget]]]:
     """The callers file's tenants with their budgets; ``name`` is the file's, for messages."""
     root = open_catalog(text, name, None)
     found = []
     for entry in root.sequence("tenants", _TENANT_KEYS):
-        rate = entry.integer("max_requests_per_minute", 0, least=0)
-        tenant = Tenant(entry.text("tenant_id"), entry.text("baseline_model"), rate)
+        tenant = Tenant(
+            tenant_id=entry.text("tenant_id"),
+            baseline_model=entry.text("baseline_model"),
+            max_requests_per_minute=entry.integer("max_requests_per_minute", 0, least=0),
+            max_tokens_per_minute=entry.integer("max_tokens_per_minute", 0, least=0),
+            control_share=_share(entry, "control_share"),
+        )
         budgets = [_budget(each, tenant.tenant_id) for each in entry.sequence("budgets", _BUDGET_KEYS)]
         if len({each.name for each in budgets}) < len(budgets):
             raise entry.wrong("budgets", "two of the same name")
@@ -47,13 +86,14 @@ def _price(entry: Entry) -> DatedPrice:
         confirmed=entry.boolean("confirmed", True),
         **{"input": 0, "output": 0, **amounts},  # type: ignore[arg-type]  # Amounts only; steps are no key of these.
     )
+    price = replace(price, steps=tuple(_steps(entry, price)))
     row = DatedPrice(
         price,
         valid_from_ns=_nanoseconds(entry.instant("valid_from")),
         source=entry.text("source"),
         valid_to_ns=_nanoseconds(entry.instant("valid_to")) if "valid_to" in entry else None,
     )
-    if price.cpu_hour is None and not ("input" in entry and "output" in entry):
+    if price.cpu_hour is None and price.gpu_hour is None and not ("input" in entry and "output" in entry):
         raise entry.wrong("", "input and output are required")
     if not any(amounts.values()) and "confirmed" not in entry:
         raise entry.wrong("confirmed", "a price of zero needs `confirmed: true`")
@@ -64,20 +104,56 @@ def _price(entry: Entry) -> DatedPrice:
     return row
 
 
+def _steps(entry: Entry, price: Price) -> Iterator[PriceStep]:
+    """The steps in the file's order; an input or output that one lacks is as below its mark."""
+    below: Price | PriceStep = price
+    for step in entry.sequence("steps", STEP_KEYS):
+        given = {name: step.usd(name) for name in STEP_FIELDS if name in step}
+        below = PriceStep(
+            above=step.integer("above_input_tokens"), **{"input": below.input, "output": below.output, **given}
+        )
+        yield below
+
+
 def _budget(entry: Entry, tenant_id: str) -> Budget:
-    zone = entry.text("time_zone", "UTC")
-    if not is_time_zone(zone):
-        raise entry.wrong("time_zone", f"{zone!r} is no IANA time zone")
-    return Budget(
+    budget = Budget(
         name=entry.text("name"),
         tenant_id=tenant_id,
         limit=entry.usd("limit_usd"),
         hard=entry.boolean("hard", True),
+        window=Window(entry.choice("window", tuple(Window), "month")),
+        time_zone=entry.text("time_zone", "UTC"),
+        rolling_seconds=_parsed(entry, "rolling", parse_span) if "rolling" in entry else 0,
+        alert_percents=_parsed(entry, "alert_percents", parse_percents),
+        alert_url=entry.text("alert_url", ""),
+        ladder=_parsed(entry, "ladder", parse_ladder),
         user_id=entry.text("user_id", ""),
         project_id=entry.text("project_id", ""),
-        window=Window(entry.choice("window", tuple(Window), "month")),
-        time_zone=zone,
+        model=entry.text("model", ""),
+        tag_key=entry.text("tag_key", ""),
+        tag_value=entry.text("tag_value", ""),
     )
+    try:
+        return check_budget(budget, "")
+    except TenthError as error:
+        key = error.field.lstrip(".").partition("[")[0]
+        raise entry.wrong("limit_usd" if key == "limit_nano_usd" else key, error.message) from None
+
+
+def _parsed(entry: Entry, key: str, parse: Callable[[str], T]) -> T:
+    """A value that has a form of its own, such as rolling: "7d"; texts in quotes, as everywhere in the file."""
+    try:
+        return parse(entry.text(key, ""))
+    except ValueError as error:
+        raise entry.wrong(key, str(error)) from None
+
+
+def _share(entry: Entry, key: str) -> float:
+    """A share from 0 to 1, a decimal string."""
+    written = entry.text(key, "0")
+    if not re.fullmatch(r"0(\.[0-9]{1,9})?|1(\.0{1,9})?", written):
+        raise entry.wrong(key, f"{written!r} is not a share from 0 to 1")
+    return float(written)
 
 
 def _nanoseconds(instant: datetime) -> int:

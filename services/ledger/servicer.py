@@ -13,12 +13,12 @@ from mesh.errors import TenthError, invalid_argument
 from mesh.receipt import PRICE_UNKNOWN, PriceBook
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
-from services.ledger.balances import Scope
 from services.ledger.book import Book, Reserve
 from services.ledger.errors import Reason, cross_tenant
-from services.ledger.operator_servicer import OperatorServicer, check_count, price_message
-from services.ledger.policy import NANOS_PER_SECOND, Verdict
-from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, settlement
+from services.ledger.operator_servicer import OperatorServicer, check_count
+from services.ledger.policy import NANOS_PER_SECOND, Scope, Verdict
+from services.ledger.price_rpc import price_message
+from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, check_tags, settlement
 
 SPENDERS = frozenset({"orchestrator", "inference"})
 """Services that may name the tenant in what they send: they serve all of them."""
@@ -27,7 +27,10 @@ _ITEM_REASONS = frozenset({Reason.REQUEST_ID_REUSED, PRICE_UNKNOWN, Reason.INVAL
 _VERDICTS = {
     Verdict.OK: ledger_pb2.RESERVE_DECISION_OK,
     Verdict.DOWNGRADE: ledger_pb2.RESERVE_DECISION_DOWNGRADE,
+    Verdict.BATCH: ledger_pb2.RESERVE_DECISION_BATCH,
+    Verdict.CACHE_ONLY: ledger_pb2.RESERVE_DECISION_CACHE_ONLY,
     Verdict.REFUSED: ledger_pb2.RESERVE_DECISION_REFUSED,
+    Verdict.RATE_LIMITED: ledger_pb2.RESERVE_DECISION_RATE_LIMITED,
 }
 
 
@@ -35,9 +38,8 @@ class LedgerServicer(OperatorServicer):
     """Writes of the request path; those of operators are inherited."""
 
     def __init__(self, book: Book, admin: Admin, now_ns: Callable[[], int], *, reservation_ttl_seconds: float) -> None:
-        super().__init__(admin, book.prices)
+        super().__init__(admin, book.prices, now_ns)
         self._book = book
-        self._now_ns = now_ns
         self._ttl_ns = int(reservation_ttl_seconds * NANOS_PER_SECOND)
 
     async def ReserveFunds(
@@ -55,7 +57,13 @@ class LedgerServicer(OperatorServicer):
             if getattr(request, name) < 0:
                 raise invalid_argument("negative", field=f"request.{name}")
         wanted = Reserve(
-            scope=Scope(identity.tenant_id, request.user_id, request.project_id),
+            scope=Scope(
+                identity.tenant_id,
+                request.user_id,
+                request.project_id,
+                request.model,
+                tuple(sorted(check_tags(request.tags, "request.tags").items())),
+            ),
             request_id=request.request_id,
             model=request.model,
             input_tokens=request.input_token_count,
@@ -63,6 +71,8 @@ class LedgerServicer(OperatorServicer):
             price_book_version=request.price_book_version,
             ttl_ns=self._ttl(request),
             payload_digest=check_digest(request.payload_digest, "request.payload_digest"),
+            batch=request.batch,
+            tier=request.tier,
         )
         made = await self._book.reserve(wanted)
         decision = made.decision
@@ -75,13 +85,16 @@ class LedgerServicer(OperatorServicer):
                 "tenth.reserved_nano_usd": made.amount,
             }
         )
-        return ledger_pb2.ReserveFundsResponse(
+        response = ledger_pb2.ReserveFundsResponse(
             decision=_VERDICTS[decision.verdict],
             reservation_id=made.reservation_id,
             reserved_nano_usd=made.amount,
             budget_name=decision.budget_name,
             remaining_nano_usd=decision.remaining,
         )
+        if decision.retry_after_ns:
+            response.retry_after.FromNanoseconds(decision.retry_after_ns)
+        return response
 
     async def ReleaseFunds(
         self, request: ledger_pb2.ReleaseFundsRequest, context: Any
@@ -150,6 +163,8 @@ class LedgerServicer(OperatorServicer):
                     baseline_model=each.tenant.baseline_model,
                     disabled_layers=each.disabled_layers,
                     max_requests_per_minute=each.tenant.max_requests_per_minute,
+                    max_tokens_per_minute=each.tenant.max_tokens_per_minute,
+                    control_share=each.tenant.control_share,
                 )
                 for each in snapshot.policies
             ],

@@ -44,6 +44,30 @@ class LedgerSettings(BaseSettings):
     sweep_interval_seconds: float = Field(
         default=5, gt=0, le=3_600, description="Time between sweeps, seconds, 0..3600"
     )
+    alert_key_file: Path | None = Field(
+        default=None,
+        description="File with the key that signs budget alerts, at least 16 bytes, read again for every round; "
+        "empty: alerts are only logged",
+    )
+    alert_interval_seconds: float = Field(
+        default=5, gt=0, le=3_600, description="Time between rounds of sending budget alerts, seconds, 0..3600"
+    )
+    rollup_interval_seconds: float = Field(
+        default=5, gt=0, le=3_600, description="Time between steps of the rollups that reports read, seconds, 0..3600"
+    )
+    receipt_retention_days: int = Field(
+        default=0,
+        ge=0,
+        le=36_500,
+        description="Age at which single receipts, their events and attempts are deleted, days; their sums stay in the "
+        "rollups. Longer than any budget's window. 0: never",
+    )
+    reservation_retention_days: int = Field(
+        default=30, ge=0, le=36_500, description="Age at which closed reservations are deleted, days; 0: never"
+    )
+    retention_interval_seconds: float = Field(
+        default=3_600, gt=0, le=86_400, description="Time between runs of retention, seconds, 0..86400"
+    )
 
     def url(self, data_dir: Path) -> str:
         """The database's URL; by default a SQLite file in the data directory."""

@@ -2,20 +2,26 @@
 
 A receipt is never changed: what a request shows is its newest one, and every change is an event. Attempts that no
 receipt accounts for are tracked in ``open_requests``, for the sweeper to complete the receipt with them.
+
+**Which clock counts.** A receipt counts, in budgets and in reports, at the instant of the reservation that it ends:
+the ledger's own clock, in the windows that were checked. Its own create_time (the orchestrator's clock) stays on it
+and picks its prices, but never moves money. Without a reservation a receipt counts where the one before it did, else
+at its create_time, though never later than now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from mesh.errors import TenthError
-from services.ledger.balances import Balances, Scope
+from services.ledger.balances import Balances, scope_of
 from services.ledger.errors import request_id_reused
-from services.ledger.receipts import Settlement
+from services.ledger.policy import Scope
+from services.ledger.receipts import Settlement, made_ns
 from services.ledger.tables import OPEN, attempts, open_requests, receipt_events, receipts, reservations
 
 ORCHESTRATOR = "given"
@@ -40,7 +46,16 @@ class Visible:
     failed: bool
     event_id: int
     create_ns: int
+    """When it counts, see above."""
     actual: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A receipt's columns as they are now, and as they were; None: it is new."""
+
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any]
 
 
 def visible(connection: Connection, request_ids: Collection[str]) -> dict[Key, Visible]:
@@ -48,7 +63,7 @@ def visible(connection: Connection, request_ids: Collection[str]) -> dict[Key, V
     return {
         (row.tenant_id, row.request_id): Visible(
             row_id=row.id,
-            scope=Scope(row.tenant_id, row.user_id, row.project_id),
+            scope=scope_of(row),
             digest=row.digest,
             payload_digest=row.payload_digest,
             attempts=frozenset(map(int, row.attempts.split())),
@@ -63,9 +78,16 @@ def visible(connection: Connection, request_ids: Collection[str]) -> dict[Key, V
 
 
 def settle_in(
-    connection: Connection, settlements: Sequence[Settlement], origin: str, now: int
+    connection: Connection,
+    settlements: Sequence[Settlement],
+    origin: str,
+    now: int,
+    changes: list[Change] | None = None,
 ) -> list[TenthError | None]:
-    """Settle receipts; the result of each in order: None, or REQUEST_ID_REUSED. See ``Book.settle``."""
+    """Settle receipts; the result of each in order: None, or REQUEST_ID_REUSED. See ``Book.settle``.
+
+    What the receipts that show became is added to ``changes``.
+    """
     there = visible(connection, {each.request_id for each in settlements})
     winners: dict[Key, Settlement] = {}
     results: list[TenthError | None] = []
@@ -80,22 +102,32 @@ def settle_in(
             if not each.payload_digest or each.payload_digest != before.payload_digest:
                 results.append(request_id_reused(each.request_id, "it was settled with another receipt"))
                 continue
-            if _replaces(each, before):
+            if _replaces(connection, each, before):
                 winners[each.key] = each
             ended.add(each.key)
         accepted.add(each.key)
         results.append(None)
-    _write(connection, winners, there, origin, ended, now)
+    _write(connection, winners, there, origin, ended, now, changes)
     covered = {key: (found.origin, found.attempts) for key, found in there.items()}
     covered |= {key: (origin, winner.attempts) for key, winner in winners.items()}
     track(connection, accepted, covered, now)
     return results
 
 
-def complete_in(connection: Connection, completed: Settlement, before: Visible, now: int) -> None:
+def complete_in(
+    connection: Connection, completed: Settlement, before: Visible, now: int, changes: list[Change] | None = None
+) -> None:
     """Put a completed receipt (more overhead from attempts) in the place of the settled one."""
-    _write(connection, {completed.key: completed}, {completed.key: before}, before.origin, {completed.key}, now)
+    ended = {completed.key}
+    _write(connection, {completed.key: completed}, {completed.key: before}, before.origin, ended, now, changes)
     track(connection, [completed.key], {completed.key: (before.origin, completed.attempts)}, now)
+
+
+def replace_in(
+    connection: Connection, corrected: Settlement, before: Visible, now: int, changes: list[Change] | None = None
+) -> None:
+    """Put a corrected receipt in the place of the one that shows; what a retry of the request holds stays."""
+    _write(connection, {corrected.key: corrected}, {corrected.key: before}, before.origin, (), now, changes)
 
 
 def track(
@@ -140,20 +172,46 @@ def close_reservations(
     connection: Connection, balances: Balances, rows: Sequence[Row[Any]], state: str, now: int
 ) -> None:
     """Close open reservations and take them out of their windows."""
-    for row in rows:
-        scope = Scope(row.tenant_id, row.user_id, row.project_id)
+    scopes = [scope_of(row) for row in rows]
+    for scope, row in zip(scopes, rows, strict=True):
         balances.touch(scope, row.create_ns)
-    for row in rows:
-        balances.add(Scope(row.tenant_id, row.user_id, row.project_id), row.create_ns, reserved=-row.amount)
+    for scope, row in zip(scopes, rows, strict=True):
+        balances.add(scope, row.create_ns, reserved=-row.amount)
     if rows:
         connection.execute(_CLOSE, [{"id": row.reservation_id, "new_state": state, "now": now} for row in rows])
 
 
-def _replaces(new: Settlement, before: Settlement | Visible) -> bool:
+def _replaces(connection: Connection, new: Settlement, before: Settlement | Visible) -> bool:
     """An answer stands before a failure; among equals the later request's receipt is what the caller saw last."""
     if new.failed != before.failed:
         return before.failed
-    return new.create_ns > before.create_ns
+    if isinstance(before, Settlement):
+        return new.create_ns > before.create_ns
+    blob = connection.execute(_EVENT, {"event": before.event_id}).scalar_one()
+    return new.create_ns > made_ns(blob)
+
+
+def _counted(
+    connection: Connection,
+    winners: Iterable[Settlement],
+    there: Mapping[Key, Visible],
+    held: Sequence[Row[Any]],
+    now: int,
+) -> dict[Key, Settlement]:
+    """The receipts with the instant at which each counts in place of its own; see the top of the file."""
+    ends = {(row.tenant_id, row.request_id): int(row.create_ns) for row in held}
+    ends = {key: before.create_ns for key, before in there.items()} | ends
+    late = {each.reservation_id: each.key for each in winners if each.reservation_id and each.key not in ends}
+    if late:
+        # It comes after its reservation's expiry.
+        for row in connection.execute(_EXPIRED, {"ids": sorted(late)}):
+            if late[row.reservation_id] == (row.tenant_id, row.request_id):
+                ends[late[row.reservation_id]] = int(row.create_ns)
+    found = {}
+    for each in winners:
+        at = ends.get(each.key, min(each.create_ns, now))
+        found[each.key] = replace(each, create_ns=at, columns={**each.columns, "create_ns": at})
+    return found
 
 
 def _write(
@@ -163,18 +221,20 @@ def _write(
     origin: str,
     ended: Collection[Key],
     now: int,
+    changes: list[Change] | None,
 ) -> None:
     """``ended`` are the requests that hold nothing any more: a receipt delivered again does not end a retry."""
-    if not ended:
+    if not ended and not winners:
         return
-    fresh = [each for key, each in winners.items() if key not in there]
-    corrected = [(each, there[key]) for key, each in winners.items() if key in there]
     held = [
         row
         for row in connection.execute(_HELD, {"requests": sorted({request for _, request in ended})})
         if (row.tenant_id, row.request_id) in ended
     ]
-    balances = Balances.load(connection, {tenant_id for tenant_id, _ in ended})
+    balances = Balances.load(connection, {tenant_id for tenant_id, _ in (*ended, *winners)})
+    winners = _counted(connection, winners.values(), there, held, now)
+    fresh = [each for key, each in winners.items() if key not in there]
+    corrected = [(each, there[key]) for key, each in winners.items() if key in there]
     # Windows are read (or derived) before the change that they sum.
     for each in winners.values():
         balances.touch(each.scope, each.create_ns)
@@ -182,12 +242,26 @@ def _write(
         balances.touch(before.scope, before.create_ns)
     close_reservations(connection, balances, held, "settled", now)
     if winners:
+        if changes is not None:
+            changes += _changed(connection, fresh, corrected)
         _write_receipts(connection, fresh, corrected, origin, now)
     for each in winners.values():
         balances.add(each.scope, each.create_ns, spent=each.actual)
     for _, before in corrected:
         balances.add(before.scope, before.create_ns, spent=-before.actual)
-    balances.save()
+    balances.save(now)
+
+
+def _changed(
+    connection: Connection, fresh: Sequence[Settlement], corrected: Sequence[tuple[Settlement, Visible]]
+) -> list[Change]:
+    """What is about to be written, beside what shows now."""
+    found = [Change(None, each.columns) for each in fresh]
+    if corrected:
+        query = select(receipts).where(receipts.c.id.in_([before.row_id for _, before in corrected]))
+        rows: dict[int, dict[str, Any]] = {row.id: dict(row._mapping) for row in connection.execute(query)}
+        found += [Change(rows[before.row_id], each.columns) for each, before in corrected]
+    return found
 
 
 def _write_receipts(
@@ -240,10 +314,16 @@ _RECEIPTS = select(
     receipts.c.event_id,
     receipts.c.create_ns,
     receipts.c.actual,
+    receipts.c.model,
+    receipts.c.tags,
 ).where(receipts.c.request_id.in_(bindparam("requests", expanding=True)))
 _HELD = select(reservations).where(
     reservations.c.request_id.in_(bindparam("requests", expanding=True)), reservations.c.state == OPEN
 )
+_EXPIRED = select(
+    reservations.c.reservation_id, reservations.c.tenant_id, reservations.c.request_id, reservations.c.create_ns
+).where(reservations.c.reservation_id.in_(bindparam("ids", expanding=True)))
+_EVENT = select(receipt_events.c.receipt).where(receipt_events.c.id == bindparam("event"))
 _CLOSE = (
     update(reservations)
     .where(reservations.c.reservation_id == bindparam("id"))

@@ -289,6 +289,7 @@ receipts = Table(
     UniqueConstraint("request_id", "tenant_id"),
     Index(None, "tenant_id", "create_ns"),
     Index(None, "create_ns"),
+    Index(None, "event_id"),
 )
 
 ROLLED = (
@@ -306,8 +307,9 @@ ROLLED = (
 rollups = Table(
     "rollups",
     metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
     Column("tenant_id", Text, primary_key=True),
-    Column("hour_ns", BigInteger, primary_key=True),
     Column("model", Text, primary_key=True),
     Column("tier", Integer, primary_key=True, autoincrement=False),
     Column("user_id", Text, primary_key=True),
@@ -317,9 +319,12 @@ rollups = Table(
     Column("requests", BigInteger, nullable=False),
     Column("failures", BigInteger, nullable=False),
     *(Column(name, BigInteger, nullable=False) for name in ROLLED),
-    Index(None, "hour_ns"),
+    sqlite_with_rowid=False,
 )
-"""Sums of the visible receipts by hour and everything that reports group by, tags apart."""
+"""Sums of the visible receipts by time and everything that reports group by, tags apart; see ``rollups.py``.
+
+``level`` says what a row sums: 0, 1, 2 a UTC hour, day, month; 3, 4, 5 the same with users and projects together.
+"""
 
 rollup_state = Table(
     "rollup_state",
@@ -327,4 +332,4 @@ rollup_state = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("event_id", BigInteger, nullable=False),
 )
-"""One row: the last receipt event that the rollups hold."""
+"""How far the rollups are: numbers by id, see ``rollups.State``."""

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from random import Random
 from uuid import UUID
 
+from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import chat_pb2
 
 from mesh.auth import act_for
 from mesh.errors import Code, TenthError
 from mesh.receipt import price_of
 from mesh.telemetry import current_trace_id
+from services.orchestrator import policy
 from services.orchestrator.call import Call
 from services.orchestrator.errors import Reason
 from services.orchestrator.settings import OrchestratorSettings
@@ -20,6 +22,7 @@ from services.orchestrator.snapshot import Snapshot
 from services.orchestrator.validation import validate
 
 _MAX_TRACKED_TENANTS = 100_000
+_SAVING_LAYERS = frozenset(("cache", "routing", "compression"))
 
 
 class RateLimiter:
@@ -92,9 +95,28 @@ class Admission:
             trace_id=current_trace_id(),
             streaming=streaming,
             caller_set_limit=caller_set_limit,
+            control=policy.control_side(
+                identity.tenant_id,
+                request.request_id,
+                tenant.control_share,
+                layers_on=self._layers_on(request, tenant),
+            ),
             # Attempts are numbered from a random base: a retry of the same request on another replica, or after a
             # crash, must never share a number with an attempt that was really paid for.
             attempt_base=self._random.randrange(2, 2_000_000) * 1000,
+        )
+
+    def _layers_on(self, request: chat_pb2.CompletionRequest, tenant: ledger_pb2.TenantPolicy) -> bool:
+        """True when every layer may work on the request, and the baseline model could answer it instead."""
+        wanted = request.policy
+        baseline = self._snapshot.model(tenant.baseline_model)
+        return (
+            not (wanted.model or wanted.tier_floor or wanted.tier_ceiling)
+            and wanted.cache_mode not in (chat_pb2.CACHE_MODE_OFF, chat_pb2.CACHE_MODE_WRITE)
+            and wanted.compression_mode != chat_pb2.COMPRESSION_MODE_OFF
+            and _SAVING_LAYERS.isdisjoint(tenant.disabled_layers)
+            and baseline is not None
+            and (baseline.tools or not request.tools)
         )
 
 

@@ -20,6 +20,9 @@ SKIPPED = receipt_pb2.HOP_OUTCOME_SKIPPED
 DISABLED = receipt_pb2.HOP_OUTCOME_DISABLED
 DEGRADED = receipt_pb2.HOP_OUTCOME_DEGRADED
 
+CONTROL_TAG = "tenth.control"
+"""Tag of requests that take part in the tenant's measured comparison: "true", the control share, or "false"."""
+
 _ANSWERS = frozenset(
     (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.NOT_FOUND, Code.OUT_OF_RANGE, Code.ALREADY_EXISTS)
 )
@@ -78,6 +81,8 @@ class Call:
     attempt_base: int
     caller_set_limit: bool = True
     """False when max_output_tokens is the deployment's default."""
+    control: bool | None = None
+    """True: of the control share, answered by the baseline model with every layer off; see policy.control_side."""
     hops: list[receipt_pb2.Hop] = field(default_factory=list)
     overheads: list[receipt_pb2.OverheadItem] = field(default_factory=list)
     compute_micros: int = 0
@@ -108,8 +113,19 @@ class Call:
         self.attempts_unknown = earlier.attempts_unknown
 
     def disabled(self, layer: str) -> bool:
-        """True when a kill switch turned a layer off for this tenant."""
-        return layer in self.tenant.disabled_layers
+        """True when a kill switch turned a layer off for this tenant, or the request is of the control share."""
+        return bool(self.control) or layer in self.tenant.disabled_layers
+
+    @property
+    def why_disabled(self) -> tuple[receipt_pb2.HopOutcome.ValueType, str]:
+        """Outcome and reason of the hop of a disabled layer. With a switch off a request is in no control share."""
+        return (SKIPPED, "control share") if self.control else (DISABLED, "kill switch")
+
+    def leave_control(self, why: str) -> None:
+        """Go on with every layer: measuring must not cost a caller its answer. No effect outside the control share."""
+        if self.control:
+            self.control = None
+            self.skip("control", SKIPPED, f"left the control share: {why}")
 
     @contextmanager
     def hop(self, name: str) -> Iterator[receipt_pb2.Hop]:
@@ -178,6 +194,8 @@ class Call:
             hops=self.hops,
             payload_digest=self.digest.hex(),
         )
+        if self.control is not None:
+            facts.tags[CONTROL_TAG] = "true" if self.control else "false"
         facts.create_time.FromNanoseconds(int(self.created * 1e9))
         facts.end_time.FromNanoseconds(int(now * 1e9))
         return facts

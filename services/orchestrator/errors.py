@@ -15,9 +15,10 @@ class Reason(StrEnum):
     UNKNOWN_TENANT = "UNKNOWN_TENANT"
     """The caller's tenant is not in the ledger."""
     RATE_LIMITED = "RATE_LIMITED"
-    """The tenant's requests per minute are used up; RetryInfo says when to come back."""
+    """The tenant's requests or tokens per minute are used up; RetryInfo says when to come back."""
     BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
-    """A hard budget cannot hold this request on any allowed tier."""
+    """A hard budget cannot hold this request on any allowed tier, or its ladder lets only others pass; the metadata
+    name the budget, what is left and the step."""
     BUDGET_UNAVAILABLE = "BUDGET_UNAVAILABLE"
     """A hard budget applies and the ledger cannot be asked: nothing may be spent."""
     NOT_READY = "NOT_READY"

@@ -38,6 +38,7 @@ class Explain:
 
     async def explain(self, call: Call) -> orchestrator_pb2.ExplainRequestResponse:
         """The explanation of one admitted call. Raises what a hop raises: a dry run does not degrade."""
+        call.control = None  # The question is what the layers would do.
         reply = orchestrator_pb2.ExplainRequestResponse()
         hit = await self._look_up(call, reply)
         route = await self._choose(call, reply)

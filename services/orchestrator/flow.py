@@ -41,7 +41,7 @@ from services.orchestrator.outbox import Outbox
 from services.orchestrator.policy import IfDown
 from services.orchestrator.runs import Answer, Run
 from services.orchestrator.settings import OrchestratorSettings
-from services.orchestrator.steps import Steps, tier_value
+from services.orchestrator.steps import Steps, refused, tier_value
 
 IF_DOWN = {
     "cache.LookupCompletion": IfDown.MISS,
@@ -52,6 +52,10 @@ IF_DOWN = {
     "cache.StoreCompletion": IfDown.DROP,
     "ledger.SettleReceipts": IfDown.OUTBOX,
 }
+
+
+class _OutOfControl(Exception):  # noqa: N818  (no error: the request starts anew)
+    """The budget does not hold a request of the control share, but may hold it with every layer."""
 
 
 class Flow:
@@ -122,6 +126,9 @@ class Flow:
             # 6. The receipt: kept durably before the answer leaves, settled behind it.
             completion = self._finish(call, route, prompt, generated)
             receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
+        except _OutOfControl:
+            leader.give_up()
+            return await self._answer(run, call)
         except BaseException:
             leader.give_up()
             raise
@@ -164,8 +171,10 @@ class Flow:
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
                 call.excluded.append(route.model)
-                if call.began or not _try_next(error) or len(call.excluded) >= self._settings.max_attempts:
+                may_go_on = _try_next(error) or call.control
+                if call.began or not may_go_on or len(call.excluded) >= self._settings.max_attempts:
                     raise
+                call.leave_control(error.reason)
                 failure = error
 
     def _downgrade(
@@ -175,19 +184,17 @@ class Flow:
         funds: ledger_pb2.ReserveFundsResponse,
         ceiling: chat_pb2.Tier.ValueType,
     ) -> chat_pb2.Tier.ValueType:
-        """The ceiling for the next try, lower than the last, or BUDGET_EXCEEDED when no cheaper tier is allowed."""
+        """The ceiling for the next try, lower than the last; else the ledger's refusal, as an error."""
+        if call.control:
+            call.leave_control(f"budget {funds.budget_name}")
+            raise _OutOfControl
         tier = min(route.tier, ceiling) if ceiling else route.tier
         below = policy.lower_tier(tier, call.request.policy.tier_floor)
         fixed = call.request.policy.model or call.disabled("routing")
         if funds.decision == ledger_pb2.RESERVE_DECISION_DOWNGRADE and below and not fixed:
             call.downgraded = True
             return tier_value(below)
-        raise TenthError(
-            Code.RESOURCE_EXHAUSTED,
-            Reason.BUDGET_EXCEEDED,
-            f"budget {funds.budget_name!r} has {funds.remaining_nano_usd} nano-USD left",
-            metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd)},
-        )
+        raise refused(call, funds)
 
     async def _follow(
         self, run: Run, call: Call, flight: cache_pb2.Flight, seen: Assembly

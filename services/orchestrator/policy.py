@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -63,6 +64,18 @@ def fallback_model(
     # A model that also answers Korean is the safer guess when nobody classified the question.
     ranked = sorted(usable, key=lambda model: not model.korean)
     return next((model for tier in order for model in ranked if model.tier == tier), None)
+
+
+def control_side(tenant_id: str, request_id: str, share: float, *, layers_on: bool) -> bool | None:
+    """The request's side in the tenant's measured comparison: True, the control share; False, the others.
+
+    None: it takes no part, because the tenant measures nothing or the request leaves some layer off by itself. The
+    draw is a hash of the ids, so that a retry, on whatever replica, is on the same side.
+    """
+    if not (layers_on and share > 0):
+        return None
+    digest = hashlib.sha256(f"tenth.control\0{tenant_id}\0{request_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 
 def lower_tier(tier: int, floor: int) -> int:

@@ -19,7 +19,7 @@ from mesh import deadlines
 from mesh.auth import Identity, set_identity
 from mesh.errors import Code, TenthError, unavailable
 from mesh.receipt import Price
-from mesh.wire import price_book
+from mesh.wire import dated_prices
 from services.orchestrator.errors import Reason
 from services.orchestrator.policy import KnownModel
 
@@ -47,8 +47,7 @@ class Snapshot:
         self._now = now
         self._admission = ledger_pb2.GetAdmissionSnapshotResponse()
         self._tenants: Mapping[str, ledger_pb2.TenantPolicy] = {}
-        self._book: Mapping[str, Price] = {}
-        self._book_second = -1
+        self._prices = dated_prices(())
         self.models: tuple[KnownModel, ...] = ()
         if self._admission_file.exists():
             self._adopt(ledger_pb2.GetAdmissionSnapshotResponse.FromString(self._admission_file.read_bytes()))
@@ -72,12 +71,8 @@ class Snapshot:
         return tenant
 
     def prices(self, at_seconds: float) -> Mapping[str, Price]:
-        """The price book at an instant; kept for the current second."""
-        second = int(at_seconds)
-        if second != self._book_second:
-            self._book = price_book(self._admission.prices, at_seconds)
-            self._book_second = second
-        return self._book
+        """The price book at an instant, to the nanosecond at which the receipt will say that it was admitted."""
+        return self._prices.at(int(at_seconds * 1e9))
 
     def model(self, name: str) -> KnownModel | None:
         """A catalogue model as last heard from the router."""
@@ -121,7 +116,7 @@ class Snapshot:
     def _adopt(self, snapshot: ledger_pb2.GetAdmissionSnapshotResponse) -> None:
         self._admission = snapshot
         self._tenants = {tenant.tenant_id: tenant for tenant in snapshot.tenants}
-        self._book_second = -1
+        self._prices = dated_prices(snapshot.prices)
 
     def _adopt_models(self, reply: router_pb2.ListModelsResponse) -> None:
         self.models = tuple(_known(model) for model in reply.models)

@@ -30,6 +30,10 @@ _STRATEGIES = {
     "features": router_pb2.STRATEGY_FEATURES,
     "llm": router_pb2.STRATEGY_LLM,
 }
+_STEP_MESSAGES = {
+    ledger_pb2.RESERVE_DECISION_CACHE_ONLY: "; only answers from the cache are given, and this was a miss",
+    ledger_pb2.RESERVE_DECISION_BATCH: "; it would pass as a batch request, with a far completion_window",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Steps:
         """Hop 1. Down or late: a miss without a lease."""
         missed = cache_pb2.LookupCompletionResponse()
         if call.disabled("cache"):
-            call.skip("cache", DISABLED, "kill switch")
+            call.skip("cache", *call.why_disabled)
             return missed
         if call.request.policy.cache_mode == chat_pb2.CACHE_MODE_OFF:
             call.skip("cache", SKIPPED, "cache_mode_off")
@@ -80,7 +84,8 @@ class Steps:
         if call.disabled("routing"):
             # A model that the caller named must answer all the same; that was never the router's choice.
             name = call.request.policy.model or call.tenant.baseline_model
-            call.skip("router", DISABLED, f"kill switch: {name} answers")
+            outcome, why = call.why_disabled
+            call.skip("router", outcome, f"{why}: {name} answers")
             return self._known_route(name)
         request = router_pb2.SelectModelRequest(
             request=call.request,
@@ -107,7 +112,11 @@ class Steps:
             return replace(self._known_route(chosen.model), tier=chosen.tier)
 
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
-        """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated."""
+        """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
+        unchanged = self._estimated_prompt(call)
+        if call.control:
+            call.skip("compressor", *call.why_disabled)
+            return replace(unchanged, baseline_tokens=0)
         off = call.disabled("compression") or call.request.policy.compression_mode == chat_pb2.COMPRESSION_MODE_OFF
         request = compressor_pb2.CompressPromptRequest(
             request=call.request,
@@ -119,7 +128,6 @@ class Steps:
             request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_OFF
         if embedding is not None:
             request.embedding.CopyFrom(embedding)
-        unchanged = self._estimated_prompt(call)
         cap = (
             self._settings.compress_cap_seconds
             + self._settings.compress_cap_per_10k_tokens_seconds * unchanged.sent_tokens / 10_000
@@ -165,6 +173,9 @@ class Steps:
             user_id=call.identity.user_id,
             project_id=call.identity.project_id,
             payload_digest=call.digest.hex(),
+            tags=call.request.tags,
+            batch=False,  # This path answers online; what may wait goes another way.
+            tier=route.tier,
         )
         request.ttl.FromMilliseconds(int(self._settings.reservation_ttl_seconds * 1000))
         with call.hop("ledger") as hop:
@@ -251,6 +262,25 @@ class Steps:
             baseline_tokens=tokens,
             estimated=True,
         )
+
+
+def refused(call: Call, funds: ledger_pb2.ReserveFundsResponse) -> TenthError:
+    """What a reservation that was not made means to the caller: RATE_LIMITED, or BUDGET_EXCEEDED naming the step."""
+    if funds.decision == ledger_pb2.RESERVE_DECISION_RATE_LIMITED:
+        return TenthError(
+            Code.RESOURCE_EXHAUSTED,
+            Reason.RATE_LIMITED,
+            f"tenant {call.identity.tenant_id} has used its requests or tokens of this minute",
+            retry_after_seconds=funds.retry_after.ToNanoseconds() / 1e9,
+        )
+    step = ledger_pb2.ReserveDecision.Name(funds.decision).removeprefix("RESERVE_DECISION_").lower()
+    left = f"budget {funds.budget_name!r} has {funds.remaining_nano_usd} nano-USD left"
+    return TenthError(
+        Code.RESOURCE_EXHAUSTED,
+        Reason.BUDGET_EXCEEDED,
+        left + _STEP_MESSAGES.get(funds.decision, ""),
+        metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd), "step": step},
+    )
 
 
 def tier_value(number: int) -> chat_pb2.Tier.ValueType:

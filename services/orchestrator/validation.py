@@ -16,6 +16,7 @@ from services.orchestrator.errors import Reason
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OWN_TAGS = "tenth."
 _MAX_TAGS, _MAX_TAG_KEY, _MAX_TAG_VALUE = 16, 64, 256
 _MAX_MESSAGES, _MAX_CHUNKS, _MAX_TOOLS, _MAX_STOPS = 10_000, 2_000, 512, 4
 _MAX_ID = 256
@@ -185,6 +186,10 @@ def _labels(request: chat_pb2.CompletionRequest) -> None:
             raise invalid_argument(
                 f"keys have 1 to {_MAX_TAG_KEY} characters, values at most {_MAX_TAG_VALUE}", field="request.tags"
             )
+        if any(unicodedata.category(letter) == "Cc" for letter in key + value):
+            raise invalid_argument("holds a control character", field="request.tags")
+        if key.startswith(_OWN_TAGS):
+            raise invalid_argument(f"keys that begin with {_OWN_TAGS!r} are the mesh's own", field="request.tags")
     if request.namespace and not _NAMESPACE.fullmatch(request.namespace):
         raise invalid_argument('1 to 64 letters, digits, ".", "_" or "-"', field="request.namespace")
     for name in ("user_id", "project_id"):

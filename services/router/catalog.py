@@ -72,7 +72,7 @@ class Catalog:
         return next((model for model in self.models if model.name == name), None)
 
 
-_CPU_ENTRY = "cpu"
+_CPU_ENTRY, _GPU_ENTRY = "cpu", "gpu:"
 
 
 def parse_catalog(text: str, name: str, now: datetime) -> Catalog:
@@ -117,7 +117,7 @@ def _prices(root: Entry, now: datetime) -> Iterator[tuple[str, ReferencePrice]]:
     rows = []
     for row in root.sequence("prices", PRICE_KEYS):
         model = row.text("model")
-        if model == _CPU_ENTRY:
+        if model == _CPU_ENTRY or model.startswith(_GPU_ENTRY):
             continue
         starts, ends = row.instant("valid_from"), row.instant("valid_to") if "valid_to" in row else None
         price = ReferencePrice(row.usd("input"), row.usd("output"))

@@ -238,6 +238,38 @@ async def test_switch_and_budgets(bench: Bench) -> None:
         await bench.run("budget", "set", "m", "--limit=-1")
 
 
+async def test_a_budget_with_everything(bench: Bench) -> None:
+    wanted = ledger_pb2.Budget(
+        name="search",
+        tenant_id="demo",
+        window=ledger_pb2.BUDGET_WINDOW_ROLLING,
+        time_zone="UTC",
+        limit_nano_usd=10**10,
+        hard=True,
+        model="mini",
+        tag_key="team",
+        tag_value="a=b",
+        alert_percents=[50, 100],
+        alert_url="https://alerts.example/",
+        ladder=[
+            ledger_pb2.LadderRung(step=ledger_pb2.LADDER_STEP_CACHE_ONLY, from_percent=80),
+            ledger_pb2.LadderRung(step=ledger_pb2.LADDER_STEP_BATCH, from_percent=90),
+            ledger_pb2.LadderRung(step=ledger_pb2.LADDER_STEP_CHEAPER_TIER, from_percent=95),
+        ],
+    )
+    wanted.rolling.FromSeconds(7 * 86_400)
+    bench.recorder.answers["SetBudget"] = ledger_pb2.SetBudgetResponse(status=ledger_pb2.BudgetStatus(budget=wanted))
+    words = "--limit 10 --window rolling --rolling 7d --model mini --tag team=a=b --alert 50 100"
+    words += " --alert-url https://alerts.example/ --ladder cache-only=80,batch=90,cheaper-tier=95"
+    _, text = await bench.run("budget", "set", "search", *words.split())
+    assert ledger_pb2.SetBudgetRequest.FromString(bench.recorder.sent("SetBudget")[0]).budget == wanted
+    for shown in ("mini", "team=a=b", "rolling 7d", "50% alert, 80% cache-only, 90% batch, 95% cheaper-tier, 100%"):
+        assert shown in " ".join(text.split())
+    for wrong in (["--rolling", "7"], ["--rolling", "x"], ["--ladder", "faster=80"], ["--ladder", "batch"]):
+        with pytest.raises(ValueError, match="is not"):
+            await bench.run("budget", "set", "search", "--limit", "1", *wrong)
+
+
 async def test_explain_and_receipt(bench: Bench, tmp_path: Path) -> None:
     bench.recorder.answers["ExplainRequest"] = orchestrator_pb2.ExplainRequestResponse(
         hops=receipt().facts.hops, expected_receipt=receipt(), worst_case_nano_usd=77

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
 from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh.errors import TenthError
 from mesh.status import detail
-from mesh.testing import TEST_IDENTITY, dial, memory_telemetry, running
+from mesh.testing import TEST_IDENTITY, dial, memory_metrics, metric_points, running
 from services.inference.attempts import AttemptLog
 from services.inference.models import Model, Provider
 from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
@@ -110,8 +111,15 @@ USAGE = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}
 class Mesh:
     """The inference service over a scripted provider, with what it wrote down."""
 
-    def __init__(self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, log: AttemptLog, provider: ScriptedProvider):
+    def __init__(
+        self,
+        stub: inference_pb2_grpc.InferenceServiceAsyncStub,
+        log: AttemptLog,
+        provider: ScriptedProvider,
+        metrics: InMemoryMetricReader,
+    ) -> None:
         self.stub = stub
+        self.metrics = metrics
         self.log = log
         self.provider = provider
 
@@ -166,7 +174,9 @@ async def mesh_over(
         log = AttemptLog(tmp_path / "attempts.db", time.time)
         stack.callback(log.close)
         served = {"gpt": Served(model, OpenAiBackend(client, "gpt-x"), Circuit(circuit_failures, 0.3))}
-        servicer = InferenceServicer(served, log, memory_telemetry()[0], count_tokens, time.time)
+        telemetry, metrics = memory_metrics()
+        stack.callback(telemetry.close)
+        servicer = InferenceServicer(served, log, telemetry, count_tokens, time.time)
         stack.push_async_callback(servicer.close)
         address = await stack.enter_async_context(
             running(
@@ -177,7 +187,7 @@ async def mesh_over(
             )
         )
         channel = await stack.enter_async_context(dial(address))
-        yield Mesh(inference_pb2_grpc.InferenceServiceStub(channel), log, provider)
+        yield Mesh(inference_pb2_grpc.InferenceServiceStub(channel), log, provider, metrics)
 
 
 async def test_a_whole_answer_its_usage_and_its_records(tmp_path: Path) -> None:
@@ -295,6 +305,14 @@ FAILURES: list[tuple[str, Handler, bool, str, str, tuple[str, int, int, bool]]] 
     ),
     ("half a stream", events(piece("Hello.")), True, "UNAVAILABLE", "PROVIDER_INCOMPLETE", ("FAILED", 40, 2, True)),
     (
+        "cut after usage on the way",
+        events({**piece("Hello."), "usage": {"prompt_tokens": 9, "completion_tokens": 1}}, cut=True),
+        True,
+        "UNAVAILABLE",
+        "PROVIDER_INCOMPLETE",
+        ("FAILED", 9, 2, True),
+    ),
+    (
         "cut stream",
         events(piece("Hello."), cut=True),
         True,
@@ -363,6 +381,51 @@ async def test_what_the_provider_refused_for_a_moment_is_tried_again(tmp_path: P
         assert (await mesh.stream())[-1].finished.usage.input_token_count == 9
         assert len(mesh.provider.bodies) == 3
         assert [record.kind for record in mesh.records()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("last", "ending"),
+    [
+        ([USAGE], ("FINISHED", 9, 2, False)),
+        ([], ("FINISHED", 40, 2, True)),
+        ([{"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": None}}], ("FINISHED", 9, 2, True)),
+        ([{"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}], ("FINISHED", 40, 2, True)),
+    ],
+    ids=["told", "not told", "half told", "zeros"],
+)
+async def test_a_stream_whose_usage_is_missing_is_counted_here(
+    tmp_path: Path, last: list[Any], ending: tuple[str, int, int, bool]
+) -> None:
+    async with mesh_over(tmp_path, events(piece("Hello.", "stop"), *last, "[DONE]")) as mesh:
+        finished = (await mesh.stream())[-1].finished
+        assert mesh.ending() == ending
+        assert (finished.usage.output_token_count, finished.usage.estimated) == ending[2:]
+
+
+async def test_reasoning_reaches_the_answer_and_the_record(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 62, "completion_tokens_details": {"reasoning_tokens": 60}}
+    async with mesh_over(tmp_path, reply(200, {**ANSWER, "usage": usage})) as mesh:
+        response = await mesh.stub.GenerateText(mesh.request(), timeout=5)
+        assert response.completion.usage.reasoning_output_token_count == 60
+        assert mesh.records()[-1].usage.reasoning_output_token_count == 60
+
+
+async def test_every_attempt_is_in_the_metrics_once(tmp_path: Path) -> None:
+    async with mesh_over(tmp_path, reply(200, ANSWER), events(piece("Hello."), cut=True)) as mesh:
+        await mesh.stub.GenerateText(mesh.request(), timeout=5)
+        with pytest.raises(TenthError):
+            await mesh.stream(attempt=1)
+        seconds = metric_points(mesh.metrics, "gen_ai.client.operation.duration").values()
+        assert {point.attributes.get("error.type", ""): point.count for point in seconds} == {
+            "": 1,
+            "PROVIDER_INCOMPLETE": 1,
+        }
+        tokens = metric_points(mesh.metrics, "gen_ai.client.token.usage").values()
+        counted = {
+            (point.attributes["gen_ai.token.type"], point.attributes["tenth.usage_estimated"]): point.sum
+            for point in tokens
+        }
+        assert counted == {("input", False): 9, ("output", False): 2, ("input", True): 40, ("output", True): 2}
 
 
 async def test_a_caller_who_leaves_a_stream_pays_for_what_was_emitted(tmp_path: Path) -> None:

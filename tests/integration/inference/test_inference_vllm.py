@@ -114,6 +114,20 @@ async def test_a_stream_and_a_whole_answer_agree(backend: VllmBackend) -> None:
     assert whole.first_token_seconds
 
 
+async def test_the_engine_counts_its_busy_time_and_its_tokens(backend: VllmBackend) -> None:
+    assert backend.runs()
+    await asyncio.sleep(0.1)
+    backend.work.take()
+    answer = await backend.generate(generation("Tell me a story.", sampling={"max_output_tokens": 9}), meter())
+    await asyncio.sleep(0.5)  # Idle again.
+    work = backend.work.take()
+    assert work.output_tokens == answer.finished.usage.output == 9
+    assert 0 < work.busy_share < 1
+    await asyncio.sleep(0.1)
+    idle = backend.work.take()
+    assert (idle.busy_share, idle.output_tokens) == (0.0, 0)
+
+
 async def test_length_stop_and_seed(backend: VllmBackend) -> None:
     long = await backend.generate(generation("Tell me a story.", sampling={"max_output_tokens": 4}), meter())
     assert (long.finished.finish_reason, long.finished.usage.output) == ("length", 4)

@@ -14,9 +14,8 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.wire import build_receipt
 from services.ledger.admin import Admin, Tenant
-from services.ledger.balances import Scope
 from services.ledger.book import Book, Reserve
-from services.ledger.policy import Budget, Position, Window
+from services.ledger.policy import Budget, Position, Scope, Window
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import Settlement, attempt_record, settlement
 from services.ledger.reconcile import Sweeper

@@ -24,7 +24,7 @@ from mesh.channel import connect
 from mesh.errors import TenthError
 from mesh.settings import MeshSettings
 from mesh.testing import memory_telemetry
-from mesh.wire import build_receipt, price_book
+from mesh.wire import build_receipt, dated_prices
 
 ROOT = Path(__file__).parents[3]
 KEY = b"a key of at least sixteen bytes"
@@ -149,7 +149,7 @@ def receipt(request_id: str, snapshot: pb.GetAdmissionSnapshotResponse) -> recei
     )
     facts.overheads.add(kind="compute", compute_micros=1500)
     facts.create_time.GetCurrentTime()
-    book = price_book(snapshot.prices, facts.create_time.ToNanoseconds() / 1e9)
+    book = dated_prices(snapshot.prices).at(facts.create_time.ToNanoseconds())
     return build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_PENDING)
 
 

@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from mesh.errors import TenthError
-from services.ledger.balances import Scope
-from services.ledger.policy import Verdict
+from services.ledger.policy import Scope, Verdict
 from services.ledger.store import open_store
 from tests.integration.ledger.ledger_books import SECOND, Books, open_books
 

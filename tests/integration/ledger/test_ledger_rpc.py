@@ -74,6 +74,11 @@ def budget(**changes: Any) -> pb.SetBudgetRequest:
     return pb.SetBudgetRequest(budget=pb.Budget(**{**values, "hard": True, **changes}))
 
 
+def rolling(**length: int) -> pb.SetBudgetRequest:
+    """A budget of acme over the last so much time."""
+    return budget(window=pb.BUDGET_WINDOW_ROLLING, **({"rolling": length} if length else {}))
+
+
 def price(**changes: Any) -> pb.AddPricesRequest:
     """A new price of the small model."""
     values: dict[str, Any] = {
@@ -246,6 +251,14 @@ BAD_RECEIPTS: list[tuple[str, str, Callable[[receipt_pb2.Receipt], Any]]] = [
     ("savings", "INVALID_RECEIPT", lambda it: it.ClearField("savings")),
     ("price_book_version", "INVALID_RECEIPT", lambda it: setattr(it.facts, "price_book_version", 9)),
     ("nobody", "PRICE_UNKNOWN", lambda it: setattr(it.facts, "model", "nobody")),
+    ("facts.tags", "INVALID_RECEIPT", lambda it: it.facts.tags.update({"x": "y" * 257})),
+    ("facts.tags", "INVALID_RECEIPT", lambda it: it.facts.tags.update({"x" * 257: "y"})),
+    ("facts.tags", "INVALID_RECEIPT", lambda it: it.facts.tags.update({"x": "a\0b"})),
+    ("facts.tags", "INVALID_RECEIPT", lambda it: it.facts.tags.update({"": "y"})),
+    ("facts.tags", "INVALID_RECEIPT", lambda it: it.facts.tags.update({str(each): "" for each in range(65)})),
+    ("end_time", "INVALID_RECEIPT", lambda it: it.facts.end_time.CopyFrom(Timestamp(seconds=2**62))),
+    ("output_token_count", "INVALID_RECEIPT", lambda it: setattr(it.facts.usage, "output_token_count", -(2**63))),
+    ("64 bits", "INVALID_RECEIPT", lambda it: setattr(it.facts.usage, "output_token_count", 2**63 - 1)),
 ]
 
 LONG = "x" * 257
@@ -259,6 +272,15 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("ReserveFunds", reserve(price_book_version=7), "UNKNOWN_PRICE_BOOK_VERSION", "request.price_book_version"),
     ("ReserveFunds", reserve(ttl={"seconds": -1}), "INVALID_FIELD", "request.ttl"),
     ("ReserveFunds", reserve(model="nobody"), "PRICE_UNKNOWN", ""),
+    ("ReserveFunds", reserve(tags={"": "x"}), "REQUIRED_FIELD", "request.tags"),
+    ("ReserveFunds", reserve(tags={LONG: "x"}), "INVALID_FIELD", "request.tags"),
+    ("ReserveFunds", reserve(tags={"x": LONG}), "INVALID_FIELD", "request.tags"),
+    ("ReserveFunds", reserve(tags={"x": "a\0b"}), "INVALID_FIELD", "request.tags"),
+    ("ReserveFunds", reserve(tags={str(number): "" for number in range(65)}), "INVALID_FIELD", "request.tags"),
+    ("ReserveFunds", reserve(payload_digest="AB" * 32), "INVALID_FIELD", "request.payload_digest"),
+    ("ReserveFunds", reserve(user_id=LONG), "INVALID_FIELD", "request.user_id"),
+    ("ReserveFunds", reserve(input_token_count=-(2**63)), "INVALID_FIELD", "request.input_token_count"),
+    ("ReserveFunds", reserve(input_token_count=2**63 - 1), "AMOUNT_OUT_OF_RANGE", "usage"),
     ("ReleaseFunds", pb.ReleaseFundsRequest(), "REQUIRED_FIELD", "request.reservation_id"),
     ("ReleaseFunds", pb.ReleaseFundsRequest(reservation_id="no"), "UNKNOWN_RESERVATION", "request.reservation_id"),
     (
@@ -284,6 +306,35 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("SetBudget", budget(time_zone="Mars/Olympus"), "INVALID_FIELD", "request.budget.time_zone"),
     ("SetBudget", budget(time_zone="../etc/passwd"), "INVALID_FIELD", "request.budget.time_zone"),
     ("SetBudget", budget(window=0), "INVALID_FIELD", "request.budget.window"),
+    ("SetBudget", budget(window=99), "INVALID_FIELD", "request.budget.window"),
+    ("SetBudget", budget(model=LONG), "INVALID_FIELD", "request.budget.model"),
+    ("SetBudget", budget(tag_key="a\0"), "INVALID_FIELD", "request.budget.tag_key"),
+    ("SetBudget", budget(tag_key="a", tag_value=LONG), "INVALID_FIELD", "request.budget.tag_value"),
+    ("SetBudget", budget(tag_value="a"), "REQUIRED_FIELD", "request.budget.tag_key"),
+    ("SetBudget", budget(rolling={"seconds": 60}), "INVALID_FIELD", "request.budget.rolling"),
+    ("SetBudget", rolling(), "REQUIRED_FIELD", "request.budget.rolling"),
+    ("SetBudget", rolling(seconds=59), "INVALID_FIELD", "request.budget.rolling"),
+    ("SetBudget", rolling(seconds=60, nanos=1), "INVALID_FIELD", "request.budget.rolling"),
+    ("SetBudget", rolling(seconds=-60), "INVALID_FIELD", "request.budget.rolling"),
+    ("SetBudget", rolling(seconds=2**62), "INVALID_FIELD", "request.budget.rolling"),
+    ("SetBudget", budget(alert_percents=[0]), "INVALID_FIELD", "request.budget.alert_percents[0]"),
+    ("SetBudget", budget(alert_percents=[1, 1001]), "INVALID_FIELD", "request.budget.alert_percents[1]"),
+    ("SetBudget", budget(alert_url="https://a.example"), "REQUIRED_FIELD", "request.budget.alert_percents"),
+    (
+        "SetBudget",
+        budget(alert_percents=[1], alert_url="http://169.254.169.254/"),
+        "INVALID_FIELD",
+        "request.budget.alert_url",
+    ),
+    ("SetBudget", budget(ladder=[{"from_percent": 80}]), "INVALID_FIELD", "request.budget.ladder[0].step"),
+    ("SetBudget", budget(ladder=[{"step": 9}]), "INVALID_FIELD", "request.budget.ladder[0].step"),
+    ("SetBudget", budget(ladder=[{"step": 1}]), "INVALID_FIELD", "request.budget.ladder[0].from_percent"),
+    (
+        "SetBudget",
+        budget(ladder=[{"step": 1, "from_percent": 80}], hard=False),
+        "INVALID_FIELD",
+        "request.budget.ladder",
+    ),
     ("AddPrices", pb.AddPricesRequest(), "REQUIRED_FIELD", "request.prices"),
     ("AddPrices", price(source=" "), "REQUIRED_FIELD", "request.prices[0].source"),
     ("AddPrices", price(model=""), "REQUIRED_FIELD", "request.prices[0].model"),
@@ -335,6 +386,52 @@ async def test_an_attempts_record_names_what_is_wrong(ledger: Ledger) -> None:
         with pytest.raises(TenthError) as caught:
             await writes.RecordAttempts(pb.RecordAttemptsRequest(events=[event]))
         assert caught.value.field == f"request.events[0].{field}"
+
+
+async def test_a_budget_comes_back_as_it_was_set(ledger: Ledger) -> None:
+    writes, reads = ledger.stubs()
+    asked = rolling(seconds=7 * 86_400)
+    asked.budget.MergeFrom(
+        pb.Budget(
+            user_id="ann",
+            project_id="x",
+            model="small",
+            tag_key="team",
+            tag_value="search",
+            time_zone="Asia/Seoul",
+            alert_percents=[50, 100],
+            alert_url="https://alerts.example/hook",
+            ladder=[pb.LadderRung(step=pb.LADDER_STEP_BATCH, from_percent=90)],
+        )
+    )
+    assert (await writes.SetBudget(asked)).status.budget == asked.budget
+    [listed] = (await reads.ListBudgets(pb.ListBudgetsRequest(tenant_id="acme"))).budgets
+    assert listed.budget == asked.budget
+    assert listed.window_start_time.seconds < START_NS // SECOND - 7 * 86_400 + 1
+
+
+async def test_a_ladder_and_a_limit_are_decisions_on_the_wire(ledger: Ledger) -> None:
+    writes, _ = ledger.stubs()
+    ladder = [pb.LadderRung(step=pb.LADDER_STEP_BATCH, from_percent=50)]
+    await writes.SetBudget(budget(limit_nano_usd=10_000_000, ladder=ladder, tag_key="team"))
+    tagged = {"tags": {"team": "a"}}
+    for number in range(2):
+        made = await writes.ReserveFunds(reserve(request_id=f"r{number}", **tagged))
+        assert made.decision == pb.RESERVE_DECISION_OK
+    told = await writes.ReserveFunds(reserve(request_id="r3", **tagged))
+    assert (told.decision, told.budget_name, told.remaining_nano_usd) == (
+        pb.RESERVE_DECISION_BATCH,
+        "all",
+        4_000_000,
+    )
+    batch = await writes.ReserveFunds(reserve(request_id="r3", batch=True, **tagged))
+    assert (batch.decision, batch.reserved_nano_usd) == (pb.RESERVE_DECISION_OK, 1_500_000)
+    # The tests' tenant has 60 requests a minute.
+    for number in range(4, 61):
+        await writes.ReserveFunds(reserve(request_id=f"r{number}"))
+    limited = await writes.ReserveFunds(reserve(request_id="last"))
+    assert limited.decision == pb.RESERVE_DECISION_RATE_LIMITED
+    assert limited.retry_after.ToSeconds() == 61
 
 
 async def test_an_unknown_tenant_reserves_nothing(ledger: Ledger) -> None:

@@ -84,6 +84,7 @@ class Fakes:
         self.published: list[cache_pb2.PublishCompletionRequest] = []
         self.settled: dict[str, list[receipt_pb2.Receipt]] = {}
         self.switches: list[str] = []
+        self.control_share = 0.0
         self.snapshot_version = 1
         self.prices = dict(PRICES)
         self._scripts: dict[str, Script] = {}
@@ -264,6 +265,7 @@ class Fakes:
                 has_hard_budget=tenant == "hard",
                 baseline_model=OPUS,
                 disabled_layers=self.switches,
+                control_share=self.control_share,
                 max_requests_per_minute=2 if tenant == "limited" else 0,
             )
         return reply

@@ -333,8 +333,10 @@ async def test_a_budget_that_is_tight_goes_down_the_tiers(mesh: Mesh) -> None:
         (ledger_pb2.RESERVE_DECISION_DOWNGRADE, {"tier_floor": Tier.TIER_MEDIUM}, 1),
         (ledger_pb2.RESERVE_DECISION_DOWNGRADE, {"model": MINI}, 1),
         (ledger_pb2.RESERVE_DECISION_DOWNGRADE, {}, 2),
+        (ledger_pb2.RESERVE_DECISION_CACHE_ONLY, {}, 1),
+        (ledger_pb2.RESERVE_DECISION_BATCH, {}, 1),
     ],
-    ids=["refused", "floor", "named", "bottom"],
+    ids=["refused", "floor", "named", "bottom", "cache_only", "batch"],
 )
 async def test_a_budget_that_holds_no_allowed_tier(
     mesh: Mesh, decision: ledger_pb2.ReserveDecision.ValueType, policy: dict[str, Any], asked: int
@@ -347,10 +349,30 @@ async def test_a_budget_that_holds_no_allowed_tier(
     with pytest.raises(TenthError) as raised:
         await mesh.generate(request, key="hard")
     assert (raised.value.code, raised.value.reason) == (Code.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED")
-    assert raised.value.metadata == {"budget": "monthly", "remaining_nano_usd": "9"}
+    step = ledger_pb2.ReserveDecision.Name(decision).removeprefix("RESERVE_DECISION_").lower()
+    assert raised.value.metadata == {"budget": "monthly", "remaining_nano_usd": "9", "step": step}
+    assert ("completion_window" in raised.value.message) is (step == "batch")
     assert mesh.fakes.count("ReserveFunds") == asked
     assert mesh.fakes.count("GenerateText") == 0
     assert (await mesh.settled(request.request_id)).overhead_nano_usd == 10  # The embedding.
+
+
+async def test_what_the_ledger_needs_to_pick_budgets_goes_with_the_reservation(mesh: Mesh) -> None:
+    mesh.fakes.then("SelectModel", router_pb2.SelectModelResponse(model=MINI, tier=chat_pb2.TIER_MEDIUM))
+    await mesh.generate(ask(tags={"team": "search"}))
+    [asked] = mesh.fakes.requests("ReserveFunds")
+    assert (dict(asked.tags), asked.batch, asked.tier) == ({"team": "search"}, False, chat_pb2.TIER_MEDIUM)
+
+
+async def test_the_limit_of_all_replicas_is_typed_and_says_when_to_come_back(mesh: Mesh) -> None:
+    limited = ledger_pb2.ReserveFundsResponse(decision=ledger_pb2.RESERVE_DECISION_RATE_LIMITED)
+    limited.retry_after.FromMilliseconds(1500)
+    mesh.fakes.on("ReserveFunds", limited)
+    with pytest.raises(TenthError) as raised:
+        await mesh.generate(ask())
+    assert (raised.value.code, raised.value.reason) == (Code.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert raised.value.retry_after_seconds == 1.5
+    assert mesh.fakes.count("GenerateText") == 0
 
 
 async def test_a_router_that_ignores_the_ceiling_does_not_loop(mesh: Mesh) -> None:

@@ -21,13 +21,12 @@ from services.inference.policy import (
     Sampling,
     Tool,
     ToolCall,
-    Usage,
     check_abilities,
-    normalise_usage,
     room_for_output,
     with_passages,
     worst_case,
 )
+from services.inference.usage import Usage
 
 
 def user(text: str) -> Message:
@@ -55,67 +54,6 @@ def test_passages_change_nothing_but_one_message(texts: list[str], passages: lis
     assert result[: len(messages) - 1] == messages[: len(messages) - 1] or not messages
     if messages:
         assert result[-1].text.endswith(messages[-1].text)
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ({"prompt_tokens": 10, "completion_tokens": 4}, Usage(10, 0, 0, 0, 4)),
-        (
-            {"prompt_tokens": 2000, "prompt_tokens_details": {"cached_tokens": 1920}, "completion_tokens": 9},
-            Usage(2000, 1920, 0, 0, 9),
-        ),
-        (
-            {"prompt_tokens": 5, "completion_tokens": 30, "completion_tokens_details": {"reasoning_tokens": 20}},
-            Usage(5, 0, 0, 0, 30, 20),
-        ),
-        # Anthropic's own names: input_tokens is the uncached remainder.
-        (
-            {
-                "input_tokens": 10,
-                "cache_read_input_tokens": 100,
-                "cache_creation_input_tokens": 50,
-                "cache_creation": {"ephemeral_1h_input_tokens": 20},
-                "output_tokens": 7,
-            },
-            Usage(160, 100, 30, 20, 7),
-        ),
-        # Passed through an OpenAI-shaped proxy as the remainder only.
-        ({"prompt_tokens": 10, "cache_read_input_tokens": 100, "completion_tokens": 1}, Usage(110, 100, 0, 0, 1)),
-        # Gemini: thinking is in the total alone.
-        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 45}, Usage(10, 0, 0, 0, 35, 30)),
-        ({"prompt_tokens": None, "completion_tokens": "4", "prompt_tokens_details": 3}, Usage()),
-        ({"prompt_tokens": -5, "completion_tokens": True}, Usage()),
-    ],
-)
-def test_usage_is_normalised(raw: dict[str, Any], expected: Usage) -> None:
-    assert normalise_usage(raw) == expected
-
-
-_JSON = st.one_of(st.none(), st.booleans(), st.integers(-9, 10**9), st.text(max_size=3))
-
-
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional=dict.fromkeys(
-            (
-                "prompt_tokens",
-                "completion_tokens",
-                "total_tokens",
-                "input_tokens",
-                "output_tokens",
-                "cache_read_input_tokens",
-                "cache_creation_input_tokens",
-            ),
-            _JSON,
-        ),
-    )
-)
-def test_whatever_a_provider_reports_the_parts_fit_the_whole(raw: dict[str, Any]) -> None:
-    usage = normalise_usage(raw)
-    assert usage.cached + usage.write_5m + usage.write_1h <= usage.input
-    assert 0 <= usage.reasoning <= usage.output
 
 
 def test_a_meter_charges_what_is_known() -> None:

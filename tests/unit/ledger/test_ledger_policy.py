@@ -15,6 +15,7 @@ from services.ledger.policy import (
     Budget,
     Decision,
     Position,
+    Scope,
     Verdict,
     Window,
     decide,
@@ -60,9 +61,9 @@ def test_a_soft_budget_refuses_nothing() -> None:
 )
 def test_a_budget_covers_its_scope(user: str, project: str, covered: bool) -> None:
     budget = Budget("b", "acme", 1, True, user_id="ann", project_id="x")
-    assert budget.covers("acme", user, project) is covered
-    assert not budget.covers("umbrella", "ann", "x")
-    assert Budget("b", "acme", 1, True).covers("acme", user, project)
+    assert budget.covers(Scope("acme", user, project)) is covered
+    assert not budget.covers(Scope("umbrella", "ann", "x"))
+    assert Budget("b", "acme", 1, True).covers(Scope("acme", user, project))
 
 
 def ns(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from mesh.receipt import (
     Layer,
     Overhead,
     Price,
+    PriceStep,
     Usage,
     actual_cost,
     compute,
@@ -29,6 +29,7 @@ from mesh.receipt import (
     worst_case,
 )
 from mesh.wire import build_receipt, facts_from_proto, price_from_proto, price_to_proto
+from tests.unit.mesh.receipt_decimal import decimal_cost
 
 quick = settings(deadline=None, max_examples=60)
 """No deadline: other work on the machine must not fail a test of arithmetic."""
@@ -39,18 +40,28 @@ optional = st.none() | amounts
 
 @st.composite
 def prices(draw: st.DrawFn, model: str) -> Price:
-    """Any price; dear, free, with and without each discount."""
-    names = ("cached_input", "cache_write_5m", "cache_write_1h", "batch_input", "batch_output")
-    more = ("quantized_input", "quantized_output")
-    chosen: dict[str, Any] = {name: draw(optional) for name in (*names, *more)}
-    return replace(Price(model, draw(amounts), draw(amounts)), **chosen)
+    """Any price; dear, free, with and without each discount, step and fee."""
+    entered, made = draw(amounts), draw(amounts)
+    names = ("cached_input", "cache_write_5m", "cache_write_1h", "reasoning_output", "request_fee")
+    chosen: dict[str, Any] = {name: draw(optional) for name in names}
+    # These scale whole sides; one far above the plain price would only find the end of 64 bits.
+    for name in ("batch", "flex", "quantized"):
+        for side, plain in (("input", entered), ("output", made)):
+            chosen[f"{name}_{side}"] = draw(st.none() | st.integers(0, 2 * plain))
+    marks = draw(st.lists(st.integers(1, 30_000_000), unique=True, max_size=2).map(sorted))
+    steps = tuple(
+        PriceStep(mark, draw(amounts), draw(amounts), draw(optional), draw(optional), draw(optional)) for mark in marks
+    )
+    return replace(Price(model, entered, made, steps=steps), **chosen)
 
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
     """Any usage whose parts fit its input."""
     parts = [draw(tokens) for _ in range(4)]
-    return Usage(sum(parts), draw(tokens), cached=parts[0], write_5m=parts[1], write_1h=parts[2])
+    output = draw(tokens)
+    thought = draw(st.integers(0, output))
+    return Usage(sum(parts), output, cached=parts[0], write_5m=parts[1], write_1h=parts[2], reasoning=thought)
 
 
 @st.composite
@@ -76,6 +87,7 @@ facts = st.builds(
     usage=usages(),
     cache_hit=st.booleans(),
     batch=st.booleans(),
+    flex=st.booleans(),
     quantized=st.booleans(),
     failed=st.booleans(),
     overheads=st.lists(overheads, max_size=3).map(tuple),
@@ -113,7 +125,11 @@ def test_what_is_paid_is_what_the_provider_bills(given_facts: Facts, book: dict[
     answer = 0
     if not (given_facts.failed or given_facts.cache_hit):
         answer = actual_cost(
-            book[given_facts.model], given_facts.usage, batch=given_facts.batch, quantized=given_facts.quantized
+            book[given_facts.model],
+            given_facts.usage,
+            batch=given_facts.batch,
+            flex=given_facts.flex,
+            quantized=given_facts.quantized,
         )
     assert result.actual == answer + result.overhead
 
@@ -126,8 +142,7 @@ def test_savings_telescope_step_by_step(given_facts: Facts, book: dict[str, Pric
     price, usage = book[plain.model], plain.usage
 
     def step(input_tokens: int) -> int:
-        exact = Fraction(input_tokens * price.input + usage.output * price.output, 1_000_000)
-        return round(exact)
+        return decimal_cost(price, Usage(input_tokens, usage.output, reasoning=usage.reasoning))
 
     reached = result.baseline - result.savings[Layer.CACHE] - result.savings[Layer.ROUTING]
     assert result.savings[Layer.CACHE] == 0
@@ -152,9 +167,67 @@ def test_a_hit_saves_its_whole_baseline_and_a_failure_saves_nothing(given_facts:
 def test_no_usage_within_its_bounds_passes_the_worst_case(usage: Usage, book: dict[str, Price], model: str) -> None:
     price = book[model]
     # A cached token dearer than a plain one is no price that exists.
-    price = replace(price, cached_input=min(price.cached_input or 0, price.input))
+    steps = tuple(replace(step, cached_input=min(step.cached_input or 0, step.input)) for step in price.steps)
+    price = replace(price, cached_input=min(price.cached_input or 0, price.input), steps=steps)
     assert actual_cost(price, usage) <= worst_case(price, usage.input, usage.output)
     assert worst_case(price, usage.input, usage.output) <= worst_case(price, usage.input + 1, usage.output + 1)
+
+
+@quick
+@given(prices("m"), usages(), st.booleans(), st.booleans(), st.booleans())
+def test_a_cost_is_what_a_second_computation_in_decimal_finds(
+    price: Price, usage: Usage, batch: bool, flex: bool, quantized: bool
+) -> None:
+    found = actual_cost(price, usage, batch=batch, flex=flex, quantized=quantized)
+    assert found == decimal_cost(price, usage, batch=batch, flex=flex, quantized=quantized)
+
+
+USD = 10**9
+STEPPED = Price(
+    "m",
+    1 * USD,
+    4 * USD,
+    cached_input=USD // 10,
+    batch_input=USD // 2,
+    batch_output=2 * USD,
+    flex_input=USD // 4,
+    flex_output=3 * USD,
+    reasoning_output=6 * USD,
+    request_fee=5_000,
+    steps=(PriceStep(1000, 2 * USD, 8 * USD), PriceStep(5000, 3 * USD, 9 * USD, cached_input=USD)),
+)
+
+
+@pytest.mark.parametrize(
+    ("usage", "flags", "cost"),
+    [
+        (Usage(), {}, 5_000),  # The fee alone.
+        (Usage(1000, 10), {}, 1_000_000 + 40_000 + 5_000),  # At the mark: still below it.
+        (Usage(1001, 10), {}, 2_002_000 + 80_000 + 5_000),  # Above it the whole request is dearer.
+        (Usage(1001, 10, cached=1001), {}, 100_100 + 80_000 + 5_000),  # A step's absent price is the one below.
+        (Usage(5001, 10, cached=5001), {}, 5_001_000 + 90_000 + 5_000),
+        (Usage(100, 10, reasoning=4), {}, 100_000 + 24_000 + 24_000 + 5_000),  # Reasoning is part of the output.
+        (Usage(5001, 10, reasoning=10), {}, 15_003_000 + 60_000 + 5_000),  # Its price has no steps.
+        (Usage(1000, 10), {"flex": True}, 250_000 + 30_000 + 5_000),  # A fee is never discounted.
+        (Usage(1000, 10), {"batch": True}, 500_000 + 20_000 + 5_000),
+        (Usage(1000, 10), {"batch": True, "flex": True}, 500_000 + 20_000 + 5_000),  # Batch stands before flex.
+        (Usage(2000, 10, cached=1000), {"flex": True}, 500_000 + 25_000 + 60_000 + 5_000),
+    ],
+)
+def test_steps_reasoning_fee_and_flex(usage: Usage, flags: dict[str, bool], cost: int) -> None:
+    assert actual_cost(STEPPED, usage, **flags) == cost
+    facts = Facts("m", usage.input, "m", usage.input, usage, **flags)  # type: ignore[arg-type]  # Flags only.
+    assert compute(facts, {"m": STEPPED}).actual == cost
+
+
+def test_a_worst_case_holds_on_either_side_of_a_mark() -> None:
+    cheaper = replace(STEPPED, steps=(PriceStep(1000, USD // 2, USD),))
+    assert worst_case(cheaper, 1001, 10) >= actual_cost(cheaper, Usage(1000, 10, reasoning=10))
+
+
+def test_reasoning_beyond_the_output_is_refused() -> None:
+    with pytest.raises(TenthError, match=AMOUNT_OUT_OF_RANGE):
+        actual_cost(STEPPED, Usage(1, 1, reasoning=2))
 
 
 @pytest.mark.parametrize(("per_million", "count", "cost"), [(500_000, 1, 0), (500_000, 3, 2), (1_500_000, 1, 2)])
@@ -223,12 +296,13 @@ def test_the_wire_carries_every_fact_that_money_depends_on(given_facts: Facts, b
         original_input_token_count=given_facts.original_input,
         cache_hit=given_facts.cache_hit,
         batch=given_facts.batch,
+        flex=given_facts.flex,
         quantized=given_facts.quantized,
         failed=given_facts.failed,
     )
     for target, usage in ((message.usage, given_facts.usage), *_overheads(message, given_facts)):
         target.input_token_count, target.output_token_count = usage.input, usage.output
-        target.cached_input_token_count = usage.cached
+        target.cached_input_token_count, target.reasoning_output_token_count = usage.cached, usage.reasoning
         target.cache_write_5m_token_count, target.cache_write_1h_token_count = usage.write_5m, usage.write_1h
     assert facts_from_proto(message) == given_facts
     receipt = build_receipt(message, book, receipt_pb2.RECEIPT_STATE_PENDING)

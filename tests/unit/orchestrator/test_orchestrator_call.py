@@ -278,6 +278,14 @@ def test_prices_begin_at_their_time(tmp_path: Path) -> None:
     assert set(held.prices(2000.0)) == {"m", "later"}
 
 
+def test_a_price_begins_in_the_middle_of_a_second(tmp_path: Path) -> None:
+    reply = ledger_pb2.GetAdmissionSnapshotResponse(version="1", price_book_version=7)
+    reply.prices.add(model="m", confirmed=True).valid_from_time.FromNanoseconds(2_000_500_000_000)
+    (tmp_path / "admission.bin").write_bytes(reply.SerializeToString())
+    held = snapshot_of(tmp_path)
+    assert [set(held.prices(at)) for at in (2000.25, 2000.5, 2000.75)] == [set(), {"m"}, {"m"}]
+
+
 async def test_following_survives_failures_of_every_kind(tmp_path: Path) -> None:
     failures: list[Any] = [unavailable("down"), OSError("disk full"), None]
 

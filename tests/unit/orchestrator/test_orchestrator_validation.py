@@ -193,6 +193,7 @@ REFUSED: list[tuple[str, chat_pb2.CompletionRequest, str, str]] = [
     ("negative age", windowed("cache_max_age", seconds=-1), "request.policy.cache_max_age", BAD),
     ("17 tags", request(tags={f"k{number}": "v" for number in range(17)}), "request.tags", BAD),
     ("empty tag", request(tags={"": "v"}), "request.tags", BAD),
+    ("tag with a control character", request(tags={"k": "a\0b"}), "request.tags", BAD),
     ("long tag", request(tags={"k" * 65: "v"}), "request.tags", BAD),
     ("long tag value", request(tags={"k": "v" * 257}), "request.tags", BAD),
     ("namespace", request(namespace="a/b"), "request.namespace", BAD),
