@@ -7,6 +7,7 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from tenth.ledger.v1 import ledger_pb2 as pb
 from tenth.ledger.v1 import ledger_pb2_grpc as rpc
@@ -37,12 +38,16 @@ async def measure(result: Result, store: str, url: str, folder: Path, *, quick: 
             await _settles(replica, [receipt(uuid.uuid4().hex, snapshot) for _ in range(2 * BATCH)], 2)  # Warms up.
             before, count_all = await _size(url), 2 * rounds * each
             rates: dict[int, list[float]] = {1: [], 8: []}
+            cpu = 0.0
             for _ in range(rounds):
                 for writers, measured in rates.items():
                     made = [receipt(uuid.uuid4().hex, snapshot) for _ in range(each)]
+                    started = replica.cpu_seconds()
                     measured.append(await _settles(replica, made, writers))
+                    cpu += replica.cpu_seconds() - started
             for writers, measured in rates.items():
                 result.add(f"{store}/ours/settles_per_s_w{writers}", median(measured), "1/s", rounds * each)
+            result.add(f"{store}/ours/cpu_ms_per_settle", cpu * 1000 / count_all, "ms", count_all)
             result.add(f"{store}/ours/bytes_per_event", (await _size(url) - before) / count_all, "bytes", count_all)
             await _latencies(result, store, writes, snapshot, count)
 
@@ -57,7 +62,7 @@ async def _settles(replica: Replica, made: list[receipt_pb2.Receipt], writers: i
             stubs.append(rpc.LedgerServiceStub(await stack.enter_async_context(replica.channel())))
             await stubs[-1].GetAdmissionSnapshot(pb.GetAdmissionSnapshotRequest(), timeout=30)
 
-        async def write(stub: rpc.LedgerServiceStub) -> None:
+        async def write(stub: Any) -> None:
             for request in waiting:
                 answer = await stub.SettleReceipts(request, timeout=60)
                 if any(each.error_reason for each in answer.results):
@@ -69,7 +74,7 @@ async def _settles(replica: Replica, made: list[receipt_pb2.Receipt], writers: i
 
 
 async def _latencies(
-    result: Result, store: str, writes: rpc.LedgerServiceStub, snapshot: pb.GetAdmissionSnapshotResponse, count: int
+    result: Result, store: str, writes: Any, snapshot: pb.GetAdmissionSnapshotResponse, count: int
 ) -> None:
     reserves, pairs = [], []
     for _ in range(count):

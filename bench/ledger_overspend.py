@@ -32,6 +32,7 @@ from services.ledger.tables import OPEN, SAVINGS, receipt_events, receipts, rese
 T = TypeVar("T")
 CLIENTS, REPLICAS = 64, 4
 _SETTLED_AT_ONCE = 5
+_WINDOWS = "SELECT sum(spent), sum(reserved) FROM budget_windows"
 _HELD_SECONDS, _FORGOTTEN_SECONDS = 600, 3
 
 
@@ -122,7 +123,7 @@ async def _client(run: Run, number: int, ledgers: list[Replica]) -> None:
 
 
 async def _reserve(
-    run: Run, stubs: list[rpc.LedgerServiceStub], wanted: pb.ReserveFundsRequest, chosen: random.Random
+    run: Run, stubs: list[Any], wanted: pb.ReserveFundsRequest, chosen: random.Random
 ) -> pb.ReserveFundsResponse | None:
     """Reserve; some calls are cancelled on their way, and asked again or given up."""
     call = asyncio.ensure_future(_until_done(run, stubs, chosen, lambda stub: stub.ReserveFunds(wanted, timeout=10)))
@@ -140,9 +141,7 @@ async def _reserve(
     return answer
 
 
-async def _settle(
-    run: Run, stubs: list[rpc.LedgerServiceStub], done: list[receipt_pb2.Receipt], chosen: random.Random
-) -> None:
+async def _settle(run: Run, stubs: list[Any], done: list[receipt_pb2.Receipt], chosen: random.Random) -> None:
     if not done:
         return
     request = pb.SettleReceiptsRequest(receipts=done)
@@ -167,9 +166,7 @@ async def _settle(
     done.clear()
 
 
-async def _until_done(
-    run: Run, stubs: list[rpc.LedgerServiceStub], chosen: random.Random, call: Callable[[Any], Awaitable[T]]
-) -> T:
+async def _until_done(run: Run, stubs: list[Any], chosen: random.Random, call: Callable[[Any], Awaitable[T]]) -> T:
     while True:
         try:
             return await call(chosen.choice(stubs))
@@ -225,7 +222,7 @@ async def _look(result: Result, run: Run, url: str, count: int) -> None:
             shown = (await connection.execute(select(receipts))).all()
             events = (await connection.execute(select(receipt_events.c.request_id))).scalars()
             times = Counter(events)
-            window = (await connection.exec_driver_sql("SELECT sum(spent), sum(reserved) FROM budget_windows")).one()
+            window: Any = (await connection.exec_driver_sql(_WINDOWS)).one()
     finally:
         await engine.dispose()
     actual = {row.request_id: row.actual for row in shown}

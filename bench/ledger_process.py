@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]  # It has no stubs.
+import psutil
 import yaml
 from google.protobuf.timestamp_pb2 import Timestamp
 from tenth.ledger.v1 import ledger_pb2 as pb
@@ -27,7 +28,7 @@ from mesh.channel import MeshChannel, connect
 from mesh.errors import TenthError
 from mesh.settings import MeshSettings
 from mesh.telemetry import start_telemetry
-from mesh.wire import build_receipt, price_book
+from mesh.wire import build_receipt, dated_prices
 
 TENANT, MODEL, BASELINE = "bench", "gpt-4o-mini", "claude-opus-4-7"
 _START_SECONDS = 60.0
@@ -87,6 +88,13 @@ class Replica:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    def cpu_seconds(self) -> float:
+        """User and system time that the running process has taken."""
+        if self.process is None:
+            return 0.0
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def channel(self) -> MeshChannel:
         """A new connection, as the orchestrator makes it."""
@@ -163,7 +171,7 @@ def receipt(
         reservation_id=reservation_id,
     )
     facts.overheads.add(kind="compute", compute_micros=1500)
-    book = price_book(snapshot.prices, now.ToNanoseconds() / 1e9)
+    book = dated_prices(snapshot.prices).at(now.ToNanoseconds())
     return build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_PENDING)
 
 
