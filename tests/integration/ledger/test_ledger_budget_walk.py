@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -152,8 +153,8 @@ async def test_sums_are_what_the_rows_say_and_no_hard_limit_is_passed(books: Boo
     for _ in range(60):
         await walk.step()
         now = books.clock.now
-        stored = await books.store.write(lambda connection, at=now: positions(connection, at))
-        assert stored == await books.store.write(lambda connection, at=now: derived(connection, at))
+        stored = await books.store.write(partial(positions, now=now))
+        assert stored == await books.store.write(partial(derived, now=now))
         for each in stored:
             assert each.spent >= 0 <= each.reserved
             assert each.remaining >= 0, each
