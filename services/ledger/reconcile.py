@@ -178,7 +178,9 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = self._book.prices.version_in(connection, facts.price_book_version).at(before.create_ns)
+            book = self._book.prices.version_in(connection, facts.price_book_version).at(
+                facts.create_time.ToNanoseconds()
+            )
             receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
