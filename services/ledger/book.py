@@ -19,7 +19,7 @@ from services.ledger import rates
 from services.ledger.balances import Balances
 from services.ledger.errors import Reason, request_id_reused, unknown_tenant
 from services.ledger.labels import tags_text
-from services.ledger.overage import Recorded, Versions, hold_spent, owed, raise_reservations
+from services.ledger.overage import SPENT, Recorded, Versions, hold_spent, owed, raise_reservations
 from services.ledger.policy import Decision, Position, Scope, Verdict, decide
 from services.ledger.pricebook import PriceBooks
 from services.ledger.prices import book_at
@@ -140,7 +140,7 @@ class Book:
                     accounted = before.attempts if before is not None else frozenset()
                     hold_spent(connection, balances, row, owed(connection, tenant_id, row.request_id, accounted, {}))
                 balances.save(now)
-                if rates.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
+                if row.payload != SPENT and rates.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
                     rates.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
 
         await self.store.write(operation)
@@ -201,14 +201,15 @@ def _reserve(
     if state.reservation_id is not None:
         if state.payload == wanted.payload:
             return Reservation(Decision(Verdict.OK), state.reservation_id, state.amount)
-        if not (retry and state.held_digest == wanted.payload_digest):
+        same = state.held_digest == wanted.payload_digest
+        if not (same and (retry or state.payload == SPENT)):
             raise request_id_reused(wanted.request_id, "it holds a reservation of another payload")
         # A retry on another replica, or with another model: what the lost try held makes room for it.
         old = connection.execute(
             select(reservations).where(reservations.c.reservation_id == state.reservation_id)
         ).all()
         close_reservations(connection, balances, old, "released", now)
-        if limits:
+        if limits and state.payload != SPENT:
             rates.give_back(connection, scope.tenant_id, _tokens_of(state.payload), state.held_ns)
     spent = 0
     if state.open_request is not None:
