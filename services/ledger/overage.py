@@ -27,6 +27,9 @@ from services.ledger.tables import OPEN, attempts, reservations
 Versions = Mapping[int, Version]
 """Price books at hand by version; others are read from the database."""
 
+SPENT = "spent"
+"""Payload of a reservation that holds only what was spent: no request is the same as it, so none goes on with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
@@ -140,7 +143,7 @@ _HELD = select(reservations).where(
 _REOPEN = (
     update(reservations)
     .where(reservations.c.reservation_id == bindparam("id"))
-    .values(state="open", close_ns=None, amount=bindparam("new_amount"))
+    .values(state="open", close_ns=None, payload=SPENT, amount=bindparam("new_amount"))
 )
 _HOLD = (
     update(reservations).where(reservations.c.reservation_id == bindparam("id")).values(amount=bindparam("new_amount"))

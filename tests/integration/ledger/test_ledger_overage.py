@@ -8,6 +8,7 @@ import pytest
 from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import receipt_pb2, usage_pb2
 
+from mesh.errors import TenthError
 from mesh.wire import build_receipt
 from services.ledger.policy import Scope, Verdict
 from tests.integration.ledger.ledger_books import Books
@@ -93,6 +94,18 @@ async def test_what_was_spent_stays_held_when_the_rest_is_given_back(books: Book
     assert (await books.position()).spent == SPENT
     await books.book.release("acme", made.reservation_id)
     assert await held(books) == 0
+
+
+@pytest.mark.parametrize("digest", ["", DIGEST])
+async def test_the_same_again_after_it_was_given_back_holds_its_worst_case_too(books: Books, digest: str) -> None:
+    await books.budget(10 * COST)
+    made = await books.book.reserve(books.wanted("r", payload_digest=digest))
+    await books.record(books.attempt("r", FAILED, reservation_id=made.reservation_id))
+    await books.book.release("acme", made.reservation_id)
+    again = await books.book.reserve(books.wanted("r", payload_digest=digest))
+    assert again.amount == await held(books) == SPENT + COST
+    with pytest.raises(TenthError, match="REQUEST_ID_REUSED"):
+        await books.book.reserve(books.wanted("r", model="big", payload_digest="cd" * 32))
 
 
 async def test_what_was_spent_stays_held_when_the_next_model_is_refused(books: Books) -> None:
