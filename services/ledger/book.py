@@ -21,16 +21,9 @@ from services.ledger.balances import Balances
 from services.ledger.corrections import as_corrections, correct_in
 from services.ledger.errors import Reason, request_id_reused, unknown_tenant
 from services.ledger.labels import tags_text
-<<<<<<< HEAD
-from services.ledger.overage import Recorded, Versions, hold_spent, owed, raise_reservations
+from services.ledger.overage import SPENT, Recorded, Versions, hold_spent, owed, raise_reservations
 from services.ledger.policy import AttemptKind, Decision, Position, Scope, Verdict, decide
 from services.ledger.pricebook import PriceBooks, Version
-=======
-from services.ledger.overage import SPENT, Recorded, Versions, hold_spent, owed, raise_reservations
-from services.ledger.policy import Decision, Position, Scope, Verdict, decide
-from services.ledger.pricebook import PriceBooks
-from services.ledger.prices import book_at
->>>>>>> ld-budgets
 from services.ledger.receipts import AttemptRecord, Settlement
 from services.ledger.settling import (
     ORCHESTRATOR,
@@ -160,13 +153,8 @@ class Book:
                     accounted = before.attempts if before is not None else frozenset()
                     hold_spent(connection, balances, row, owed(connection, tenant_id, row.request_id, accounted, {}))
                 balances.save(now)
-<<<<<<< HEAD
-                if throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
+                if row.payload != SPENT and throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
                     throttle.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
-=======
-                if row.payload != SPENT and rates.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
-                    rates.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
->>>>>>> ld-budgets
 
         await self.store.write(operation)
 
@@ -259,13 +247,8 @@ def _reserve(
             select(reservations).where(reservations.c.reservation_id == state.reservation_id)
         ).all()
         close_reservations(connection, balances, old, "released", now)
-<<<<<<< HEAD
-        if limits:
-            throttle.give_back(connection, scope.tenant_id, _tokens_of(state.payload), state.held_ns)
-=======
         if limits and state.payload != SPENT:
-            rates.give_back(connection, scope.tenant_id, _tokens_of(state.payload), state.held_ns)
->>>>>>> ld-budgets
+            throttle.give_back(connection, scope.tenant_id, _tokens_of(state.payload), state.held_ns)
     spent = 0
     if state.open_request is not None:
         accounted = frozenset(map(int, (state.receipt_attempts or "").split()))
