@@ -55,6 +55,7 @@ request_numbers = st.integers(0, REQUESTS - 1)
 users = st.sampled_from(["", "ann", "ann", "bob"])
 digests = st.sampled_from(DIGESTS)
 counts = st.sampled_from([0, 400, 1000])
+sizes = st.sampled_from([400, 1000])
 attempt_numbers = st.integers(1, 3)
 
 
@@ -162,7 +163,7 @@ class Ledger(RuleBasedStateMachine):
         self.run(self.replicas[replica].book.release("acme", reservation_id))
         self.released(reservation_id)
 
-    @rule(request=request_numbers, number=attempt_numbers, ended=st.booleans(), size=counts, replica=st.integers(0, 1))
+    @rule(request=request_numbers, number=attempt_numbers, ended=st.booleans(), size=sizes, replica=st.integers(0, 1))
     def record(self, request: int, number: int, ended: bool, size: int, replica: int) -> None:
         assert self.run(self.recording(replica, request, number, ended, size)) == self.recorded(
             request, number, ended, size
@@ -213,7 +214,7 @@ class Ledger(RuleBasedStateMachine):
         ]
 
     @rule(
-        request=request_numbers, user=users, size=counts, replica=st.integers(0, 1), index=st.integers(0, 100),
+        request=request_numbers, user=users, size=sizes, replica=st.integers(0, 1), index=st.integers(0, 100),
         acknowledged=st.booleans(),
     )  # fmt: skip
     def crash(self, request: int, user: str, size: int, replica: int, index: int, acknowledged: bool) -> None:
@@ -276,6 +277,7 @@ class Ledger(RuleBasedStateMachine):
             if not (digest and of.held.digest == digest):
                 return self.expect_reused(result)
             of.held = None
+        amount += of.owed
         if exact:
             fits = self.model.fits(self.budgets, user, amount, now)
             assert (result.decision.verdict is Verdict.OK) == fits
@@ -308,11 +310,9 @@ class Ledger(RuleBasedStateMachine):
 
     def recorded(self, request: int, number: int, ended: bool, size: int) -> int:
         of = self.model.requests[request]
-        records = of.ended if ended else of.started
-        if number in records:
-            return 0
-        records[number] = size * (INPUT + OUTPUT)
-        return 1
+        new, beyond = of.record(number, size * (INPUT + OUTPUT), ended=ended)
+        self.model.beyond += beyond
+        return new
 
     async def sweeping(self, replica: int) -> None:
         books = self.replicas[replica]
