@@ -79,9 +79,10 @@ def measure(data: Path, result: Result, seed: int) -> None:
         mismatches += _mismatches(price, Map(entry, left_out), chance, usages)
     chat = [entry for entry in entries.values() if entry.get("mode") == "chat"]
     result.assumptions["pricemap"] = (
-        f"{files[-1].name}, {len(entries)} rows of which {len(chat)} chat; {usages} usages a model; batch and flex "
-        f"figures for cached or written tokens that are no share of the plain price are not kept by the book and are "
-        f"compared by the share ({len(partly)} models; by_share_mismatches holds their figures against it); unconfirmed rows carry a zero or a figure finer than 1e-15 USD"
+        f"{files[-1].name}, {len(entries)} rows of which {len(chat)} chat; {usages} usages a model. The book scales "
+        f"all input alike for batch and flex: for {len(partly)} models whose own such prices of cached or written "
+        "tokens say otherwise, mismatches compares by the share, by_share_mismatches by the map's own. Unconfirmed "
+        "rows carry a zero or a figure finer than 1e-15 USD a token"
     )
     add = result.add
     add("pricemap/ours/mismatches", mismatches, "count", models * usages)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, Row, bindparam, insert, select
 
 from mesh.errors import Code, TenthError
 from mesh.money import MAX_NANO_USD
@@ -21,7 +21,7 @@ from services.ledger.balances import Balances
 from services.ledger.corrections import as_corrections, correct_in
 from services.ledger.errors import Reason, request_id_reused, unknown_tenant
 from services.ledger.labels import tags_text
-from services.ledger.overage import Recorded, Versions, owed, raise_reservations
+from services.ledger.overage import SPENT, Recorded, Versions, hold_spent, owed, raise_reservations
 from services.ledger.policy import AttemptKind, Decision, Position, Scope, Verdict, decide
 from services.ledger.pricebook import PriceBooks, Version
 from services.ledger.receipts import AttemptRecord, Settlement
@@ -114,14 +114,27 @@ class Book:
         return await self.store.write(operation)
 
     async def release(self, tenant_id: str, reservation_id: str) -> None:
-        """Give a reservation back; one that is closed already stays so. Raises UNKNOWN_RESERVATION."""
+        """Give a reservation back; one that is closed already stays so. Raises UNKNOWN_RESERVATION.
+
+        What its request's attempts have cost stays held until a receipt has it.
+        """
         now = self.now_ns()
 
         def operation(connection: Connection) -> None:
             row = (
                 connection.execute(
-                    select(reservations, tenants.c.max_requests_per_minute, tenants.c.max_tokens_per_minute)
+                    select(
+                        reservations,
+                        tenants.c.max_requests_per_minute,
+                        tenants.c.max_tokens_per_minute,
+                        open_requests.c.request_id.label("open_request"),
+                    )
                     .join(tenants, tenants.c.tenant_id == reservations.c.tenant_id)
+                    .outerjoin(
+                        open_requests,
+                        (open_requests.c.tenant_id == reservations.c.tenant_id)
+                        & (open_requests.c.request_id == reservations.c.request_id),
+                    )
                     .where(reservations.c.reservation_id == reservation_id, reservations.c.tenant_id == tenant_id)
                 )
             ).one_or_none()
@@ -135,8 +148,12 @@ class Book:
             if row.state == "open":
                 balances = Balances.load(connection, [tenant_id])
                 close_reservations(connection, balances, [row], "released", now)
+                if row.open_request is not None:
+                    before = visible(connection, [row.request_id]).get((tenant_id, row.request_id))
+                    accounted = before.attempts if before is not None else frozenset()
+                    hold_spent(connection, balances, row, owed(connection, tenant_id, row.request_id, accounted, {}))
                 balances.save(now)
-                if throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
+                if row.payload != SPENT and throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
                     throttle.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
 
         await self.store.write(operation)
@@ -218,35 +235,41 @@ def _reserve(
         raise request_id_reused(wanted.request_id, "it is settled already")
     limits = throttle.Limits(state.max_requests_per_minute, state.max_tokens_per_minute)
     balances = Balances.load(connection, [scope.tenant_id])
+    old: Sequence[Row[Any]] = ()
     if state.reservation_id is not None:
         if state.payload == wanted.payload:
             return Reservation(Decision(Verdict.OK), state.reservation_id, state.amount)
-        if not (retry and state.held_digest == wanted.payload_digest):
+        same = state.held_digest == wanted.payload_digest
+        if not (same and (retry or state.payload == SPENT)):
             raise request_id_reused(wanted.request_id, "it holds a reservation of another payload")
         # A retry on another replica, or with another model: what the lost try held makes room for it.
         old = connection.execute(
             select(reservations).where(reservations.c.reservation_id == state.reservation_id)
         ).all()
         close_reservations(connection, balances, old, "released", now)
-        balances.save(now)
-        if limits:
+        if limits and state.payload != SPENT:
             throttle.give_back(connection, scope.tenant_id, _tokens_of(state.payload), state.held_ns)
-    if limits:
-        wait = throttle.wait_ns(connection, scope.tenant_id, limits, wanted.tokens, now)
-        if wait:
-            return Reservation(Decision(Verdict.RATE_LIMITED, retry_after_ns=wait))
-    positions = balances.positions(scope, now)
-    amount = worst
+    spent = 0
     if state.open_request is not None:
         accounted = frozenset(map(int, (state.receipt_attempts or "").split()))
-        amount += owed(connection, scope.tenant_id, wanted.request_id, accounted, versions)
+        spent = owed(connection, scope.tenant_id, wanted.request_id, accounted, versions)
+    positions = balances.positions(scope, now)
+    amount = worst + spent
     if state.receipt_ns is not None and any(_elsewhere(state, wanted, each) for each in positions):
         # What an earlier try spent comes along when this one's receipt takes its place.
         amount += state.receipt_actual
-    decision = decide(amount, positions, batch=wanted.batch, tier=wanted.tier)
-    if decision.verdict is not Verdict.OK:
-        return Reservation(decision)
-    if amount > MAX_NANO_USD or any(each.reserved + amount > MAX_NANO_USD for each in positions):
+    wait = throttle.wait_ns(connection, scope.tenant_id, limits, wanted.tokens, now) if limits else 0
+    if wait:
+        decision = Decision(Verdict.RATE_LIMITED, retry_after_ns=wait)
+    else:
+        decision = decide(amount, positions, batch=wanted.batch, tier=wanted.tier)
+    too_much = amount > MAX_NANO_USD or any(each.reserved + amount > MAX_NANO_USD for each in positions)
+    if too_much or decision.verdict is not Verdict.OK:
+        for row in old:
+            hold_spent(connection, balances, row, spent)
+        balances.save(now)  # Also before an error: what was released is written already.
+        if decision.verdict is not Verdict.OK:
+            return Reservation(decision)
         raise TenthError(Code.OUT_OF_RANGE, AMOUNT_OUT_OF_RANGE, "the reservations do not fit 64 bits", "request")
     balances.add(scope, now, reserved=amount)
     connection.execute(

@@ -21,7 +21,8 @@ from fractions import Fraction
 from mesh.errors import Code, TenthError, invalid_argument
 from mesh.money import MAX_NANO_USD, round_half_even
 from mesh.receipt import AMOUNT_OUT_OF_RANGE, CPU, Price, PriceBook, Usage, actual_cost
-from services.ledger.hardware import GPU_PREFIX, check_hardware, check_units
+from services.ledger.hardware import check_hardware, check_units
+from services.ledger.prices import GPU_PREFIX
 
 _DAY_SECONDS = 86_400
 _FASTEST = 1e9

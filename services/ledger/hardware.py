@@ -19,7 +19,6 @@ from services.ledger.errors import Reason
 from services.ledger.policy import NANOS_PER_SECOND
 from services.ledger.prices import DatedPrice
 
-GPU_PREFIX = "gpu:"
 LONGEST_ROW_NS = 31 * 86_400 * NANOS_PER_SECOND
 """Longest time that one row may cover."""
 MOST_UNITS = 10_000

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from mesh.errors import TenthError
 from mesh.money import MAX_NANO_USD
@@ -25,6 +26,9 @@ from services.ledger.tables import OPEN, attempts, reservations
 
 Versions = Mapping[int, Version]
 """Price books at hand by version; others are read from the database."""
+
+SPENT = "spent"
+"""Payload of a reservation that holds only what was spent: no request is the same as it, so none goes on with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,17 @@ def owed(connection: Connection, tenant_id: str, request_id: str, settled: froze
     """What a request's attempts that no receipt accounts for have cost, or may cost while they run, nano-USD."""
     found = _recorded(connection, tenant_id, request_id)
     return _cost(connection, [each for each in found if each.attempt.attempt not in settled], versions)
+
+
+def hold_spent(connection: Connection, balances: Balances, row: Row[Any], spent: int) -> None:
+    """Open a reservation that was just closed again for what its request has spent: no receipt has that yet.
+
+    Nothing where nothing is spent. The caller saves the balances.
+    """
+    if spent:
+        spent = min(spent, MAX_NANO_USD)
+        balances.add(scope_of(row), row.create_ns, reserved=spent)
+        connection.execute(_REOPEN, {"id": row.reservation_id, "new_amount": spent})
 
 
 def raise_reservations(
@@ -124,6 +139,11 @@ _ATTEMPTS = select(attempts.c.event, attempts.c.price_book_version).where(
 )
 _HELD = select(reservations).where(
     reservations.c.request_id.in_(bindparam("requests", expanding=True)), reservations.c.state == OPEN
+)
+_REOPEN = (
+    update(reservations)
+    .where(reservations.c.reservation_id == bindparam("id"))
+    .values(state="open", close_ns=None, payload=SPENT, amount=bindparam("new_amount"))
 )
 _HOLD = (
     update(reservations).where(reservations.c.reservation_id == bindparam("id")).values(amount=bindparam("new_amount"))

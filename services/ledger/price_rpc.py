@@ -9,10 +9,10 @@ from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import invalid_argument, required
 from mesh.wire import price_from_proto, price_to_proto
+from services.ledger.exchange import Rate, parse_rate
 from services.ledger.importing import Choice, FileRow, Line, choice_of, only
 from services.ledger.price_files import Format, read_file
 from services.ledger.prices import DatedPrice
-from services.ledger.rates import Rate, parse_rate
 from services.ledger.receipts import check_name, instant
 
 _FORMATS = {

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, bindparam, insert, or_, select, update
 from mesh.errors import Code, TenthError
 from mesh.receipt import Price, PriceBook
 from services.ledger.errors import Reason, price_not_found
+from services.ledger.exchange import Rates
 from services.ledger.importing import Choice, FileRow, Plan, compare
 from services.ledger.prices import (
     AMOUNT_FIELDS,
@@ -22,7 +23,6 @@ from services.ledger.prices import (
     steps_from_json,
     steps_to_json,
 )
-from services.ledger.rates import Rates
 from services.ledger.store import Store
 from services.ledger.tables import books, prices
 

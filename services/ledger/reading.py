@@ -48,7 +48,9 @@ def tag_of(dialect: str, key: str) -> ColumnElement[Any]:
     """The value of a receipt's tag, NULL without it. The key travels as a bound value, never inside SQL or a path."""
     name: ColumnElement[str] = bindparam(None, key, unique=True)
     if dialect == "postgresql":
-        return func.jsonb_extract_path_text(cast(receipts.c.tags, JSONB), name)
+        # A zero character is valid JSON that jsonb refuses: one such tag would break every report.
+        text = func.replace(receipts.c.tags, "\\u0000", "\\ufffd")
+        return func.jsonb_extract_path_text(cast(text, JSONB), name)
     pairs = func.json_each(receipts.c.tags).table_valued(column("key"), column("value"))
     return select(pairs.c.value).where(pairs.c.key == name).limit(1).scalar_subquery()
 

@@ -132,7 +132,7 @@ class Reports:
             shown = select(func.count()).where(receipts.c.event_id > state.event_id, _broken())
             broken = (await connection.execute(shown)).scalar_one()
             for row in await connection.execute(shown_before(state.event_id)):
-                broken -= rolled(row.receipt).broken
+                broken -= rolled(row).broken
             held_count, held_sum = (await connection.execute(held)).one()
             return BooksStatus(
                 open_reservation_count=held_count,

@@ -35,7 +35,7 @@ async def check_rollups(store: Store, start_ns: int | None = None, end_ns: int |
             return []
         before: dict[Key, dict[str, int]] = {}
         for row in await connection.execute(shown_before(state.event_id)):
-            old = rolled(row.receipt)
+            old = rolled(row)
             _add(before, old.key, dict(zip(SUMS, old.sums, strict=True)))
         start = max(state.kept_ns, start_ns if start_ns is not None else 0)
         async for first in _days(connection, start, end_ns):

@@ -45,7 +45,7 @@ from services.ledger.tables import ROLLED, SAVINGS, attempts, receipt_events, ro
 
 log = logging.getLogger("tenth.ledger")
 
-BATCH = 2_000
+BATCH = 1_000
 """Most events of one step: bounds how long the writer is held."""
 Request = tuple[str, str]
 
@@ -70,10 +70,12 @@ class Step:
     violations: int = 0
 
 
-def rolled(blob: bytes) -> Rolled:
-    """A receipt event's receipt."""
-    receipt = receipt_pb2.Receipt.FromString(blob)
-    create_ns = receipt.facts.create_time.ToNanoseconds()
+def rolled(event: Row[Any]) -> Rolled:
+    """A receipt event's receipt, at the instant at which it counts."""
+    receipt = receipt_pb2.Receipt.FromString(event.receipt)
+    create_ns = event.counted_ns
+    if create_ns is None:
+        create_ns = receipt.facts.create_time.ToNanoseconds()
     columns = flatten(receipt, create_ns).columns
     values = {**columns, "start_ns": Grain.HOUR.start(create_ns)}
     saved = columns["baseline"] - sum(columns[name] for name in SAVINGS)
@@ -104,13 +106,13 @@ def leveled(hours: Mapping[Key, Sequence[int]]) -> dict[Key, list[int]]:
     return found
 
 
-def step_of(events: Sequence[Row[Any]], before: Mapping[Request, bytes], state: State) -> Step:
+def step_of(events: Sequence[Row[Any]], before: Mapping[Request, Row[Any]], state: State) -> Step:
     """What events (in their order) change, given what the requests that they correct showed before them."""
-    shown: dict[Request, Rolled] = {key: rolled(blob) for key, blob in before.items()}
+    shown: dict[Request, Rolled] = {key: rolled(event) for key, event in before.items()}
     step = Step({})
     for event in events:
         request = (event.tenant_id, event.request_id)
-        new, old = rolled(event.receipt), shown.get(request)
+        new, old = rolled(event), shown.get(request)
         shown[request] = new
         step.receipts += old is None
         for each, sign in ((new, 1), *(((old, -1),) if old is not None else ())):
@@ -141,9 +143,8 @@ def shown_before(event_id: int, up_to: int | None = None, *, since: int | None =
         .group_by(other.c.tenant_id, other.c.request_id)
         .subquery()
     )
-    return select(receipt_events.c.tenant_id, receipt_events.c.request_id, receipt_events.c.receipt).join(
-        last, receipt_events.c.id == last.c.id
-    )
+    columns = (receipt_events.c[name] for name in ("tenant_id", "request_id", "receipt", "counted_ns"))
+    return select(*columns).join(last, receipt_events.c.id == last.c.id)
 
 
 class Roller:
@@ -183,11 +184,11 @@ class Roller:
                 .limit(self._batch)
             )
             events = (await connection.execute(new)).all()
-            before: dict[Request, bytes] = {}
+            before: dict[Request, Row[Any]] = {}
             if events:
                 query = shown_before(state.event_id, events[-1].id)
                 for row in await connection.execute(query):
-                    before[row.tenant_id, row.request_id] = row.receipt
+                    before[row.tenant_id, row.request_id] = row
             ended = (
                 await connection.execute(
                     select(attempts.c.id, attempts.c.kind)

@@ -286,6 +286,7 @@ def _write_receipts(
                 "event_ns": now,
                 "actual_delta": each.actual - (before.actual if before is not None else 0),
                 "receipt": each.blob,
+                "counted_ns": each.create_ns,
             }
         )
         row = {**each.columns, "origin": origin, "digest": each.digest, "event_id": event_id}

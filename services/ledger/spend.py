@@ -242,7 +242,7 @@ class Spend:
         later = max(state.event_id, state.rebuilt_id)
         for event_id in dict.fromkeys((state.event_id, later)):
             for row in await connection.execute(shown_before(event_id)):
-                old = rolled(row.receipt)
+                old = rolled(row)
                 columns = dict(zip(KEY, old.key, strict=True)) | {"create_ns": old.create_ns}
                 # Hours of before the mark are not made anew: they hold what was there when a rebuild began.
                 here = event_id == (later if columns["start_ns"] < state.kept_ns else state.event_id)

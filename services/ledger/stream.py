@@ -101,7 +101,9 @@ class Streaming:
                 continue
             self._corrected.add((row.tenant_id, row.request_id))
             receipt = receipt_pb2.Receipt.FromString(row.receipt)
-            create_ns = receipt.facts.create_time.ToNanoseconds()
+            create_ns = row.counted_ns
+            if create_ns is None:
+                create_ns = receipt.facts.create_time.ToNanoseconds()
             place = (create_ns, row.id)
             if place > self._place and self._which.holds(flatten(receipt, create_ns).columns, receipt.facts.tags):
                 heapq.heappush(self._replaced, (place, row.receipt))

@@ -244,8 +244,10 @@ receipt_events = Table(
     Column("event_ns", BigInteger, nullable=False),
     Column("actual_delta", BigInteger, nullable=False),
     Column("receipt", LargeBinary, nullable=False),
+    Column("counted_ns", BigInteger),
     Index(None, "request_id", "tenant_id"),
 )
+"""``counted_ns``: when it counts, by the ledger's clock (``receipts.create_ns``); NULL: the receipt's own time."""
 
 SAVINGS = (
     "saving_cache",

@@ -70,6 +70,11 @@ def waterfall(steps: Sequence[Step], width: int) -> Spec:
     high = max((max(step.start, step.end) for step in steps), default=0) or 1
     low = min((min(step.start, step.end) for step in steps), default=0)
     order = [step.label for step in steps]
+    # Room at the right for the amounts, so that the longest fits beside the longest bar.
+    extent = max((_text_width(label) for label in order), default=0) + 14
+    amount = max((_text_width(step.text) for step in steps), default=0) + 10
+    plot = width - extent
+    scale = {"domain": [min(low, 0), high * plot / max(plot - amount, plot // 3)], "nice": False}
     y = {
         "field": "label",
         "type": "nominal",
@@ -78,13 +83,11 @@ def waterfall(steps: Sequence[Step], width: int) -> Spec:
         "axis": {
             "labelLimit": 150 if narrow else 220,
             "labelPadding": 8,
-            "minExtent": max((_text_width(label) for label in order), default=0) + 14,
+            "minExtent": extent,
             "ticks": False,
             "domain": False,
         },
     }
-    # Room at the right for the amounts.
-    scale = {"domain": [min(low, 0), high * (1.34 if narrow else 1.14)], "nice": False}
     return _chart(
         width,
         34 * len(steps),
@@ -148,8 +151,8 @@ def stacked(points: Sequence[Point], colours: Mapping[str, str], buckets: Sequen
                             "type": "quantitative",
                             "title": None,
                             "stack": "zero",
-                            "scale": {"domain": [low, high or 1e-6], "nice": 5},
-                            "axis": _money_axis(5, high - low),
+                            "scale": {"domain": [low, high if high or low else 1], "nice": 5},
+                            "axis": _money_axis(5, (high - low) or 1),
                         },
                         "color": _colour(colours, width),
                         "order": {"field": "rank", "type": "quantitative"},

@@ -16,7 +16,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def decimals_for(amounts: Iterable[int]) -> int:
     """As many decimals as the largest of some amounts (nano-USD) needs to show four figures or more."""
     largest = max((abs(amount) for amount in amounts), default=0)
-    return next((places for limit, places in ((10**11, 2), (10**9, 4), (10**7, 5)) if largest >= limit), 6)
+    return next((places for limit, places in ((10**14, 0), (10**11, 2), (10**9, 4), (10**7, 5)) if largest >= limit), 6)
 
 
 def money(nano: int, decimals: int) -> str:
@@ -50,10 +50,3 @@ def short_day(value: date, language: str) -> str:
 def moment(value: datetime, language: str) -> str:
     """A time in its own zone, to the minute."""
     return f"{day(value.date(), language)} {value:%H:%M}"
-
-
-def duration(milliseconds: float, language: str) -> str:
-    """``850 ms`` or ``2.4 s``; ``2.4초`` in Korean."""
-    if milliseconds < 1000:
-        return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
-    return f"{milliseconds / 1000:.1f}초" if language == "ko" else f"{milliseconds / 1000:.1f} s"

@@ -88,7 +88,9 @@ th{white-space:normal}
 td.code{white-space:normal;overflow-wrap:anywhere}
 th.share{min-width:0}
 .extra{display:none}
-td.name,td.who{min-width:0}
+td.name{min-width:0}
+td.who{min-width:2.6rem}
+td small{font-size:7pt}
 }
 """
 CSS = _RULES.replace("%LIGHT%", _LIGHT).replace("%DARK%", _DARK)

@@ -27,7 +27,7 @@ from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.servicer import Board, CacheServicer, piece_size
 
 NAME = "tenth.cache.v1.CacheService"
-LEASE_TTL = 0.3
+LEASE_TTL = 1.0
 Lookup = cache_pb2.LookupCompletionRequest
 Store = cache_pb2.StoreCompletionRequest
 
@@ -228,6 +228,16 @@ async def lease_and_flight(cache: Mesh, request: chat_pb2.CompletionRequest) -> 
     return lease, flight
 
 
+async def until_followed(cache: Mesh, flight_id: str, *, pieces: int = 0) -> None:
+    """Wait until somebody follows a flight, and so many pieces of it were published."""
+    async with asyncio.timeout(10):
+        while True:
+            flight = cache.board._flights[flight_id]
+            if flight.followers and len(flight.pieces) >= pieces:
+                return
+            await asyncio.sleep(0.005)
+
+
 async def test_publish_and_follow_live(cache: Mesh) -> None:
     request = ask(RESET)
     lease, flight = await lease_and_flight(cache, request)
@@ -264,7 +274,7 @@ async def test_a_publisher_that_breaks_off_promotes_a_follower(cache: Mesh) -> N
 
     publishing = asyncio.create_task(cache.stub.PublishCompletion(stream()))
     following = asyncio.create_task(follow(cache, flight))
-    await asyncio.sleep(0.1)
+    await until_followed(cache, flight, pieces=1)
     publishing.cancel()
     await asyncio.gather(publishing, return_exceptions=True)
     events = await asyncio.wait_for(following, 5)
@@ -290,7 +300,7 @@ async def test_an_expired_lease_and_a_released_one_promote(cache: Mesh) -> None:
     heir = event.promoted.lease_id
     assert heir not in ("", lease)
     following = asyncio.create_task(follow(cache, flight))
-    await asyncio.sleep(0.05)
+    await until_followed(cache, flight)
     kept = await cache.stub.ReleaseLease(cache_pb2.ReleaseLeaseRequest(lease_id=heir, only_if_unfollowed=True))
     assert (kept.released, kept.follower_count) == (False, 1)
     released = await cache.stub.ReleaseLease(cache_pb2.ReleaseLeaseRequest(lease_id=heir))
@@ -327,7 +337,7 @@ async def test_what_is_shared_and_not_stored(
     request = ask(RESET, **fields)
     lease, flight = await lease_and_flight(cache, request)
     following = asyncio.create_task(follow(cache, flight))
-    await asyncio.sleep(0.05)
+    await until_followed(cache, flight)
     stored = await cache.stub.StoreCompletion(
         Store(lease_id=lease, request=request, completion=completion, share_only=share_only)
     )
@@ -525,7 +535,7 @@ async def test_a_store_that_is_down_is_unavailable_and_followers_still_get_the_a
     request = ask(RESET)
     lease, flight = await lease_and_flight(cache, request)
     following = asyncio.create_task(follow(cache, flight))
-    await asyncio.sleep(0.05)
+    await until_followed(cache, flight)
     await cache.store.close()
     with pytest.raises(TenthError) as caught:
         await cache.stub.StoreCompletion(Store(lease_id=lease, request=request, completion=answer()))

@@ -166,7 +166,7 @@ async def test_delivery_survives_an_absent_ledger_and_a_bad_record(tmp_path: Pat
         assert ledger.largest <= BATCH
         assert ledger.callers == {("", "inference")}
         log.end(event("r3", FINISHED, 5))
-        await _until(lambda: ("r3", 1, FINISHED) in ledger.events)
+        await _until(lambda: ("r3", 1, FINISHED) in ledger.events and log.pending_count() == 0)
         worker.cancel()
     log.close()
     # Nothing is left but what the ledger refused, and that is not sent again.

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import update
 from tenth.ledger.v1 import ledger_pb2 as pb
 from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.auth import Identity
 from mesh.errors import Code, TenthError
 from services.ledger.report import Filter
-from services.ledger.tables import receipts
 from tests.integration.ledger.ledger_books import START_NS, Books
 from tests.integration.ledger.test_ledger_rpc import OPERATOR, PLAIN, Ledger, at, ledger, price
 
@@ -207,15 +205,6 @@ async def test_a_plan_over_the_current_book(ledger: Ledger) -> None:
     assert (error.reason, error.field) == ("INVALID_FIELD", "request.output_tokens_per_second")
 
 
-async def in_control(books: Books, *request_ids: str) -> None:
-    """Mark settled requests as the control share, as settling does by their tag."""
-    await books.store.write(
-        lambda connection: connection.execute(
-            update(receipts).where(receipts.c.request_id.in_(request_ids)).values(control=True)
-        )
-    )
-
-
 async def fill(books: Books) -> tuple[list[int], list[int]]:
     """Ten control requests on the baseline and thirty others; what each cost."""
     control: list[int] = []
@@ -224,9 +213,9 @@ async def fill(books: Books) -> tuple[list[int], list[int]]:
         usage = usage_pb2.Usage(input_token_count=1000, output_token_count=400 + 10 * index)
         model = "big" if index < 10 else "small"
         receipt = await books.receipt(f"r{index}", model=model, usage=usage, failed=index == 11)
+        receipt.facts.tags["tenth.control"] = "true" if index < 10 else "false"
         assert await books.settle(receipt) == [""]
         (control if index < 10 else treated).append(receipt.actual_nano_usd)
-    await in_control(books, *(f"r{index}" for index in range(10)))
     return control, treated
 
 
@@ -265,3 +254,18 @@ async def test_measured_savings_keep_tenants_apart_and_say_when_they_know_nothin
     for confidence in (1.0, float("nan"), -1.0):
         error = await failure(reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest(confidence=confidence)))
         assert (error.reason, error.field) == ("INVALID_FIELD", "request.confidence")
+
+
+async def test_only_requests_that_could_have_been_drawn_are_compared_when_asked(ledger: Ledger) -> None:
+    await fill(ledger.books)
+    # A caller that names the dear model takes no part; among "all others" it would hide the saving.
+    for index in range(5):
+        assert await ledger.books.settle(await ledger.books.receipt(f"named{index}", model="big")) == [""]
+    _, reads = ledger.stubs()
+    every = await reads.GetMeasuredSavings(pb.GetMeasuredSavingsRequest())
+    drawn = await reads.GetMeasuredSavings(
+        pb.GetMeasuredSavingsRequest(filter=pb.ReceiptFilter(tag_key="tenth.control"))
+    )
+    assert (every.control_count, every.treated_count) == (10, 35)
+    assert (drawn.control_count, drawn.treated_count) == (10, 30)
+    assert drawn.saving > every.saving

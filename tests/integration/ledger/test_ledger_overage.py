@@ -8,6 +8,7 @@ import pytest
 from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import receipt_pb2, usage_pb2
 
+from mesh.errors import TenthError
 from mesh.wire import build_receipt
 from services.ledger.policy import Scope, Verdict
 from tests.integration.ledger.ledger_books import Books
@@ -56,7 +57,7 @@ async def test_a_second_attempt_raises_what_is_held(books: Books) -> None:
     assert [each.decision.verdict for each in made_now] == [Verdict.OK] * 8 + [Verdict.DOWNGRADE]
 
 
-@pytest.mark.parametrize("end", ["release", "settle", "expire"])
+@pytest.mark.parametrize("end", ["settle", "expire"])
 async def test_exactly_what_is_held_is_taken_out(books: Books, end: str) -> None:
     await books.budget(10 * COST)
     made = await books.book.reserve(books.wanted("r"))
@@ -64,9 +65,7 @@ async def test_exactly_what_is_held_is_taken_out(books: Books, end: str) -> None
     await books.record(books.attempt("r", FAILED, **under), books.attempt("r", STARTED, 2, usage=WORST, **under))
     await books.record(books.attempt("r", FAILED, 2, **under), books.attempt("r", STARTED, 3, usage=WORST, **under))
     assert await held(books) == 2 * SPENT + COST
-    if end == "release":
-        await books.book.release("acme", made.reservation_id)
-    elif end == "settle":
+    if end == "settle":
         facts = books.facts("r", attempt=3)
         for number in (1, 2):
             item = facts.overheads.add(kind="failed_attempt", model="small", attempt=number)
@@ -79,6 +78,45 @@ async def test_exactly_what_is_held_is_taken_out(books: Books, end: str) -> None
         await books.sweeper.sweep()
         assert (await books.position()).spent == 2 * SPENT + COST
     assert await held(books) == 0
+
+
+async def test_what_was_spent_stays_held_when_the_rest_is_given_back(books: Books) -> None:
+    await books.budget(10 * COST)
+    made = await books.book.reserve(books.wanted("r"))
+    await books.record(books.attempt("r", FAILED, reservation_id=made.reservation_id))
+    for _ in range(2):
+        await books.book.release("acme", made.reservation_id)
+        assert await held(books) == SPENT
+    # The receipt never comes: the sweeper makes one of the records.
+    books.clock.advance(61)
+    await books.sweeper.sweep()
+    assert await held(books) == 0
+    assert (await books.position()).spent == SPENT
+    await books.book.release("acme", made.reservation_id)
+    assert await held(books) == 0
+
+
+@pytest.mark.parametrize("digest", ["", DIGEST])
+async def test_the_same_again_after_it_was_given_back_holds_its_worst_case_too(books: Books, digest: str) -> None:
+    await books.budget(10 * COST)
+    made = await books.book.reserve(books.wanted("r", payload_digest=digest))
+    await books.record(books.attempt("r", FAILED, reservation_id=made.reservation_id))
+    await books.book.release("acme", made.reservation_id)
+    again = await books.book.reserve(books.wanted("r", payload_digest=digest))
+    assert again.amount == await held(books) == SPENT + COST
+    with pytest.raises(TenthError, match="REQUEST_ID_REUSED"):
+        await books.book.reserve(books.wanted("r", model="big", payload_digest="cd" * 32))
+
+
+async def test_what_was_spent_stays_held_when_the_next_model_is_refused(books: Books) -> None:
+    await books.budget(2 * COST)
+    made = await books.book.reserve(books.wanted("r", payload_digest=DIGEST))
+    await books.record(books.attempt("r", FAILED, reservation_id=made.reservation_id))
+    dear = await books.book.reserve(books.wanted("r", model="big", payload_digest=DIGEST))
+    assert dear.decision.verdict is Verdict.DOWNGRADE
+    assert await held(books) == SPENT
+    cheap = await books.book.reserve(books.wanted("r", max_output_tokens=500, payload_digest=DIGEST))
+    assert cheap.amount == await held(books) == SPENT + 2_000_000
 
 
 async def test_another_model_after_a_failure_holds_both(books: Books) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from tenth.ledger.v1 import ledger_pb2
+
 from services.ledger.admin import Tenant
 from services.ledger.policy import Decision, Scope, Verdict
 from services.ledger.seeds import parse_prices
 from tests.integration.ledger.ledger_books import SECOND, Books, open_books
 
 DIGEST = "ab" * 32
+FAILED = ledger_pb2.ATTEMPT_KIND_FAILED
 
 
 async def tenant(books: Books, requests: int = 0, tokens: int = 0) -> Scope:
@@ -65,6 +68,19 @@ async def test_a_retry_is_counted_once(books: Books) -> None:
     for model in ("big", "small"):
         wanted = books.wanted("r", scope=scope, model=model, payload_digest=DIGEST)
         assert (await books.book.reserve(wanted)).decision.verdict is Verdict.OK
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.OK
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.RATE_LIMITED
+
+
+async def test_a_request_that_spent_something_is_given_back_once(books: Books) -> None:
+    scope = await tenant(books, requests=3)
+    await books.book.reserve(books.wanted(scope=scope))
+    made = await books.book.reserve(books.wanted("r", scope=scope))
+    failed = books.attempt("r", FAILED, tenant_id="limited", reservation_id=made.reservation_id)
+    await books.record(failed)
+    for _ in range(3):
+        await books.book.release("limited", made.reservation_id)
+    assert (await books.book.reserve(books.wanted("r", scope=scope))).decision.verdict is Verdict.OK
     assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.OK
     assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.RATE_LIMITED
 

@@ -208,6 +208,10 @@ async def test_reports_are_sums_of_receipts(books: Books, seed: int) -> None:
     for key in TAGS:
         await compare(books, Filter(tag_key=key), [f"tag:{key}"], "UTC")
         await compare(books, Filter(tag_key=key, tag_value="it's"), ["day"], "UTC")
+        listed, _ = await books.reports.receipts(Filter(tag_key=key), 100, "")
+        tags = [receipt_pb2.Receipt.FromString(blob).facts.tags for blob in listed]
+        assert all(key in each for each in tags)
+        assert len(tags) == sum(key in json.loads(row["tags"]) for row in await rows_of(books))
     assert await check_rollups(books.store) == []
     status = await books.reports.status()
     await Roller(books.store).catch_up()
@@ -296,6 +300,14 @@ async def test_currency_is_converted_day_by_day(books: Books) -> None:
     for wrong in ("Asia/Nowhere", "../../etc/passwd", "/etc/passwd"):
         with pytest.raises(TenthError, match=r"request\.time_zone"):
             await books.reports.spend(Filter(), ["day"], wrong)
+
+
+async def test_a_zero_character_in_a_tag_breaks_no_report(books: Books) -> None:
+    assert await books.settle(await books.receipt("r")) == [""]
+    tags = json.dumps({"a": "x\0y", "b": "z"})
+    await books.store.write(lambda each: each.execute(update(receipts).values(tags=tags)).rowcount)
+    assert [row.group for row in (await books.reports.spend(Filter(), ["tag:b"]))[0]] == [("z",)]
+    assert (await books.reports.spend(Filter(tag_key="a"), []))[0][0].request_count == 1
 
 
 async def test_two_rollers_roll_every_event_once(books: Books) -> None:

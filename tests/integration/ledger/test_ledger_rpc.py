@@ -125,6 +125,35 @@ async def test_a_request_from_reservation_to_report(ledger: Ledger) -> None:
     assert (books.unreceipted_request_count, books.identity_violation_count) == (0, 0)
 
 
+async def test_a_stream_and_a_report_over_the_wire(ledger: Ledger) -> None:
+    writes, reads = ledger.stubs()
+    receipts = [await ledger.books.receipt(f"r{index}") for index in range(3)]
+    await writes.SettleReceipts(pb.SettleReceiptsRequest(receipts=receipts))
+    pages = [page async for page in reads.StreamReceipts(pb.StreamReceiptsRequest())]
+    assert [[each.facts.request_id for each in page.receipts] for page in pages] == [["r0", "r1", "r2"]]
+    wanted = pb.GetSpendReportRequest(group_by=["week", "baseline", "tag:team"], time_zone="Asia/Seoul", currency="USD")
+    (row,) = (await reads.GetSpendReport(wanted)).rows
+    assert list(row.group) == ["2026-06-15", "big", ""]
+    assert row.actual_in_currency == f"{row.actual_nano_usd / 10**9:.2f}"
+    assert row.baseline_in_currency == f"{row.baseline_nano_usd / 10**9:.2f}"
+    for wrong, field in (
+        (pb.GetSpendReportRequest(time_zone="Mars/Base"), "request.time_zone"),
+        (pb.GetSpendReportRequest(currency="won"), "request.currency"),
+        (pb.GetSpendReportRequest(group_by=["tag:"]), r"request.group_by\[0\]"),
+        (pb.GetSpendReportRequest(filter=pb.ReceiptFilter(tag_value="x")), "request.filter.tag_value"),
+        (pb.GetSpendReportRequest(filter=pb.ReceiptFilter(tag_key="x\0")), "request.filter.tag_key"),
+    ):
+        with pytest.raises(TenthError, match=field):
+            await reads.GetSpendReport(wrong)
+    with pytest.raises(TenthError, match=r"EXCHANGE_RATE_UNKNOWN.*2026-06-15"):
+        await reads.GetSpendReport(pb.GetSpendReportRequest(currency="KRW"))
+    _, umbrella = ledger.stubs(PLAIN)
+    assert [page async for page in umbrella.StreamReceipts(pb.StreamReceiptsRequest())] == []
+    with pytest.raises(TenthError, match="CROSS_TENANT_FORBIDDEN"):
+        async for _ in umbrella.StreamReceipts(pb.StreamReceiptsRequest(filter=pb.ReceiptFilter(tenant_id="acme"))):
+            pass
+
+
 async def test_the_snapshot_changes_its_version_with_every_change(ledger: Ledger) -> None:
     writes, _ = ledger.stubs()
     first = await writes.GetAdmissionSnapshot(pb.GetAdmissionSnapshotRequest())

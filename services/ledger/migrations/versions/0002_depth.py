@@ -59,6 +59,7 @@ def _columns() -> dict[str, Sequence[sa.Column[Any]]]:
         ],
         "budget_windows": [sa.Column("alerted_percent", sa.Integer(), server_default="0", nullable=False)],
         "reservations": [_text("model"), _text("tags", "{}")],
+        "receipt_events": [sa.Column("counted_ns", sa.BigInteger())],
         "receipts": [
             _text("tags", "{}"),
             sa.Column("latency_ns", sa.BigInteger()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.errors import TenthError
-from services.ledger.rates import parse_rate
+from services.ledger.exchange import parse_rate
 
 
 @pytest.mark.parametrize(
