@@ -63,6 +63,30 @@ class Request:
         return self.ended[number] if number in self.ended else self.started[number]
 
     @property
+    def owed(self) -> int:
+        """What attempts that no receipt accounts for count with."""
+        shown = self.shown
+        accounted = set() if shown is None else shown.numbers | {number for number, _ in shown.found}
+        return sum(self.cost_of(number) for number in {*self.started, *self.ended} - accounted)
+
+    def record(self, number: int, cost: int, *, ended: bool) -> tuple[int, int]:
+        """Record an attempt; how many records are new, and by how much more is spent or held without being asked."""
+        records = self.ended if ended else self.started
+        if number in records:
+            return 0, 0
+        before = self.owed
+        records[number] = cost
+        growth = self.owed - before
+        if self.held is not None:
+            self.held = replace(self.held, amount=self.held.amount + growth)
+        found = dict(self.shown.found) if self.shown is not None else {}
+        if ended and self.shown is not None and number in found:
+            # Its worst case was assumed: what it really spent corrects that.
+            growth += cost - found[number]
+            self.shown = replace(self.shown, found=tuple({**found, number: cost}.items()))
+        return 1, max(growth, 0)
+
+    @property
     def unfinished(self) -> set[int]:
         """Attempts that started and did not end."""
         return set(self.started) - set(self.ended)
