@@ -44,7 +44,8 @@ class Held:
     amount: int
     create_ns: int
     expire_ns: int
-    payload: tuple[int, int, str]
+    payload: tuple[int, int, str] | None
+    """None: it holds only what was spent, until a receipt has it."""
     digest: str
 
 
@@ -68,6 +69,10 @@ class Request:
         shown = self.shown
         accounted = set() if shown is None else shown.numbers | {number for number, _ in shown.found}
         return sum(self.cost_of(number) for number in {*self.started, *self.ended} - accounted)
+
+    def give_back(self, held: Held) -> None:
+        """Close a reservation; what its request has spent stays held."""
+        self.held = replace(held, amount=self.owed, payload=None) if self.owed else None
 
     def record(self, number: int, cost: int, *, ended: bool) -> tuple[int, int]:
         """Record an attempt; how many records are new, and by how much more is spent or held without being asked."""

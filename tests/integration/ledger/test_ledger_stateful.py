@@ -115,6 +115,8 @@ class Ledger(RuleBasedStateMachine):
             self.budgets.append(budget)
             position = self.run(self.replicas[0].admin.set_budget(budget))
             assert (position.spent, position.reserved) == self.model.sums(budget, self.clock.now)
+            # What was spent and held before the budget was set is not its doing.
+            self.model.beyond += max(position.spent + position.reserved - budget.limit, 0)
 
     @rule(request=request_numbers, user=users, digest=digests, size=counts, replica=st.integers(0, 1))
     def reserve(self, request: int, user: str, digest: str, size: int, replica: int) -> None:
@@ -281,11 +283,12 @@ class Ledger(RuleBasedStateMachine):
         settled = of.shown is not None and of.shown.origin == "given"
         if settled and not (digest and of.shown is not None and of.shown.digest == digest):
             return self.expect_reused(result)
+        old = of.held
         if of.held is not None:
             if of.held.payload == payload:
                 assert result.reservation_id == of.held.reservation_id
                 return None
-            if not (digest and of.held.digest == digest):
+            if not (of.held.digest == digest and (digest or of.held.payload is None)):
                 return self.expect_reused(result)
             of.held = None
         amount += of.owed
@@ -296,6 +299,8 @@ class Ledger(RuleBasedStateMachine):
             assert result.amount == amount
             self.reservation_ids.append(result.reservation_id)
             of.held = Held(result.reservation_id, user, amount, now, now + 60 * SECOND, payload, digest)
+        elif old is not None:
+            of.give_back(old)
         return None
 
     async def settling(self, replica: int, *indices: int) -> list[str]:
@@ -311,7 +316,7 @@ class Ledger(RuleBasedStateMachine):
     def released(self, reservation_id: str) -> None:
         for each in self.model.requests:
             if each.held is not None and each.held.reservation_id == reservation_id:
-                each.held = None
+                each.give_back(each.held)
 
     async def recording(self, replica: int, request: int, number: int, ended: bool, size: int) -> int:
         books = self.replicas[replica]
