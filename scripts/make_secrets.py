@@ -1,7 +1,7 @@
 """Makes the secret files that compose.yaml mounts, where they are absent: ``python3 scripts/make_secrets.py [DIR]``.
 
-Random ones where the mesh decides (identity key, database password), empty ones where a provider does: put the key into
-the file. An existing file is never touched. Standard library only.
+Random ones where the mesh decides (identity key, database password, the key that signs budget alerts), empty ones where
+a provider does: put the key into the file. An existing file is never touched. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RANDOM = ("identity_key", "postgres_password")
+RANDOM = ("identity_key", "postgres_password", "alert_key")
 EMPTY = ("openai_api_key", "anthropic_api_key", "gemini_api_key")
 
 

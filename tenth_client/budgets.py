@@ -30,18 +30,22 @@ _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 async def budget_set(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Create or replace a budget. Raises ValueError for a length or a ladder that cannot be read."""
-    tag_key, _, tag_value = arguments.tag.partition("=")
+    """Create or replace a budget. Raises ValueError for an empty scope, a length or a ladder that cannot be read."""
+    for option in ("user", "project", "model", "tag"):
+        # A shell's unset variable would make a budget of one team a budget of everybody.
+        if getattr(arguments, option) == "":
+            raise ValueError(f"--{option}: empty; leave it out to cover all")
+    tag_key, _, tag_value = (arguments.tag or "").partition("=")
     budget = ledger_pb2.Budget(
         name=arguments.name,
         tenant_id=arguments.tenant,
-        user_id=arguments.user,
-        project_id=arguments.project,
+        user_id=arguments.user or "",
+        project_id=arguments.project or "",
         window=_WINDOWS[arguments.window],
         time_zone=arguments.time_zone,
         limit_nano_usd=parse_usd(arguments.limit),
         hard=not arguments.soft,
-        model=arguments.model,
+        model=arguments.model or "",
         tag_key=tag_key,
         tag_value=tag_value,
         alert_percents=arguments.alert,

@@ -139,10 +139,10 @@ def parser() -> argparse.ArgumentParser:
     setting.add_argument("--window", choices=("day", "week", "month", "total", "rolling"), default="month")
     setting.add_argument("--rolling", default="", metavar="LENGTH", help="with a rolling window: 30m, 12h, 7d, ...")
     setting.add_argument("--time-zone", default="UTC", help="IANA name (default: %(default)s)")
-    setting.add_argument("--user", default="", help="only this user's requests")
-    setting.add_argument("--project", default="", help="only this project's requests")
-    setting.add_argument("--model", default="", help="only this model's requests")
-    setting.add_argument("--tag", default="", metavar="KEY[=VALUE]", help="only requests with this tag")
+    setting.add_argument("--user", help="only this user's requests")
+    setting.add_argument("--project", help="only this project's requests")
+    setting.add_argument("--model", help="only this model's requests")
+    setting.add_argument("--tag", metavar="KEY[=VALUE]", help="only requests with this tag")
     setting.add_argument("--soft", action="store_true", help="report only, refuse nothing")
     setting.add_argument(
         "--alert", type=int, nargs="+", default=[], metavar="PERCENT", help="alert when so much is spent"

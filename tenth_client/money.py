@@ -10,7 +10,8 @@ NANO_PER_USD = 1_000_000_000
 def usd(nano: int, decimals: int = 6) -> str:
     """Nano-USD as text such as ``$0.001250``; rounded half to even, for showing only."""
     value = (Decimal(abs(nano)) / NANO_PER_USD).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_EVEN)
-    return f"{'-' if nano < 0 else ''}${value:,f}"
+    # Rounding to -0 would read like a loss.
+    return f"{'-' if nano < 0 and value else ''}${value:,f}"
 
 
 def parse_usd(text: str) -> int:

@@ -62,13 +62,20 @@ class Admin:
         self._now_ns = now_ns
 
     async def seed_tenants(self, seeds: Sequence[tuple[Tenant, Sequence[Budget]]]) -> None:
-        """Add tenants and budgets that are absent; what is there stays as it is."""
+        """Add tenants and budgets that are absent, and give tenants the limits that the file says now.
+
+        No RPC sets a tenant's own values, so the file is their only source; a budget that is there stays as it is.
+        """
 
         def operation(connection: Connection) -> None:
-            names = set((connection.execute(select(tenants.c.tenant_id))).scalars())
-            added = [tenant for tenant, _ in seeds if tenant.tenant_id not in names]
+            stored = {each["tenant_id"]: dict(each) for each in connection.execute(select(tenants)).mappings()}
+            wanted = [_tenant_values(tenant) for tenant, _ in seeds]
+            added = [each for each in wanted if each["tenant_id"] not in stored]
+            moved = [each for each in wanted if each not in added and each != stored[each["tenant_id"]]]
             if added:
-                connection.execute(insert(tenants), [_tenant_values(each) for each in added])
+                connection.execute(insert(tenants), added)
+            for each in moved:
+                connection.execute(update(tenants).where(tenants.c.tenant_id == each["tenant_id"]).values(each))
             there = {
                 (each.tenant_id, each.name)
                 for each in load_budgets(connection, [tenant.tenant_id for tenant, _ in seeds])
@@ -76,7 +83,7 @@ class Admin:
             absent = [each for _, them in seeds for each in them if (each.tenant_id, each.name) not in there]
             if absent:
                 connection.execute(insert(budgets), [_budget_values(each) for each in absent])
-            if added or absent:
+            if added or moved or absent:
                 _changed(connection)
 
         await self._store.write(operation)

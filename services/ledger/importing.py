@@ -89,7 +89,7 @@ class Plan:
         raise TenthError(
             Code.FAILED_PRECONDITION,
             Reason.PRICE_CONFLICT,
-            f"{len(models)} models of the file have another price in the book ({named}); the first: "
+            f"the book has another price of {len(models)} of the file's models ({named}); the first: "
             f"{open_lines[0].reason}. Nothing was added: say for each whether to take the file's or keep the book's",
             "request.take",
             metadata={"models": ",".join(models[:_NAMED]), "count": str(len(models))},

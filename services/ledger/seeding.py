@@ -1,4 +1,7 @@
-"""Puts what the YAML files say into the books, at start and when a file changes; it only adds what is absent."""
+"""Puts what the YAML files say into the books, at start and when a file changes.
+
+Prices and budgets only where they are absent; a tenant's own values follow the file, which is their only source.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Seeder:
         return self._own.current if self._own is not None else frozenset()
 
     async def seed(self) -> None:
-        """Add what is absent."""
+        """Add what is absent; a tenant's own values follow the file."""
         if self._catalog is not None:
             await self._prices.add(self._catalog.current, only_absent=True)
         if self._callers is not None:

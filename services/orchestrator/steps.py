@@ -17,6 +17,7 @@ from tenth.type.v1 import chat_pb2
 
 from mesh import deadlines
 from mesh.errors import Code, TenthError
+from mesh.money import format_usd
 from mesh.receipt import price_of, worst_case
 from services.orchestrator import policy
 from services.orchestrator.background import Background
@@ -199,9 +200,9 @@ class Steps:
             call.reservation_id = funds.reservation_id
             decision = ledger_pb2.ReserveDecision.Name(funds.decision).removeprefix("RESERVE_DECISION_").lower()
             hop.reason = (
-                f"{decision}: {funds.reserved_nano_usd} nano-USD"
+                f"{decision}: {format_usd(funds.reserved_nano_usd)} held"
                 if not funds.budget_name
-                else (f"{decision}: {funds.remaining_nano_usd} nano-USD left in {funds.budget_name}")
+                else f"{decision}: {format_usd(funds.remaining_nano_usd)} left in {funds.budget_name}"
             )
             return funds
 
@@ -274,7 +275,7 @@ def refused(call: Call, funds: ledger_pb2.ReserveFundsResponse) -> TenthError:
             retry_after_seconds=funds.retry_after.ToNanoseconds() / 1e9,
         )
     step = ledger_pb2.ReserveDecision.Name(funds.decision).removeprefix("RESERVE_DECISION_").lower()
-    left = f"budget {funds.budget_name!r} has {funds.remaining_nano_usd} nano-USD left"
+    left = f"budget {funds.budget_name!r} has {format_usd(funds.remaining_nano_usd)} left for this request"
     return TenthError(
         Code.RESOURCE_EXHAUSTED,
         Reason.BUDGET_EXCEEDED,

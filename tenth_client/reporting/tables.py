@@ -15,7 +15,8 @@ from tenth_client.reporting.sums import Spend, Sums
 def show(spend: Spend, console: Console) -> None:
     """Print a report."""
     total, baseline = spend.total, spend.baseline or "none"
-    console.print(f"baseline: {baseline}", markup=False, soft_wrap=True)
+    if total.requests:
+        console.print(f"baseline: {baseline}", markup=False, soft_wrap=True)
     console.print(totals(total, baseline, spend.currency), markup=False, soft_wrap=True)
     if not total.adds_up:
         console.print("THE SUMS DO NOT ADD UP: do not use this report", style="bold red")
@@ -27,6 +28,8 @@ def show(spend: Spend, console: Console) -> None:
 
 def totals(total: Sums, baseline: str, currency: str) -> str:
     """The report in one sentence; percentages name what they are of."""
+    if not total.requests:
+        return "no requests in this time"
     spent = f"{usd(total.actual)}{_beside(total, currency)}"
     cached = total.baseline_prompt_cached
     return (

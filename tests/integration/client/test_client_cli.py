@@ -268,6 +268,9 @@ async def test_a_budget_with_everything(bench: Bench) -> None:
     for wrong in (["--rolling", "7"], ["--rolling", "x"], ["--ladder", "faster=80"], ["--ladder", "batch"]):
         with pytest.raises(ValueError, match="is not"):
             await bench.run("budget", "set", "search", "--limit", "1", *wrong)
+    for option in ("--user", "--project", "--model", "--tag"):
+        with pytest.raises(ValueError, match=f"{option}: empty"):
+            await bench.run("budget", "set", "search", "--limit", "1", option, "")
 
 
 async def test_explain_and_receipt(bench: Bench, tmp_path: Path) -> None:

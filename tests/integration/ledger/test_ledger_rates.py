@@ -33,6 +33,21 @@ async def test_requests_are_limited_over_replicas(books: Books) -> None:
     assert (await books.reports.status()).open_reservation_count == 10
 
 
+async def test_limits_follow_the_callers_file(books: Books) -> None:
+    scope = await tenant(books, requests=1)
+    held = await books.admin.snapshot("")
+    assert held is not None
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.OK
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.RATE_LIMITED
+    await tenant(books, requests=1)
+    assert await books.admin.snapshot(held.version) is None, "the same file changed something"
+    await tenant(books, requests=3)
+    snapshot = await books.admin.snapshot(held.version)
+    assert snapshot is not None
+    assert Tenant("limited", "big", 3, 0, 0.25) in [each.tenant for each in snapshot.policies]
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.OK
+
+
 async def test_tokens_are_limited_by_the_worst_case(books: Books) -> None:
     scope = await tenant(books, tokens=5_000)  # A request is 2,000.
     made = [await books.book.reserve(books.wanted(scope=scope)) for _ in range(3)]

@@ -150,6 +150,9 @@ spec:
           {{- if $service.database }}
           - { key: postgres_password, path: postgres_password }
           {{- end }}
+          {{- if hasKey $service.env "TENTH_LEDGER_ALERT_KEY_FILE" }}
+          - { key: alert_key, path: alert_key }
+          {{- end }}
     {{- if $service.providerKeys }}
     - name: provider-keys
       secret: { secretName: {{ $root.Values.secrets.existingSecret }}, optional: true }
