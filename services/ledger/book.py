@@ -18,12 +18,12 @@ from mesh.money import MAX_NANO_USD
 from mesh.receipt import AMOUNT_OUT_OF_RANGE, price_of, worst_case
 from services.ledger import throttle
 from services.ledger.balances import Balances
-from services.ledger.corrections import as_corrections, correct_in
+from services.ledger.corrections import as_correction, as_corrections, correct_in, corrects
 from services.ledger.errors import Reason, request_id_reused, unknown_tenant
 from services.ledger.labels import tags_text
-from services.ledger.overage import SPENT, Recorded, Versions, hold_spent, owed, raise_reservations
+from services.ledger.overage import SPENT, Recorded, hold_spent, owed, raise_reservations
 from services.ledger.policy import AttemptKind, Decision, Position, Scope, Verdict, decide
-from services.ledger.pricebook import PriceBooks, Version
+from services.ledger.pricebook import PriceBooks, Version, Versions
 from services.ledger.receipts import AttemptRecord, Settlement
 from services.ledger.settling import (
     ORCHESTRATOR,
@@ -119,6 +119,7 @@ class Book:
         What its request's attempts have cost stays held until a receipt has it.
         """
         now = self.now_ns()
+        kept = self.prices.at_hand()
 
         def operation(connection: Connection) -> None:
             row = (
@@ -151,7 +152,8 @@ class Book:
                 if row.open_request is not None:
                     before = visible(connection, [row.request_id]).get((tenant_id, row.request_id))
                     accounted = before.attempts if before is not None else frozenset()
-                    hold_spent(connection, balances, row, owed(connection, tenant_id, row.request_id, accounted, {}))
+                    spent = owed(connection, tenant_id, row.request_id, accounted, {**kept})
+                    hold_spent(connection, balances, row, spent)
                 balances.save(now)
                 if row.payload != SPENT and throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
                     throttle.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
@@ -166,11 +168,13 @@ class Book:
         an earlier one when it answers what failed, or is the later of the two.
         """
         now = self.now_ns()
+        kept = self.prices.at_hand()
 
         def operation(connection: Connection, changes: list[Change]) -> list[TenthError | None]:
             results = settle_in(connection, settlements, origin, now, changes)
             # The truth may have come before the receipt that estimates.
-            correct_in(connection, {each.key for each in settlements if each.estimated}, now, changes)
+            doubtful = {each.key for each in settlements if each.estimated}
+            correct_in(connection, doubtful, now, changes, {**kept})
             return results
 
         return await self.write(operation) if settlements else []
@@ -184,7 +188,7 @@ class Book:
         versions = await self._versions({each.price_book_version for each in records})
 
         def operation(connection: Connection, changes: list[Change]) -> int:
-            return record_in(connection, records, now, changes, versions)
+            return record_in(connection, records, now, changes, {**versions})
 
         return await self.write(operation) if records else 0
 
@@ -208,7 +212,7 @@ class Book:
         return await asyncio.shield(work)
 
     async def _versions(self, wanted: Iterable[int]) -> Versions:
-        found = {}
+        found = self.prices.at_hand()
         for version in wanted:
             try:
                 found[version] = await self.prices.version(version)
@@ -317,7 +321,7 @@ def record_in(
 ) -> int:
     """Add attempts' records that are new, inside a running operation. See ``Book.record``.
 
-    ``versions`` are price books at hand; others are read from the database.
+    ``versions`` are price books at hand; others are read from the database and put there.
     """
     request_ids = sorted({each.request_id for each in records})
     there = {
@@ -326,8 +330,12 @@ def record_in(
     }
     new: dict[tuple[str, str, str, int, str], AttemptRecord] = {}
     for each in (*records, *as_corrections(connection, records, there)):
-        if each.key not in there:
-            new.setdefault(each.key, each)
+        if each.key in there:
+            continue
+        first = new.setdefault(each.key, each)
+        truth = as_correction(each)
+        if corrects(each, first) and truth.key not in there:
+            new.setdefault(truth.key, truth)
     if not new:
         return 0
     connection.execute(
@@ -354,7 +362,8 @@ def record_in(
         recorded = Recorded(each.attempt, each.reservation_id, each.price_book_version)
         added.setdefault((each.tenant_id, each.request_id), []).append(recorded)
     track(connection, added, covered, now)
-    raise_reservations(connection, added, settled, versions or {}, now)
+    versions = {} if versions is None else versions
+    raise_reservations(connection, added, settled, versions, now)
     corrected = {
         each.key[:2]
         for each in new.values()
@@ -362,7 +371,7 @@ def record_in(
         and not each.attempt.estimated
         and each.attempt.attempt in settled.get(each.key[:2], ())
     }
-    correct_in(connection, corrected, now, changes)
+    correct_in(connection, corrected, now, changes, versions)
     return len(new)
 
 

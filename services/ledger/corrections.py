@@ -21,7 +21,7 @@ from mesh.errors import TenthError
 from mesh.receipt import Usage
 from mesh.wire import build_receipt
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
-from services.ledger.pricebook import load_version
+from services.ledger.pricebook import Versions, version_among
 from services.ledger.receipts import AttemptRecord, flatten, parse_attempt
 from services.ledger.settling import Change, Key, Visible, replace_in, visible
 from services.ledger.tables import attempts, receipt_events
@@ -56,15 +56,31 @@ def as_corrections(
         for row in connection.execute(_RECORDS, {"requests": sorted({each.request_id for each in repeated})})
         if ledger_pb2.AttemptEvent.FromString(row.event).usage.estimated
     }
-    return [
-        replace(each, attempt=replace(each.attempt, kind=AttemptKind.CORRECTED))
-        for each in repeated
-        if each.key in estimated
-    ]
+    return [as_correction(each) for each in repeated if each.key in estimated]
 
 
-def correct_in(connection: Connection, keys: Collection[Key], now: int, changes: list[Change] | None = None) -> int:
-    """Correct the receipts that these requests show, where they estimate what is known exactly; how many were."""
+def corrects(record: AttemptRecord, first: AttemptRecord) -> bool:
+    """True when a record says exactly what another one of the same end only estimates."""
+    kind = record.attempt.kind
+    return kind is not AttemptKind.STARTED and first.attempt.estimated and not record.attempt.estimated
+
+
+def as_correction(record: AttemptRecord) -> AttemptRecord:
+    """The record to be stored beside the estimated one."""
+    return replace(record, attempt=replace(record.attempt, kind=AttemptKind.CORRECTED))
+
+
+def correct_in(
+    connection: Connection,
+    keys: Collection[Key],
+    now: int,
+    changes: list[Change] | None = None,
+    versions: Versions | None = None,
+) -> int:
+    """Correct the receipts that these requests show, where they estimate what is known exactly; how many were.
+
+    ``versions`` are price books at hand; others are read from the database and put there.
+    """
     if not keys:
         return 0
     request_ids = sorted({request_id for _, request_id in keys})
@@ -83,9 +99,10 @@ def correct_in(connection: Connection, keys: Collection[Key], now: int, changes:
     for row in connection.execute(_RECORDS, {"requests": sorted({request_id for _, request_id in doubtful})}):
         if (row.tenant_id, row.request_id) in recorded:
             recorded[row.tenant_id, row.request_id].append(parse_attempt(row.event)[1])
+    versions = {} if versions is None else versions
     count = 0
     for key, facts in doubtful.items():
-        count += _correct(connection, facts, shown[key], truths_of(recorded[key]), now, changes)
+        count += _correct(connection, facts, shown[key], truths_of(recorded[key]), now, changes, versions)
     return count
 
 
@@ -109,9 +126,11 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
         if truth is not None and truth.model == facts.model and truth.usage != Usage():
             estimated, exact = facts.usage.input_token_count, truth.usage.input
             original = facts.original_input_token_count
-            facts.original_input_token_count = (
-                (original * exact + estimated // 2) // estimated if estimated else original + exact
-            )
+            scaled = (original * exact + estimated // 2) // estimated if estimated else original + exact
+            if facts.model == facts.baseline_model or facts.baseline_input_token_count == original:
+                # The baseline's prompt is this one, in the same tokens.
+                facts.baseline_input_token_count = scaled
+            facts.original_input_token_count = scaled
             facts.usage.CopyFrom(_message(truth.usage))
             changed = True
     for item in facts.overheads:
@@ -132,11 +151,13 @@ def _correct(
     truths: Truths,
     now: int,
     changes: list[Change] | None,
+    versions: Versions,
 ) -> bool:
     if not apply_truths(facts, truths):
         return False
     try:
-        book = load_version(connection, facts.price_book_version).at(facts.create_time.ToNanoseconds())
+        version = version_among(connection, facts.price_book_version, versions)
+        book = version.at(facts.create_time.ToNanoseconds())
         receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
     except TenthError as error:
         # The estimate stands; the record is kept, and the next one of this request tries again.

@@ -20,12 +20,9 @@ from mesh.money import MAX_NANO_USD
 from mesh.receipt import actual_cost, price_of, worst_case
 from services.ledger.balances import Balances, scope_of
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
-from services.ledger.pricebook import Version, load_version
+from services.ledger.pricebook import Versions, version_among
 from services.ledger.receipts import parse_attempt
 from services.ledger.tables import OPEN, attempts, reservations
-
-Versions = Mapping[int, Version]
-"""Price books at hand by version; others are read from the database."""
 
 SPENT = "spent"
 """Payload of a reservation that holds only what was spent: no request is the same as it, so none goes on with it."""
@@ -118,10 +115,7 @@ def _cost(connection: Connection, records: Iterable[Recorded], versions: Version
 
 def _cost_of(connection: Connection, attempt: Attempt, version: int, versions: Versions) -> int:
     try:
-        dated = versions.get(version)
-        if dated is None:
-            dated = load_version(connection, version)
-        price = price_of(attempt.model, dated.at(attempt.event_ns))
+        price = price_of(attempt.model, version_among(connection, version, versions).at(attempt.event_ns))
         if attempt.kind is AttemptKind.STARTED:
             return worst_case(price, attempt.usage.input, attempt.usage.output)
         return actual_cost(price, attempt.usage, quantized=attempt.quantized)

@@ -285,6 +285,10 @@ class AttemptKind(StrEnum):
     """What it used, known later than its end; stored beside an end of the same kind that was estimated."""
 
 
+ENDS = (AttemptKind.FINISHED.value, AttemptKind.FAILED.value, AttemptKind.CANCELLED.value)
+"""Kinds of records that count as an attempt that ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One record of one attempt."""

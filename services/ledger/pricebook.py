@@ -46,6 +46,10 @@ class Version:
         return self._indexed.at(at_ns)
 
 
+Versions = dict[int, Version]
+"""Versions at hand in one operation of the writer, by number."""
+
+
 class PriceBooks:
     """Versions of the price book, and the exchange rates beside them.
 
@@ -73,6 +77,10 @@ class PriceBooks:
             self._versions.pop(next(iter(self._versions)))
         self._versions[version] = found
         return found
+
+    def at_hand(self) -> Versions:
+        """The versions that are kept in memory."""
+        return dict(self._versions)
 
     def version_in(self, connection: Connection, version: int) -> Version:
         """A version, read in an operation of the writer. Raises UNKNOWN_PRICE_BOOK_VERSION.
@@ -176,6 +184,14 @@ def load_version(connection: Connection, version: int) -> Version:
             "request.price_book_version",
         )
     return Version(row for _, row in _rows(connection, version))
+
+
+def version_among(connection: Connection, version: int, versions: Versions) -> Version:
+    """One of the versions at hand, else from the database and put there: thousands of rows are read once."""
+    found = versions.get(version)
+    if found is None:
+        found = versions[version] = load_version(connection, version)
+    return found
 
 
 def _rows(connection: Connection, version: int, model: str = "") -> list[tuple[int, DatedPrice]]:

@@ -234,9 +234,16 @@ def parse_attempt(blob: bytes) -> tuple[ledger_pb2.AttemptEvent, Attempt]:
 
 
 def reconciled_facts(
-    events: list[ledger_pb2.AttemptEvent], spent: tuple[Spent, ...], baseline_model: str, version: int
+    events: list[ledger_pb2.AttemptEvent],
+    spent: tuple[Spent, ...],
+    baseline_model: str,
+    version: int,
+    tags: Mapping[str, str],
 ) -> receipt_pb2.ReceiptFacts:
-    """The facts of a request whose receipt never came: it failed, and all that its attempts spent is overhead."""
+    """The facts of a request whose receipt never came: it failed, and all that its attempts spent is overhead.
+
+    ``tags`` are those that its reservation has; records of attempts have none.
+    """
     first = min(events, key=lambda each: each.event_time.ToNanoseconds())
     last = max(events, key=lambda each: each.event_time.ToNanoseconds())
     facts = receipt_pb2.ReceiptFacts(
@@ -244,7 +251,7 @@ def reconciled_facts(
         tenant_id=first.tenant_id,
         user_id=first.user_id,
         project_id=first.project_id,
-        tags={MADE_HERE: "true"},
+        tags={**tags, MADE_HERE: "true"},
         price_book_version=version,
         baseline_model=baseline_model,
         failed=True,

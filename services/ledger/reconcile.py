@@ -18,6 +18,7 @@ from mesh.wire import build_receipt
 from services.ledger.admin import baseline_model
 from services.ledger.balances import Balances
 from services.ledger.book import Book
+from services.ledger.labels import tags_pairs
 from services.ledger.policy import NANOS_PER_SECOND, Attempt, spent_by_attempts
 from services.ledger.pricebook import current_version
 from services.ledger.receipts import Settlement, add_spent, flatten, parse_attempt, reconciled_facts
@@ -210,10 +211,11 @@ class Sweeper:
         events = [event for event, _ in parsed]
         # A tenant that the ledger does not know has no baseline of its own; a failed request's baseline is 0.
         baseline = baseline_model(connection, events[0].tenant_id) or events[0].model
+        tags = _tags(connection, events, held)
         current = current_version(connection)
         error: TenthError | None = None
         for candidate in dict.fromkeys((version, current)):
-            facts = reconciled_facts(events, spent, baseline, candidate)
+            facts = reconciled_facts(events, spent, baseline, candidate, tags)
             create_ns = facts.create_time.ToNanoseconds()
             try:
                 book = self._book.prices.version_in(connection, candidate).at(create_ns)
@@ -221,6 +223,19 @@ class Sweeper:
             except TenthError as raised:
                 error = raised
         return error
+
+
+def _tags(connection: Connection, events: Sequence[Any], held: Sequence[Row[Any]]) -> dict[str, str]:
+    """The labels that a request was admitted with, so that what it spent counts in the budgets that let it in."""
+    if held:
+        return dict(tags_pairs(held[0].tags))
+    query = select(reservations.c.tags).where(
+        reservations.c.reservation_id.in_({each.reservation_id for each in events} - {""}),
+        reservations.c.tenant_id == events[0].tenant_id,
+        reservations.c.request_id == events[0].request_id,
+    )
+    found = connection.execute(query.order_by(reservations.c.create_ns.desc()).limit(1)).scalar_one_or_none()
+    return dict(tags_pairs(found)) if found is not None else {}
 
 
 def _release(connection: Connection, held: Sequence[Row[Any]], now: int) -> Swept:

@@ -32,6 +32,7 @@ from mesh.settings import MeshSettings, load
 from services.ledger.book import record_in
 from services.ledger.migrate import database_password
 from services.ledger.policy import Attempt, AttemptKind
+from services.ledger.pricebook import Versions
 from services.ledger.receipts import attempt_record, parse_attempt
 from services.ledger.settings import LedgerSettings
 from services.ledger.settling import visible
@@ -125,7 +126,8 @@ async def reconcile(store: Store, rows: Sequence[Row], now_ns: Callable[[], int]
         part, now = rows[start : start + _AT_ONCE], now_ns()
 
         def operation(connection: Connection, part: Sequence[Row] = part, now: int = now) -> list[Done]:
-            made = [_reconcile(connection, row, now) for row in part]
+            versions: Versions = {}
+            made = [_reconcile(connection, row, now, versions) for row in part]
             if not apply:
                 raise _DryRunError(made)
             return made
@@ -137,7 +139,7 @@ async def reconcile(store: Store, rows: Sequence[Row], now_ns: Callable[[], int]
     return done
 
 
-def _reconcile(connection: Connection, row: Row, now: int) -> Done:
+def _reconcile(connection: Connection, row: Row, now: int, versions: Versions) -> Done:
     query = select(attempts.c.tenant_id, attempts.c.event).where(
         attempts.c.request_id == row.request_id,
         attempts.c.attempt == row.attempt,
@@ -163,7 +165,7 @@ def _reconcile(connection: Connection, row: Row, now: int) -> Done:
     event.event_time.FromNanoseconds(now)
     key = (found[0].tenant_id, row.request_id)
     before = visible(connection, [row.request_id]).get(key)
-    record_in(connection, [attempt_record(event, f"line {row.line}")], now)
+    record_in(connection, [attempt_record(event, f"line {row.line}")], now, versions=versions)
     after = visible(connection, [row.request_id]).get(key)
     if before is None or after is None or before.event_id == after.event_id:
         return Done(row, Outcome.RECORDED)

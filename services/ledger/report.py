@@ -17,6 +17,7 @@ from mesh.money import MAX_NANO_USD
 from services.ledger import nodes
 from services.ledger.hardware import Utilization
 from services.ledger.measured import Side
+from services.ledger.policy import ENDS
 from services.ledger.reading import Filter as Filter
 from services.ledger.reading import narrowed
 from services.ledger.rollup_rows import read_state
@@ -130,7 +131,7 @@ class Reports:
             state = await read_state(connection)
             later = receipt_events.c.id > state.event_id
             new = select(func.count()).where(later, receipt_events.c.kind != "corrected")
-            ended = select(func.count()).where(attempts.c.id > state.attempt_id, attempts.c.kind != "started")
+            ended = select(func.count()).where(attempts.c.id > state.attempt_id, attempts.c.kind.in_(ENDS))
             # What later events' receipts show now, less what the requests that they correct showed when rolled in.
             shown = select(func.count()).where(receipts.c.event_id > state.event_id, _broken())
             broken = (await connection.execute(shown)).scalar_one()

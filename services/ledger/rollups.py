@@ -27,6 +27,7 @@ from mesh.errors import TenthError
 from mesh.money import MAX_NANO_USD
 from mesh.settings import MeshSettings, load
 from services.ledger.grains import Grain
+from services.ledger.policy import ENDS
 from services.ledger.receipts import flatten
 from services.ledger.rollup_rows import (
     KEY,
@@ -210,7 +211,7 @@ class Roller:
             receipts=state.receipts + step.receipts,
             violations=state.violations + step.violations,
             attempt_id=ended[-1].id if ended else state.attempt_id,
-            attempts=state.attempts + sum(row.kind != "started" for row in ended),
+            attempts=state.attempts + sum(row.kind in ENDS for row in ended),
             kept_ns=state.kept_ns,
             rebuilt_id=state.rebuilt_id,
             bound=bound,

@@ -9,6 +9,8 @@ from sqlalchemy import Connection, bindparam, case, delete, insert, select, upda
 from services.ledger.limits import MINUTE_NS, rate_wait_ns
 from services.ledger.tables import rate_minutes
 
+_MOST = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -52,6 +54,7 @@ def count(connection: Connection, tenant_id: str, limits: Limits, tokens: int, n
 
 def give_back(connection: Connection, tenant_id: str, tokens: int, counted_ns: int) -> None:
     """Take a request out of the minute that counted it: it was given back, or its retry counts in its place."""
+    tokens = min(tokens, _MOST)  # Without a limit of tokens any number was let through, and none was counted.
     values = {"tenant": tenant_id, "at": counted_ns // MINUTE_NS, "more_requests": -1, "more_tokens": -tokens}
     connection.execute(_COUNT, values)
 
