@@ -157,7 +157,9 @@ def overhead_cost(item: Overhead, prices: PriceBook) -> int:
     """Price of one overhead item, rounded once. Compute without a "cpu" price in the book is PRICE_UNKNOWN."""
     cost = 0
     if item.model:
-        cost = actual_cost(price_of(item.model, prices), item.usage, quantized=item.quantized)
+        price = price_of(item.model, prices)
+        if item.usage != Usage():  # An attempt that used nothing never reached the model: no fee either.
+            cost = actual_cost(price, item.usage, quantized=item.quantized)
     if item.compute_micros:
         _count(item.compute_micros)
         hour = price_of(CPU, prices).cpu_hour

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 
 from mesh.errors import TenthError
 from mesh.money import MAX_NANO_USD
-from mesh.receipt import actual_cost, price_of, worst_case
+from mesh.receipt import Usage, actual_cost, price_of, worst_case
 from services.ledger.balances import Balances, scope_of
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
 from services.ledger.pricebook import Versions, version_among
@@ -116,6 +116,8 @@ def _cost(connection: Connection, records: Iterable[Recorded], versions: Version
 def _cost_of(connection: Connection, attempt: Attempt, version: int, versions: Versions) -> int:
     try:
         price = price_of(attempt.model, version_among(connection, version, versions).at(attempt.event_ns))
+        if attempt.usage == Usage():
+            return 0  # It never reached the model: no fee either.
         if attempt.kind is AttemptKind.STARTED:
             return worst_case(price, attempt.usage.input, attempt.usage.output)
         return actual_cost(price, attempt.usage, quantized=attempt.quantized)

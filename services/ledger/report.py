@@ -23,7 +23,7 @@ from services.ledger.reading import narrowed
 from services.ledger.rollup_rows import read_state
 from services.ledger.rollups import rolled, shown_before
 from services.ledger.spend import DIMENSIONS as DIMENSIONS
-from services.ledger.spend import Spend, check_groups
+from services.ledger.spend import Spend, check_groups, past_retention
 from services.ledger.spend import SpendRow as SpendRow
 from services.ledger.store import Store
 from services.ledger.stream import Streaming
@@ -111,7 +111,7 @@ class Reports:
             return await connection.run_sync(nodes.between, start_ns, end_ns)
 
     async def sides(self, which: Filter) -> tuple[Side, Side]:
-        """Sums of the control share, and of all other requests."""
+        """Sums of the control share, and of all other requests. Raises RECEIPTS_PAST_RETENTION."""
         cost, baseline = cast(receipts.c.actual, Float), cast(receipts.c.baseline, Float)
         # Conditional sums and no GROUP BY, for which SQLite would sort every row.
         amounts = (literal(1), cost, cost * cost, baseline)
@@ -119,6 +119,9 @@ class Reports:
         of_others = [func.sum(case((receipts.c.control, 0), else_=value)) for value in amounts]
         query = narrowed(select(*of_control, *of_others), which, self._store.dialect)
         async with self._store.read() as connection:
+            state = await read_state(connection)
+            if (which.start_ns or 0) < state.kept_ns:
+                raise past_retention(state, "")
             sums = [value or 0 for value in (await connection.execute(query)).one()]
         return Side(*sums[:4]), Side(*sums[4:])
 

@@ -191,12 +191,8 @@ class Spend:
         state: State,
     ) -> None:
         if ranges and ranges[0][0] < state.kept_ns:
-            raise TenthError(
-                Code.FAILED_PRECONDITION,
-                Reason.RECEIPTS_PAST_RETENTION,
-                f"single receipts of before {hour_name(state.kept_ns)} are deleted: ask from then on, or by whole "
-                "hours and without tags, in a time zone whose days begin on a full hour",
-                "request.filter.start_time",
+            raise past_retention(
+                state, ", or by whole hours and without tags, in a time zone whose days begin on a full hour"
             )
         tags = {name: tag_of(dialect, name[len(TAG) :]) for name in self._group_by if name.startswith(TAG)}
         for some in _inside(receipts.c.create_ns, ranges):
@@ -319,6 +315,16 @@ class Spend:
             return ""
         days = [day for day, count in sorted(sums.requests_by_day.items()) if count]
         return currency.text(sum(by_day[day] * currency.rate(day, self._zone) for day in days))
+
+
+def past_retention(state: State, instead: str) -> TenthError:
+    """Single receipts that a report needs are deleted; ``instead`` says what can still be asked."""
+    return TenthError(
+        Code.FAILED_PRECONDITION,
+        Reason.RECEIPTS_PAST_RETENTION,
+        f"single receipts of before {hour_name(state.kept_ns)} are deleted: ask from then on{instead}",
+        "request.filter.start_time",
+    )
 
 
 def check_groups(group_by: Sequence[str]) -> None:

@@ -121,6 +121,12 @@ class Call:
         """Outcome and reason of the hop of a disabled layer. With a switch off a request is in no control share."""
         return (SKIPPED, "control share") if self.control else (DISABLED, "kill switch")
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """The caller's tags and the mesh's own, for the reservation and the receipt."""
+        own = {} if self.control is None else {CONTROL_TAG: "true" if self.control else "false"}
+        return {**self.request.tags, **own}
+
     def leave_control(self, why: str) -> None:
         """Go on with every layer: measuring must not cost a caller its answer. No effect outside the control share."""
         if self.control:
@@ -185,7 +191,7 @@ class Call:
             tenant_id=self.identity.tenant_id,
             user_id=self.identity.user_id,
             project_id=self.identity.project_id,
-            tags=self.request.tags,
+            tags=self.tags,
             price_book_version=self.price_book_version,
             baseline_model=self.tenant.baseline_model,
             overheads=overheads,
@@ -194,8 +200,6 @@ class Call:
             hops=self.hops,
             payload_digest=self.digest.hex(),
         )
-        if self.control is not None:
-            facts.tags[CONTROL_TAG] = "true" if self.control else "false"
         facts.create_time.FromNanoseconds(int(self.created * 1e9))
         facts.end_time.FromNanoseconds(int(now * 1e9))
         return facts

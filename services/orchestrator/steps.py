@@ -174,7 +174,7 @@ class Steps:
             user_id=call.identity.user_id,
             project_id=call.identity.project_id,
             payload_digest=call.digest.hex(),
-            tags=call.request.tags,
+            tags=call.tags,
             batch=False,  # This path answers online; what may wait goes another way.
             tier=route.tier,
         )

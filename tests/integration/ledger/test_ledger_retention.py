@@ -107,6 +107,9 @@ async def test_what_needs_deleted_receipts_is_an_error_and_no_wrong_number(books
             await books.reports.spend(which, group_by, zone)
         later = Filter(start_ns=kept, tag_key=which.tag_key)
         await books.reports.spend(later, group_by, zone)
+    with pytest.raises(TenthError, match="RECEIPTS_PAST_RETENTION"):
+        await books.reports.sides(Filter())
+    await books.reports.sides(Filter(start_ns=kept))
 
 
 async def test_nothing_goes_without_proof(books: Books) -> None:

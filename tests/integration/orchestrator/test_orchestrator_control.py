@@ -55,7 +55,8 @@ async def test_a_control_request_is_the_baseline(mesh: Mesh, streaming: bool) ->
     for method in LAYERS_ASKED:
         assert mesh.fakes.count(method) == 0, method
     (reserved,) = mesh.fakes.requests("ReserveFunds")
-    assert reserved.model == OPUS  # Budgets still apply.
+    assert reserved.model == OPUS  # Budgets still apply, also those by the share's own tag.
+    assert dict(reserved.tags) == {"team": "support", "tenth.control": "true"}
     assert receipt.facts.model == receipt.facts.baseline_model == OPUS
     assert dict(receipt.facts.tags) == {"team": "support", "tenth.control": "true"}
     assert receipt.actual_nano_usd == receipt.baseline_nano_usd > 0

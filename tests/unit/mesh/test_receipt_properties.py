@@ -182,6 +182,12 @@ def test_a_cost_is_what_a_second_computation_in_decimal_finds(
     assert found == decimal_cost(price, usage, batch=batch, flex=flex, quantized=quantized)
 
 
+def test_an_attempt_that_used_nothing_costs_no_fee() -> None:
+    book = {"m": STEPPED}
+    assert overhead_cost(Overhead("m", Usage()), book) == 0
+    assert overhead_cost(Overhead("m", Usage(1)), book) == 1_000 + 5_000
+
+
 USD = 10**9
 STEPPED = Price(
     "m",
