@@ -76,6 +76,7 @@ _TIERS = ("", "simple", "medium", "complex")
 _GRAINS: dict[str, Callable[[int], str]] = {"day": day_name, "week": week_name, "month": month_name}
 _COUNTS = ("requests", "failures", "hits")
 _RANGES_AT_ONCE = 100
+_RANGES_APART = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,9 +333,13 @@ def check_groups(group_by: Sequence[str]) -> None:
 
 def _inside(at: ColumnElement[Any], ranges: Sequence[Range]) -> Iterator[ColumnElement[bool]]:
     """Conditions that together hold for times in the ranges, each once."""
+    if len(ranges) <= _RANGES_APART:
+        yield from (and_(at >= start, at < end) for start, end in ranges)
+        return
     for index in range(0, len(ranges), _RANGES_AT_ONCE):
         some = ranges[index : index + _RANGES_AT_ONCE]
-        yield or_(*(and_(at >= start, at < end) for start, end in some))
+        each = or_(*(and_(at >= start, at < end) for start, end in some))
+        yield and_(at >= some[0][0], at < some[-1][1], each)  # An index serves the outer range alone.
 
 
 def _value(name: str, raw: Mapping[str, Any]) -> Any:
