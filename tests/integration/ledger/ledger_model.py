@@ -19,6 +19,7 @@ class Receipt:
 
     user: str
     create_ns: int
+    """When it was made, by its maker's clock."""
     cost: int
     digest: str
     failed: bool
@@ -28,6 +29,8 @@ class Receipt:
     """As the orchestrator made it; None for one that the ledger made."""
     found: tuple[tuple[int, int], ...] = ()
     """Attempts that the ledger added, with their costs."""
+    counted_ns: int = 0
+    """When it counts in budgets, by the ledger's clock."""
 
     @property
     def actual(self) -> int:
@@ -96,6 +99,12 @@ class Request:
         """Attempts that started and did not end."""
         return set(self.started) - set(self.ended)
 
+    def counted_ns(self, create_ns: int, now: int) -> int:
+        """When a receipt counts: with the reservation that it ends, else as the one before it did."""
+        if self.held is not None:
+            return self.held.create_ns
+        return self.shown.counted_ns if self.shown is not None else min(create_ns, now)
+
     def settle(self, given: Receipt) -> tuple[bool, int]:
         """Settle; whether it is accepted, and by how much its spending grew beyond what was held for it."""
         before = self.shown
@@ -126,6 +135,26 @@ class Model:
         self.beyond = 0
         """Spent beyond what was reserved for it: receipts without a reservation, or above it."""
 
+    def settle(self, given: list[tuple[int, Receipt]], now: int) -> list[bool]:
+        """Settle receipts in one call, each of a request by its number; whether each is accepted.
+
+        Each counts from where its request stood before the call: one that another of the call replaces never counts.
+        """
+        before = {number: replace(self.requests[number]) for number, _ in given}
+        results = []
+        for number, receipt in given:
+            at = before[number].counted_ns(receipt.create_ns, now)
+            accepted, beyond = self.requests[number].settle(replace(receipt, counted_ns=at))
+            self.beyond += beyond
+            results.append(accepted)
+        return results
+
+    def comes_along(self, number: int, budgets: list[Budget], user: str, at_ns: int) -> int:
+        """What a request's earlier receipt adds to a reservation: all of it, if some budget counts it in the past."""
+        shown = self.requests[number].shown
+        starts = (window_bounds(each.window, each.time_zone, at_ns)[0] for each in budgets if each.user_id in ("", user))
+        return shown.actual if shown is not None and any(shown.counted_ns < start for start in starts) else 0
+
     def sums(self, budget: Budget, at_ns: int) -> tuple[int, int]:
         """Spent and reserved of a budget in the window that holds an instant."""
         start, end = window_bounds(budget.window, budget.time_zone, at_ns)
@@ -136,7 +165,7 @@ class Model:
         shown = (each.shown for each in self.requests if each.shown is not None)
         held = (each.held for each in self.requests if each.held is not None)
         return (
-            sum(each.actual for each in shown if counts(each.user, each.create_ns)),
+            sum(each.actual for each in shown if counts(each.user, each.counted_ns)),
             sum(each.amount for each in held if counts(each.user, each.create_ns)),
         )
 
@@ -192,5 +221,10 @@ def swept(before: Request, stored: receipt_pb2.Receipt | None, *, still_held: bo
             if item.attempt in before.unfinished and item.attempt in numbers:
                 assert item.usage.estimated, "a worst case is not marked as estimated"
         assert not before.unfinished & set(numbers) or grace_ns <= now, "a worst case counted at once"
-    after.shown = replace(base, found=found)
+    # A reservation that closes without a new receipt (nothing was spent) moves nothing.
+    moved = before.shown is None or before.shown.found != found or (base.origin == MADE and after.held is None)
+    moved = moved and (before.held is None or after.held is None)
+    create_ns = stored.facts.create_time.ToNanoseconds()
+    at = before.counted_ns(create_ns, now) if moved or before.shown is None else before.shown.counted_ns
+    after.shown = replace(base, found=found, counted_ns=at)
     return after
