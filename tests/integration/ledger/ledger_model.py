@@ -1,4 +1,8 @@
-"""A plain model of the books: what each request shows, holds and has recorded, and what budgets must say of it."""
+"""A plain model of the books: what each request shows, holds and has recorded, and what budgets must say of it.
+
+All of it is exact, what a reservation holds included: max(its own worst case, its own attempts) + all other attempts
+that no receipt accounts for. Only what a sweep completes is taken from the books, and every step of it checked.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ class Receipt:
     digest: str
     failed: bool
     numbers: frozenset[int]
+    reservation_id: str = ""
     origin: str = GIVEN
     message: receipt_pb2.Receipt | None = None
     """As the orchestrator made it; None for one that the ledger made."""
@@ -61,70 +66,85 @@ class Request:
     started: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
     """Costs of the attempts' records, by number."""
+    under: dict[tuple[int, bool], str] = field(default_factory=dict)
+    """The reservation that a record names, by number and whether it is the end."""
+    opened: dict[str, int] = field(default_factory=dict)
+    """When its reservations were made, by id."""
 
     def cost_of(self, number: int) -> int:
         """What an attempt counts with now."""
         return self.ended[number] if number in self.ended else self.started[number]
 
     @property
+    def accounted(self) -> set[int]:
+        """Attempts on its receipt."""
+        return set() if self.shown is None else {*self.shown.numbers} | {number for number, _ in self.shown.found}
+
+    @property
     def owed(self) -> int:
         """What attempts that no receipt accounts for count with."""
-        shown = self.shown
-        accounted = set() if shown is None else shown.numbers | {number for number, _ in shown.found}
-        return sum(self.cost_of(number) for number in {*self.started, *self.ended} - accounted)
+        return sum(self.cost_of(number) for number in {*self.started, *self.ended} - self.accounted)
+
+    def taken(self, user: str) -> int:
+        """What it takes of a budget of a user, or of everybody's."""
+        shown = self.shown.actual if self.shown is not None and user in ("", self.shown.user) else 0
+        return shown + (self.held.amount if self.held is not None and user in ("", self.held.user) else 0)
 
     def give_back(self, held: Held) -> None:
         """Close a reservation; what its request has spent stays held."""
         self.held = replace(held, amount=self.owed, payload=None) if self.owed else None
 
-    def record(self, number: int, cost: int, *, ended: bool) -> tuple[int, int]:
-        """Record an attempt; how many records are new, and by how much more is spent or held without being asked."""
+    def cost_under(self, reservation_id: str, *, own: bool) -> int:
+        """What the records of attempts on no receipt cost that name a reservation (or do not)."""
+        costs = {}
+        for number, ended in sorted(self.under):  # The end after the start, which it replaces.
+            if number not in self.accounted and (self.under[number, ended] == reservation_id) == own:
+                costs[number] = (self.ended if ended else self.started)[number]
+        return sum(costs.values())
+
+    def record(self, number: int, cost: int, reservation_id: str, *, ended: bool) -> int:
+        """Record an attempt; how many records are new."""
         records = self.ended if ended else self.started
         if number in records:
-            return 0, 0
-        before = self.owed
-        records[number] = cost
-        growth = self.owed - before
-        if self.held is not None:
-            self.held = replace(self.held, amount=self.held.amount + growth)
+            return 0
+        held = self.held
+        others = self.cost_under(held.reservation_id, own=False) if held is not None else 0
+        records[number], self.under[number, ended] = cost, reservation_id
+        if held is not None:
+            own = self.cost_under(held.reservation_id, own=True)
+            amount = max(held.amount - others, own) + self.cost_under(held.reservation_id, own=False)
+            self.held = replace(held, amount=amount)
         found = dict(self.shown.found) if self.shown is not None else {}
         if ended and self.shown is not None and number in found:
             # Its worst case was assumed: what it really spent corrects that.
-            growth += cost - found[number]
             self.shown = replace(self.shown, found=tuple({**found, number: cost}.items()))
-        return 1, max(growth, 0)
+        return 1
 
     @property
     def unfinished(self) -> set[int]:
         """Attempts that started and did not end."""
         return set(self.started) - set(self.ended)
 
-    def counted_ns(self, create_ns: int, now: int) -> int:
+    def counted_at(self, create_ns: int, reservation_id: str, now: int) -> int:
         """When a receipt counts: with the reservation that it ends, else as the one before it did."""
         if self.held is not None:
             return self.held.create_ns
-        return self.shown.counted_ns if self.shown is not None else min(create_ns, now)
+        if self.shown is not None:
+            return self.shown.counted_ns
+        return self.opened.get(reservation_id, min(create_ns, now))
 
-    def settle(self, given: Receipt) -> tuple[bool, int]:
-        """Settle; whether it is accepted, and by how much its spending grew beyond what was held for it."""
+    def settle(self, given: Receipt) -> bool:
+        """Settle; whether it is accepted."""
         before = self.shown
         if before is not None and before.origin == GIVEN:
             if before.message == given.message:
-                return True, 0
+                return True
             if not given.digest or given.digest != before.digest:
-                return False, 0
+                return False
             better = before.failed if given.failed != before.failed else given.create_ns > before.create_ns
-            if not better:
-                self.held = None
-                return True, 0
-        return True, self.show(given)
-
-    def show(self, receipt: Receipt) -> int:
-        """Put a receipt in place of what was shown and held; returns what it spends beyond that."""
-        before = self.shown.actual if self.shown is not None else 0
-        held = self.held.amount if self.held is not None else 0
-        self.shown, self.held = receipt, None
-        return max(receipt.actual - before - held, 0)
+            given = given if better else before
+        self.shown, self.held = given, None
+        return True
 
 
 class Model:
@@ -132,8 +152,13 @@ class Model:
 
     def __init__(self, requests: int) -> None:
         self.requests = [Request() for _ in range(requests)]
-        self.beyond = 0
-        """Spent beyond what was reserved for it: receipts without a reservation, or above it."""
+        self.beyond = {"": 0, "ann": 0}
+        """Spent or held without being asked, by a budget's user: receipts and records above what was reserved."""
+
+    def grown(self, number: int, before: Request) -> None:
+        """Note by how much a request takes more than it did before, by anything but a reservation."""
+        for user in self.beyond:
+            self.beyond[user] += max(self.requests[number].taken(user) - before.taken(user), 0)
 
     def settle(self, given: list[tuple[int, Receipt]], now: int) -> list[bool]:
         """Settle receipts in one call, each of a request by its number; whether each is accepted.
@@ -143,16 +168,18 @@ class Model:
         before = {number: replace(self.requests[number]) for number, _ in given}
         results = []
         for number, receipt in given:
-            at = before[number].counted_ns(receipt.create_ns, now)
-            accepted, beyond = self.requests[number].settle(replace(receipt, counted_ns=at))
-            self.beyond += beyond
-            results.append(accepted)
+            at = before[number].counted_at(receipt.create_ns, receipt.reservation_id, now)
+            one_before = replace(self.requests[number])
+            results.append(self.requests[number].settle(replace(receipt, counted_ns=at)))
+            self.grown(number, one_before)
         return results
 
     def comes_along(self, number: int, budgets: list[Budget], user: str, at_ns: int) -> int:
         """What a request's earlier receipt adds to a reservation: all of it, if some budget counts it in the past."""
         shown = self.requests[number].shown
-        starts = (window_bounds(each.window, each.time_zone, at_ns)[0] for each in budgets if each.user_id in ("", user))
+        starts = (
+            window_bounds(each.window, each.time_zone, at_ns)[0] for each in budgets if each.user_id in ("", user)
+        )
         return shown.actual if shown is not None and any(shown.counted_ns < start for start in starts) else 0
 
     def sums(self, budget: Budget, at_ns: int) -> tuple[int, int]:
@@ -224,7 +251,8 @@ def swept(before: Request, stored: receipt_pb2.Receipt | None, *, still_held: bo
     # A reservation that closes without a new receipt (nothing was spent) moves nothing.
     moved = before.shown is None or before.shown.found != found or (base.origin == MADE and after.held is None)
     moved = moved and (before.held is None or after.held is None)
-    create_ns = stored.facts.create_time.ToNanoseconds()
-    at = before.counted_ns(create_ns, now) if moved or before.shown is None else before.shown.counted_ns
+    at = before.shown.counted_ns if before.shown is not None else 0
+    if moved:
+        at = before.counted_at(stored.facts.create_time.ToNanoseconds(), stored.facts.reservation_id, now)
     after.shown = replace(base, found=found, counted_ns=at)
     return after
