@@ -123,7 +123,7 @@ def test_a_zero_is_taken_only_with_a_warning() -> None:
 def test_an_open_conflict_names_up_to_twenty_models() -> None:
     names = [f"m{index:02}" for index in range(25)]
     found = plan([dated(1, model=name) for name in names], *(read(5, 2, name) for name in names))
-    with pytest.raises(TenthError, match="25 models of the file") as caught:
+    with pytest.raises(TenthError, match="25 of the file's models") as caught:
         found.require_resolved()
     assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "PRICE_CONFLICT")
     assert caught.value.field == "request.take"
