@@ -88,6 +88,19 @@ def usage_from_proto(message: usage_pb2.Usage) -> receipt.Usage:
     )
 
 
+def usage_to_proto(usage: receipt.Usage, *, estimated: bool = False) -> usage_pb2.Usage:
+    """Token counts for the wire."""
+    return usage_pb2.Usage(
+        input_token_count=usage.input,
+        cached_input_token_count=usage.cached,
+        cache_write_5m_token_count=usage.write_5m,
+        cache_write_1h_token_count=usage.write_1h,
+        output_token_count=usage.output,
+        reasoning_output_token_count=usage.reasoning,
+        estimated=estimated,
+    )
+
+
 def facts_from_proto(message: receipt_pb2.ReceiptFacts) -> receipt.Facts:
     """The facts that money depends on."""
     return receipt.Facts(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from tenth_client.money import percent, usd
 from tenth_client.rpc import Rpc
+from tenth_client.times import parse_time
 
 _READ = ledger_pb2_grpc.LedgerReadServiceStub
 _SHOWN = 25
@@ -116,9 +115,9 @@ async def idle(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int
     """What own hardware cost while it was busy and while it was idle, by node."""
     request = ledger_pb2.GetIdleCostRequest()
     if arguments.since:
-        request.start_time.CopyFrom(_time(arguments.since, "--since"))
+        request.start_time.CopyFrom(parse_time(arguments.since, "--since"))
     if arguments.until:
-        request.end_time.CopyFrom(_time(arguments.until, "--until"))
+        request.end_time.CopyFrom(parse_time(arguments.until, "--until"))
     response = await rpc.call("ledger", _READ, "GetIdleCost", request, seconds=60)
     if not response.nodes:
         console.print("no own hardware reported in this time")
@@ -143,9 +142,9 @@ async def savings(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> 
     which = request.filter
     which.tenant_id, which.user_id, which.project_id = arguments.tenant, arguments.user, arguments.project
     if arguments.since:
-        which.start_time.CopyFrom(_time(arguments.since, "--since"))
+        which.start_time.CopyFrom(parse_time(arguments.since, "--since"))
     if arguments.until:
-        which.end_time.CopyFrom(_time(arguments.until, "--until"))
+        which.end_time.CopyFrom(parse_time(arguments.until, "--until"))
     if not arguments.all:
         which.tag_key = CONTROL_TAG
     found = await rpc.call("ledger", _READ, "GetMeasuredSavings", request, seconds=60)
@@ -193,13 +192,3 @@ def words(found: ledger_pb2.GetMeasuredSavingsResponse, confidence: float) -> li
 
 def _share(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}%"
-
-
-def _time(text: str, option: str) -> Timestamp:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{option}: {text!r} is no time; write 2026-11-22 or 2026-11-22T09:00:00") from None
-    result = Timestamp()
-    result.FromDatetime((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC))
-    return result

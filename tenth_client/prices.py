@@ -6,7 +6,6 @@ import argparse
 import gzip
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from tenth.type.v1 import receipt_pb2
 
 from tenth_client.rpc import Rpc
+from tenth_client.times import parse_time
 
 _READ = ledger_pb2_grpc.LedgerReadServiceStub
 _WRITE = ledger_pb2_grpc.LedgerServiceStub
@@ -72,7 +72,7 @@ async def import_file(rpc: Rpc, arguments: argparse.Namespace, console: Console)
         models=arguments.only,
     )
     if arguments.start:
-        request.valid_from_time.CopyFrom(instant(arguments.start, "--from"))
+        request.valid_from_time.CopyFrom(parse_time(arguments.start, "--from"))
     response = await rpc.call("ledger", _WRITE, "ImportPrices", request, seconds=_IMPORT_SECONDS)
     console.print(outcome_counts(response.rows))
     differing = [row for row in response.rows if arguments.all or row.outcome not in _QUIET]
@@ -133,7 +133,7 @@ async def confirm(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> 
     for model in arguments.model:
         request = ledger_pb2.ConfirmPriceRequest(model=model)
         if arguments.start:
-            request.valid_from_time.CopyFrom(instant(arguments.start, "--from"))
+            request.valid_from_time.CopyFrom(parse_time(arguments.start, "--from"))
         response = await rpc.call("ledger", _WRITE, "ConfirmPrice", request)
         console.print(price_table(response.price))
         console.print(f"price book version {response.price_book_version}")
@@ -145,7 +145,7 @@ async def rate_add(rpc: Rpc, arguments: argparse.Namespace, console: Console) ->
     rate = ledger_pb2.ExchangeRate(
         currency=arguments.currency.upper(),
         units_per_usd=arguments.units,
-        valid_from_time=instant(arguments.start, "--from"),
+        valid_from_time=parse_time(arguments.start, "--from"),
         source=arguments.source,
     )
     await rpc.call("ledger", _WRITE, "AddExchangeRate", ledger_pb2.AddExchangeRateRequest(rate=rate))
@@ -208,21 +208,10 @@ def decimal(nano: int) -> str:
     return f"{Decimal(nano).scaleb(-9).normalize():f}"
 
 
-def instant(text: str, option: str) -> Timestamp:
-    """A date or time of ISO 8601, UTC where it names no zone. Raises ValueError naming the option."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{option}: {text!r} is no time; write 2026-11-22 or 2026-11-22T09:00:00") from None
-    result = Timestamp()
-    result.FromDatetime((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC))
-    return result
-
-
 async def _prices(rpc: Rpc, model: str, at: str) -> ledger_pb2.ListPricesResponse:
     request = ledger_pb2.ListPricesRequest(model=model)
     if at:
-        request.at_time.CopyFrom(instant(at, "--at"))
+        request.at_time.CopyFrom(parse_time(at, "--at"))
     response: ledger_pb2.ListPricesResponse = await rpc.call("ledger", _READ, "ListPrices", request, seconds=60)
     return response
 

@@ -15,11 +15,11 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, bindparam, select
 from tenth.ledger.v1 import ledger_pb2
-from tenth.type.v1 import receipt_pb2, usage_pb2
+from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
 from mesh.receipt import Usage
-from mesh.wire import build_receipt
+from mesh.wire import build_receipt, usage_to_proto
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
 from services.ledger.pricebook import Versions, version_among
 from services.ledger.receipts import AttemptRecord, flatten, parse_attempt
@@ -131,7 +131,7 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
                 # The baseline's prompt is this one, in the same tokens.
                 facts.baseline_input_token_count = scaled
             facts.original_input_token_count = scaled
-            facts.usage.CopyFrom(_message(truth.usage))
+            facts.usage.CopyFrom(usage_to_proto(truth.usage))
             changed = True
     for item in facts.overheads:
         if not item.usage.estimated or not item.attempt:
@@ -139,7 +139,7 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
         purpose = "classifier" if item.kind == "classifier" else "answer"
         truth = truths.get((item.kind, item.attempt)) or truths.get((purpose, item.attempt))
         if truth is not None and truth.model == item.model:
-            item.usage.CopyFrom(_message(truth.usage))
+            item.usage.CopyFrom(usage_to_proto(truth.usage))
             changed = True
     return changed
 
@@ -177,17 +177,6 @@ def _correct(
 
 def _estimates(facts: receipt_pb2.ReceiptFacts) -> bool:
     return facts.usage.estimated or any(item.usage.estimated for item in facts.overheads)
-
-
-def _message(usage: Usage) -> usage_pb2.Usage:
-    return usage_pb2.Usage(
-        input_token_count=usage.input,
-        cached_input_token_count=usage.cached,
-        cache_write_5m_token_count=usage.write_5m,
-        cache_write_1h_token_count=usage.write_1h,
-        output_token_count=usage.output,
-        reasoning_output_token_count=usage.reasoning,
-    )
 
 
 _RECORDS = select(

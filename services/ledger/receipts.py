@@ -16,7 +16,7 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.errors import Code, TenthError, invalid_argument, required
 from mesh.receipt import AMOUNT_OUT_OF_RANGE, PRICE_UNKNOWN, PriceBook
-from mesh.wire import build_receipt, usage_from_proto
+from mesh.wire import build_receipt, usage_from_proto, usage_to_proto
 from services.ledger.errors import Reason
 from services.ledger.labels import CONTROL, tags_pairs, tags_text
 from services.ledger.policy import Attempt, AttemptKind, Scope, Spent
@@ -267,21 +267,12 @@ def reconciled_facts(
 def add_spent(facts: receipt_pb2.ReceiptFacts, spent: Iterable[Spent]) -> None:
     """Put what attempts spent on a receipt, as overhead."""
     for item in spent:
-        usage = item.attempt.usage
         facts.overheads.add(
             kind=item.kind,
             model=item.attempt.model,
             attempt=item.attempt.attempt,
             quantized=item.attempt.quantized,
-            usage=usage_pb2.Usage(
-                input_token_count=usage.input,
-                cached_input_token_count=usage.cached,
-                cache_write_5m_token_count=usage.write_5m,
-                cache_write_1h_token_count=usage.write_1h,
-                output_token_count=usage.output,
-                reasoning_output_token_count=usage.reasoning,
-                estimated=item.estimated,
-            ),
+            usage=usage_to_proto(item.attempt.usage, estimated=item.estimated),
         )
 
 

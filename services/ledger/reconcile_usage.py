@@ -25,10 +25,11 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 from tenth.ledger.v1 import ledger_pb2
-from tenth.type.v1 import usage_pb2
 
 from mesh.errors import TenthError
+from mesh.receipt import Usage
 from mesh.settings import MeshSettings, load
+from mesh.wire import usage_to_proto
 from services.ledger.book import record_in
 from services.ledger.migrate import database_password
 from services.ledger.policy import Attempt, AttemptKind
@@ -161,7 +162,7 @@ def _reconcile(connection: Connection, row: Row, now: int, versions: Versions) -
     event.CopyFrom((ends or recorded)[0][0])
     if not ends:
         event.kind = ledger_pb2.ATTEMPT_KIND_FINISHED
-    event.usage.CopyFrom(_usage(row))
+    event.usage.CopyFrom(usage_to_proto(Usage(**row.counts)))
     event.event_time.FromNanoseconds(now)
     key = (found[0].tenant_id, row.request_id)
     before = visible(connection, [row.request_id]).get(key)
@@ -174,18 +175,6 @@ def _reconcile(connection: Connection, row: Row, now: int, versions: Versions) -
 
 def _same(attempt: Attempt, row: Row) -> bool:
     return all(getattr(attempt.usage, name) == row.counts[name] for name in COUNTS)
-
-
-def _usage(row: Row) -> usage_pb2.Usage:
-    counts = row.counts
-    return usage_pb2.Usage(
-        input_token_count=counts["input"],
-        cached_input_token_count=counts["cached"],
-        cache_write_5m_token_count=counts["write_5m"],
-        cache_write_1h_token_count=counts["write_1h"],
-        output_token_count=counts["output"],
-        reasoning_output_token_count=counts["reasoning"],
-    )
 
 
 def _whole(text: str, name: str, line: int) -> int:

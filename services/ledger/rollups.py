@@ -71,12 +71,15 @@ class Step:
     violations: int = 0
 
 
+def counted_at(event: Row[Any], receipt: receipt_pb2.Receipt) -> int:
+    """The instant at which an event's receipt counts."""
+    return int(receipt.facts.create_time.ToNanoseconds() if event.counted_ns is None else event.counted_ns)
+
+
 def rolled(event: Row[Any]) -> Rolled:
     """A receipt event's receipt, at the instant at which it counts."""
     receipt = receipt_pb2.Receipt.FromString(event.receipt)
-    create_ns = event.counted_ns
-    if create_ns is None:
-        create_ns = receipt.facts.create_time.ToNanoseconds()
+    create_ns = counted_at(event, receipt)
     columns = flatten(receipt, create_ns).columns
     values = {**columns, "start_ns": Grain.HOUR.start(create_ns)}
     saved = columns["baseline"] - sum(columns[name] for name in SAVINGS)

@@ -17,7 +17,7 @@ from tenth.type.v1 import receipt_pb2
 
 from services.ledger.reading import Filter, narrowed
 from services.ledger.receipts import flatten
-from services.ledger.rollups import shown_before
+from services.ledger.rollups import counted_at, shown_before
 from services.ledger.store import Store
 from services.ledger.tables import receipt_events, receipts
 
@@ -101,9 +101,7 @@ class Streaming:
                 continue
             self._corrected.add((row.tenant_id, row.request_id))
             receipt = receipt_pb2.Receipt.FromString(row.receipt)
-            create_ns = row.counted_ns
-            if create_ns is None:
-                create_ns = receipt.facts.create_time.ToNanoseconds()
+            create_ns = counted_at(row, receipt)
             place = (create_ns, row.id)
             if place > self._place and self._which.holds(flatten(receipt, create_ns).columns, receipt.facts.tags):
                 heapq.heappush(self._replaced, (place, row.receipt))

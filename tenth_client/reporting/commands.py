@@ -17,10 +17,11 @@ from tenth.type.v1 import receipt_pb2
 from tenth_client.reporting import columns, figures, focus, tables
 from tenth_client.reporting.files import Row, save
 from tenth_client.reporting.page import Content, page
-from tenth_client.reporting.stream import receipts, sample, timestamp
+from tenth_client.reporting.stream import receipts, sample
 from tenth_client.reporting.sums import Spend, fetch
 from tenth_client.reporting.texts import LANGUAGES
 from tenth_client.rpc import Rpc
+from tenth_client.times import parse_time
 
 Add = Callable[[str, Callable[[Rpc, argparse.Namespace, Console], Awaitable[int]], str], argparse.ArgumentParser]
 
@@ -148,18 +149,10 @@ def _wrote(console: Console, path: Path, count: int, what: str) -> None:
 def _filter(arguments: argparse.Namespace, zone: tzinfo) -> ledger_pb2.ReceiptFilter:
     which = ledger_pb2.ReceiptFilter(tenant_id=arguments.tenant)
     if arguments.since:
-        which.start_time.CopyFrom(timestamp(_moment(arguments.since, "--since", zone)))
+        which.start_time.CopyFrom(parse_time(arguments.since, "--since", zone))
     if arguments.until:
-        which.end_time.CopyFrom(timestamp(_moment(arguments.until, "--until", zone)))
+        which.end_time.CopyFrom(parse_time(arguments.until, "--until", zone))
     return which
-
-
-def _moment(text: str, option: str, zone: tzinfo) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{option}: {text!r} is no time; write 2026-11-22 or 2026-11-22T09:00:00") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=zone)
 
 
 def _zone(name: str) -> tzinfo:
