@@ -44,6 +44,13 @@ class Entry:
     tags: tuple[str, ...] = ()
     hits: int = 0
     used: float = 0.0
+    owner: str = ""
+    """The only user it is served to; empty: every user of the tenant."""
+    answer_digest: str = ""
+    """Hex SHA-256 of what the answer says: entries with one digest agree."""
+    price_book_version: int = 0
+    right_count: int = 0
+    wrong_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +143,11 @@ def to_payload(entry: Entry) -> dict[str, Any]:
         "tags": list(entry.tags),
         "hits": entry.hits,
         "used": float(entry.used),
+        "owner": entry.owner,
+        "answer_digest": entry.answer_digest,
+        "price_book_version": entry.price_book_version,
+        "right_count": entry.right_count,
+        "wrong_count": entry.wrong_count,
     }
 
 
@@ -159,6 +171,12 @@ def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
         tags=tuple(payload["tags"]),
         hits=int(payload["hits"]),
         used=float(payload["used"]),
+        # Entries of earlier revisions lack these.
+        owner=payload.get("owner", ""),
+        answer_digest=payload.get("answer_digest", ""),
+        price_book_version=int(payload.get("price_book_version", 0)),
+        right_count=int(payload.get("right_count", 0)),
+        wrong_count=int(payload.get("wrong_count", 0)),
     )
 
 

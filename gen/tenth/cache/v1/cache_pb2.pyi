@@ -139,12 +139,16 @@ class CacheHit(_message.Message):
     SIMILARITY_FIELD_NUMBER: _builtins.int
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     kind: Global___HitKind.ValueType
     """How it matched."""
     similarity: _builtins.float
     """Cosine similarity, -1..1; 1 for an exact hit."""
     entry_id: _builtins.str
     """The entry, for feedback and invalidation."""
+    probability: _builtins.float
+    """Calibrated probability that the stored answer is right for this question, 0..1; 1 for an exact hit."""
     @_builtins.property
     def completion(self) -> _chat_pb2.Completion:
         """The answer as it was generated, with its usage."""
@@ -152,6 +156,10 @@ class CacheHit(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where the answer comes from."""
 
     def __init__(
         self,
@@ -161,14 +169,68 @@ class CacheHit(_message.Message):
         similarity: _builtins.float = ...,
         entry_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        probability: _builtins.float = ...,
+        provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "create_time", b"create_time", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "create_time", b"create_time", "entry_id", b"entry_id", "kind", b"kind", "similarity", b"similarity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "create_time", b"create_time", "entry_id", b"entry_id", "kind", b"kind", "probability", b"probability", "provenance", b"provenance", "similarity", b"similarity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheHit: _TypeAlias = CacheHit  # noqa: Y015
+
+@_typing.final
+class Provenance(_message.Message):
+    """Where a stored answer comes from, and how it has done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    PRICE_BOOK_VERSION_FIELD_NUMBER: _builtins.int
+    HIT_COUNT_FIELD_NUMBER: _builtins.int
+    RIGHT_COUNT_FIELD_NUMBER: _builtins.int
+    WRONG_COUNT_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The catalogue id of the model that answered."""
+    tier: _builtins.int
+    """The tier that answered: the number of tenth.type.v1.Tier."""
+    price_book_version: _builtins.int
+    """The price book version pinned when it was made; 0 when not known."""
+    hit_count: _builtins.int
+    """How often it was served before."""
+    right_count: _builtins.int
+    """Reports that it was right."""
+    wrong_count: _builtins.int
+    """Reports that it was wrong."""
+    shared: _builtins.bool
+    """True when any user of the tenant may get it; false: only the user whose question it answered."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is served no more."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        tier: _builtins.int = ...,
+        price_book_version: _builtins.int = ...,
+        hit_count: _builtins.int = ...,
+        right_count: _builtins.int = ...,
+        wrong_count: _builtins.int = ...,
+        shared: _builtins.bool = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "hit_count", b"hit_count", "model", b"model", "price_book_version", b"price_book_version", "right_count", b"right_count", "shared", b"shared", "tier", b"tier", "wrong_count", b"wrong_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class Lease(_message.Message):
@@ -253,10 +315,13 @@ class StoreCompletionRequest(_message.Message):
     COMPLETION_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     SHARE_ONLY_FIELD_NUMBER: _builtins.int
+    PRICE_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """The lease under which it was made. Empty stores without a flight (CACHE_MODE_WRITE)."""
     share_only: _builtins.bool
     """True: followers get it, nothing is stored (truncated, downgraded or fallback answers; CACHE_MODE_READ)."""
+    price_book_version: _builtins.int
+    """The price book version pinned at admission, for the entry's provenance."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request as it was looked up."""
@@ -277,10 +342,11 @@ class StoreCompletionRequest(_message.Message):
         completion: _chat_pb2.Completion | None = ...,
         embedding: _chat_pb2.Embedding | None = ...,
         share_only: _builtins.bool = ...,
+        price_book_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "embedding", b"embedding", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "embedding", b"embedding", "lease_id", b"lease_id", "request", b"request", "share_only", b"share_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "embedding", b"embedding", "lease_id", b"lease_id", "price_book_version", b"price_book_version", "request", b"request", "share_only", b"share_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -541,22 +607,26 @@ class ReportAnswerQualityRequest(_message.Message):
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     CORRECT_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
+    REPORT_ID_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """The entry."""
     correct: _builtins.bool
     """True when the stored answer was right for the question it was served for."""
     question: _builtins.str
     """The question it was served for, where known."""
+    report_id: _builtins.str
+    """Names the report: the same id counts once. Empty: every call counts."""
     def __init__(
         self,
         *,
         entry_id: _builtins.str = ...,
         correct: _builtins.bool = ...,
         question: _builtins.str = ...,
+        report_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "entry_id", b"entry_id", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "entry_id", b"entry_id", "question", b"question", "report_id", b"report_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,16 +639,20 @@ class ReportAnswerQualityResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RETIRED_FIELD_NUMBER: _builtins.int
+    NAMESPACE_SUSPENDED_FIELD_NUMBER: _builtins.int
     retired: _builtins.bool
     """True when the entry is served no more."""
+    namespace_suspended: _builtins.bool
+    """True when the entry's namespace broke its bound and now serves exact hits only."""
     def __init__(
         self,
         *,
         retired: _builtins.bool = ...,
+        namespace_suspended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["retired", b"retired"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace_suspended", b"namespace_suspended", "retired", b"retired"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -623,6 +697,9 @@ class Candidate(_message.Message):
     SIMILARITY_FIELD_NUMBER: _builtins.int
     WOULD_SERVE_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """The entry."""
     question: _builtins.str
@@ -631,9 +708,19 @@ class Candidate(_message.Message):
     """Cosine similarity."""
     would_serve: _builtins.bool
     """True if it would be served."""
+    probability: _builtins.float
+    """Calibrated probability that its answer is right, 0..1."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why or why not, one line per test."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureContribution]:
+        """What the probability is made of, strongest first."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where its answer comes from."""
 
     def __init__(
         self,
@@ -643,14 +730,47 @@ class Candidate(_message.Message):
         similarity: _builtins.float = ...,
         would_serve: _builtins.bool = ...,
         reasons: _abc.Iterable[_builtins.str] | None = ...,
+        probability: _builtins.float = ...,
+        features: _abc.Iterable[Global___FeatureContribution] | None = ...,
+        provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "question", b"question", "reasons", b"reasons", "similarity", b"similarity", "would_serve", b"would_serve"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "features", b"features", "probability", b"probability", "provenance", b"provenance", "question", b"question", "reasons", b"reasons", "similarity", b"similarity", "would_serve", b"would_serve"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class FeatureContribution(_message.Message):
+    """One feature of a pair of questions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    CONTRIBUTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, e.g. "similarity", "negation"."""
+    value: _builtins.float
+    """Its value for this pair."""
+    contribution: _builtins.float
+    """What it adds to the log-odds that the answer is right, against the average pair."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+        contribution: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contribution", b"contribution", "name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureContribution: _TypeAlias = FeatureContribution  # noqa: Y015
 
 @_typing.final
 class InspectLookupResponse(_message.Message):
@@ -663,6 +783,8 @@ class InspectLookupResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     EMBEDDED_TEXT_FIELD_NUMBER: _builtins.int
     EXACT_KEY_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    NEEDED_PROBABILITY_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
     """"hit", "miss" or "bypass"."""
     reason: _builtins.str
@@ -671,6 +793,10 @@ class InspectLookupResponse(_message.Message):
     """The text that was embedded."""
     exact_key: _builtins.str
     """The exact key, hex SHA-256."""
+    mode: _builtins.str
+    """The mode in force: "strict", "faq" or "off"."""
+    needed_probability: _builtins.float
+    """The probability that a candidate needs here, 0..1."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """The nearest entries, best first."""
@@ -683,10 +809,12 @@ class InspectLookupResponse(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         embedded_text: _builtins.str = ...,
         exact_key: _builtins.str = ...,
+        mode: _builtins.str = ...,
+        needed_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "embedded_text", b"embedded_text", "exact_key", b"exact_key", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "embedded_text", b"embedded_text", "exact_key", b"exact_key", "mode", b"mode", "needed_probability", b"needed_probability", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,6 +852,8 @@ class InvalidateEntriesRequest(_message.Message):
     DRY_RUN_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
+    NAMESPACE_PREFIX_FIELD_NUMBER: _builtins.int
+    QUESTION_PREFIX_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Only this namespace."""
     document_id: _builtins.str
@@ -732,6 +862,10 @@ class InvalidateEntriesRequest(_message.Message):
     """Only count."""
     all: _builtins.bool
     """Every entry of the tenant; needed when no other filter is set."""
+    namespace_prefix: _builtins.str
+    """Only namespaces that begin so."""
+    question_prefix: _builtins.str
+    """Only entries whose question begins so, in any case and with any white space."""
     @_builtins.property
     def entry_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these entries."""
@@ -749,10 +883,12 @@ class InvalidateEntriesRequest(_message.Message):
         dry_run: _builtins.bool = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         all: _builtins.bool = ...,
+        namespace_prefix: _builtins.str = ...,
+        question_prefix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "document_id", b"document_id", "dry_run", b"dry_run", "entry_ids", b"entry_ids", "namespace", b"namespace", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "document_id", b"document_id", "dry_run", b"dry_run", "entry_ids", b"entry_ids", "namespace", b"namespace", "namespace_prefix", b"namespace_prefix", "question_prefix", b"question_prefix", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -872,6 +1008,26 @@ class GetStatsResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NotStoredCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ENTRY_COUNT_FIELD_NUMBER: _builtins.int
     EXACT_HIT_COUNT_FIELD_NUMBER: _builtins.int
     SEMANTIC_HIT_COUNT_FIELD_NUMBER: _builtins.int
@@ -880,6 +1036,9 @@ class GetStatsResponse(_message.Message):
     BYPASS_COUNTS_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
+    ENTRY_BYTES_FIELD_NUMBER: _builtins.int
+    PRIVATE_ENTRY_COUNT_FIELD_NUMBER: _builtins.int
+    NOT_STORED_COUNTS_FIELD_NUMBER: _builtins.int
     entry_count: _builtins.int
     """Stored entries."""
     exact_hit_count: _builtins.int
@@ -894,9 +1053,17 @@ class GetStatsResponse(_message.Message):
     """The embedder in use."""
     store: _builtins.str
     """The vector store in use: "qdrant_edge" or "qdrant_server"."""
+    entry_bytes: _builtins.int
+    """What the entries take, bytes."""
+    private_entry_count: _builtins.int
+    """Entries that wait for a second user and are served to their own user alone."""
     @_builtins.property
     def bypass_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Bypassed lookups by reason."""
+
+    @_builtins.property
+    def not_stored_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Answers not stored, by reason."""
 
     def __init__(
         self,
@@ -909,11 +1076,403 @@ class GetStatsResponse(_message.Message):
         bypass_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         embedder: _builtins.str = ...,
         store: _builtins.str = ...,
+        entry_bytes: _builtins.int = ...,
+        private_entry_count: _builtins.int = ...,
+        not_stored_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_counts", b"bypass_counts", "embedder", b"embedder", "entry_count", b"entry_count", "exact_hit_count", b"exact_hit_count", "follow_count", b"follow_count", "miss_count", b"miss_count", "semantic_hit_count", b"semantic_hit_count", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bypass_counts", b"bypass_counts", "embedder", b"embedder", "entry_bytes", b"entry_bytes", "entry_count", b"entry_count", "exact_hit_count", b"exact_hit_count", "follow_count", b"follow_count", "miss_count", b"miss_count", "not_stored_counts", b"not_stored_counts", "private_entry_count", b"private_entry_count", "semantic_hit_count", b"semantic_hit_count", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class ListNamespacesRequest(_message.Message):
+    """Asks for namespaces."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNamespacesRequest: _TypeAlias = ListNamespacesRequest  # noqa: Y015
+
+@_typing.final
+class ListNamespacesResponse(_message.Message):
+    """The namespaces of a tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___Namespace]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: _abc.Iterable[Global___Namespace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespaces", b"namespaces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNamespacesResponse: _TypeAlias = ListNamespacesResponse  # noqa: Y015
+
+@_typing.final
+class Namespace(_message.Message):
+    """The rules and the evidence of one namespace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    MAX_WRONG_HITS_PER_THOUSAND_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    SHARING_USER_COUNT_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    SUSPENDED_REASON_FIELD_NUMBER: _builtins.int
+    LOOKUP_COUNT_FIELD_NUMBER: _builtins.int
+    SEMANTIC_HIT_COUNT_FIELD_NUMBER: _builtins.int
+    RIGHT_COUNT_FIELD_NUMBER: _builtins.int
+    WRONG_COUNT_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Its name."""
+    mode: _builtins.str
+    """"strict", "faq" or "off", as configured."""
+    max_wrong_hits_per_thousand: _builtins.float
+    """Most wrong hits per thousand lookups that its rules allow."""
+    sharing_user_count: _builtins.int
+    """Independent users that must have got the same answer before others do; 1: shared at once."""
+    suspended: _builtins.bool
+    """True while it serves exact hits only because it broke its bound."""
+    suspended_reason: _builtins.str
+    """Why, in words; empty when it is not suspended."""
+    lookup_count: _builtins.int
+    """Lookups by meaning since the evidence began, on the replica asked."""
+    semantic_hit_count: _builtins.int
+    """Semantic hits of them."""
+    right_count: _builtins.int
+    """Reports that a semantic hit was right."""
+    wrong_count: _builtins.int
+    """Reports that one was wrong."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long its answers are served."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        mode: _builtins.str = ...,
+        max_wrong_hits_per_thousand: _builtins.float = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        sharing_user_count: _builtins.int = ...,
+        suspended: _builtins.bool = ...,
+        suspended_reason: _builtins.str = ...,
+        lookup_count: _builtins.int = ...,
+        semantic_hit_count: _builtins.int = ...,
+        right_count: _builtins.int = ...,
+        wrong_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lookup_count", b"lookup_count", "max_wrong_hits_per_thousand", b"max_wrong_hits_per_thousand", "mode", b"mode", "namespace", b"namespace", "right_count", b"right_count", "semantic_hit_count", b"semantic_hit_count", "sharing_user_count", b"sharing_user_count", "suspended", b"suspended", "suspended_reason", b"suspended_reason", "ttl", b"ttl", "wrong_count", b"wrong_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Namespace: _TypeAlias = Namespace  # noqa: Y015
+
+@_typing.final
+class RestoreNamespaceRequest(_message.Message):
+    """Whose suspension to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """The namespace."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreNamespaceRequest: _TypeAlias = RestoreNamespaceRequest  # noqa: Y015
+
+@_typing.final
+class RestoreNamespaceResponse(_message.Message):
+    """The namespace as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def namespace(self) -> Global___Namespace:
+        """Its rules and evidence."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Global___Namespace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreNamespaceResponse: _TypeAlias = RestoreNamespaceResponse  # noqa: Y015
+
+@_typing.final
+class ExportEntriesRequest(_message.Message):
+    """Which entries to stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Only this namespace; empty: all of the tenant's."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEntriesRequest: _TypeAlias = ExportEntriesRequest  # noqa: Y015
+
+@_typing.final
+class CacheEntry(_message.Message):
+    """A stored entry as it travels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    EXACT_KEY_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    """The entry."""
+    exact_key: _builtins.str
+    """Hex SHA-256 of the request it answers."""
+    scope: _builtins.str
+    """Hex SHA-256 of what must be equal for a semantic hit; empty: exact hits only."""
+    namespace: _builtins.str
+    """Its namespace."""
+    user_id: _builtins.str
+    """The user whose question it answered; may be empty."""
+    question: _builtins.str
+    """The text that was embedded."""
+    turn: _builtins.str
+    """The last user turn alone."""
+    @_builtins.property
+    def completion(self) -> _chat_pb2.Completion:
+        """The answer."""
+
+    @_builtins.property
+    def embedding(self) -> _chat_pb2.Embedding:
+        """The question's embedding."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where it comes from, and until when it is served."""
+
+    @_builtins.property
+    def document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Documents that the answer used."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags as stored."""
+
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        exact_key: _builtins.str = ...,
+        scope: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        question: _builtins.str = ...,
+        turn: _builtins.str = ...,
+        completion: _chat_pb2.Completion | None = ...,
+        embedding: _chat_pb2.Embedding | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        provenance: Global___Provenance | None = ...,
+        document_ids: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "create_time", b"create_time", "embedding", b"embedding", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "create_time", b"create_time", "document_ids", b"document_ids", "embedding", b"embedding", "entry_id", b"entry_id", "exact_key", b"exact_key", "namespace", b"namespace", "provenance", b"provenance", "question", b"question", "scope", b"scope", "tags", b"tags", "turn", b"turn", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheEntry: _TypeAlias = CacheEntry  # noqa: Y015
+
+@_typing.final
+class ExportEntriesResponse(_message.Message):
+    """One entry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entry(self) -> Global___CacheEntry:
+        """The entry."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___CacheEntry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEntriesResponse: _TypeAlias = ExportEntriesResponse  # noqa: Y015
+
+@_typing.final
+class ImportEntriesRequest(_message.Message):
+    """One thing to take in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    PAIR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entry(self) -> Global___CacheEntry:
+        """An exported entry. Its tenant becomes the caller's; one of another embedder is embedded anew."""
+
+    @_builtins.property
+    def pair(self) -> Global___Pair:
+        """A question and its answer, as if it had been asked and answered now."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___CacheEntry | None = ...,
+        pair: Global___Pair | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "item", b"item", "pair", b"pair"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "item", b"item", "pair", b"pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["entry", "pair"]  # noqa: Y015
+    _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
+
+Global___ImportEntriesRequest: _TypeAlias = ImportEntriesRequest  # noqa: Y015
+
+@_typing.final
+class Pair(_message.Message):
+    """A question with its answer, to warm a cache with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _chat_pb2.CompletionRequest:
+        """The request that asks it."""
+
+    @_builtins.property
+    def completion(self) -> _chat_pb2.Completion:
+        """The answer."""
+
+    def __init__(
+        self,
+        *,
+        request: _chat_pb2.CompletionRequest | None = ...,
+        completion: _chat_pb2.Completion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pair: _TypeAlias = Pair  # noqa: Y015
+
+@_typing.final
+class ImportEntriesResponse(_message.Message):
+    """What was taken in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NotStoredCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STORED_COUNT_FIELD_NUMBER: _builtins.int
+    NOT_STORED_COUNTS_FIELD_NUMBER: _builtins.int
+    stored_count: _builtins.int
+    """Entries stored."""
+    @_builtins.property
+    def not_stored_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Items not stored, by reason."""
+
+    def __init__(
+        self,
+        *,
+        stored_count: _builtins.int = ...,
+        not_stored_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_stored_counts", b"not_stored_counts", "stored_count", b"stored_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportEntriesResponse: _TypeAlias = ImportEntriesResponse  # noqa: Y015

@@ -90,6 +90,26 @@ class CacheServiceStub:
                 request_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.ListNamespaces = channel.unary_unary(
+                '/tenth.cache.v1.CacheService/ListNamespaces',
+                request_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesRequest.SerializeToString,
+                response_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesResponse.FromString,
+                _registered_method=True)
+        self.RestoreNamespace = channel.unary_unary(
+                '/tenth.cache.v1.CacheService/RestoreNamespace',
+                request_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.RestoreNamespaceRequest.SerializeToString,
+                response_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.RestoreNamespaceResponse.FromString,
+                _registered_method=True)
+        self.ExportEntries = channel.unary_stream(
+                '/tenth.cache.v1.CacheService/ExportEntries',
+                request_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ExportEntriesRequest.SerializeToString,
+                response_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ExportEntriesResponse.FromString,
+                _registered_method=True)
+        self.ImportEntries = channel.stream_unary(
+                '/tenth.cache.v1.CacheService/ImportEntries',
+                request_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ImportEntriesRequest.SerializeToString,
+                response_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ImportEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -176,6 +196,34 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNamespaces(self, request, context):
+        """The tenant's namespaces with their rules in force, evidence and state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreNamespace(self, request, context):
+        """A person lets a namespace that broke its bound serve by meaning again; its evidence starts anew. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportEntries(self, request, context):
+        """Streams the tenant's entries, to keep or to warm another cache with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportEntries(self, request_iterator, context):
+        """Takes entries in: exported ones, or questions with answers of the caller's own. Idempotent by entry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -233,6 +281,26 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.GetStatsRequest.FromString,
                     response_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'ListNamespaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNamespaces,
+                    request_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesRequest.FromString,
+                    response_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesResponse.SerializeToString,
+            ),
+            'RestoreNamespace': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreNamespace,
+                    request_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.RestoreNamespaceRequest.FromString,
+                    response_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.RestoreNamespaceResponse.SerializeToString,
+            ),
+            'ExportEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportEntries,
+                    request_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ExportEntriesRequest.FromString,
+                    response_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ExportEntriesResponse.SerializeToString,
+            ),
+            'ImportEntries': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportEntries,
+                    request_deserializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ImportEntriesRequest.FromString,
+                    response_serializer=tenth_dot_cache_dot_v1_dot_cache__pb2.ImportEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -533,6 +601,114 @@ class CacheService:
             '/tenth.cache.v1.CacheService/GetStats',
             tenth_dot_cache_dot_v1_dot_cache__pb2.GetStatsRequest.SerializeToString,
             tenth_dot_cache_dot_v1_dot_cache__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNamespaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.cache.v1.CacheService/ListNamespaces',
+            tenth_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesRequest.SerializeToString,
+            tenth_dot_cache_dot_v1_dot_cache__pb2.ListNamespacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.cache.v1.CacheService/RestoreNamespace',
+            tenth_dot_cache_dot_v1_dot_cache__pb2.RestoreNamespaceRequest.SerializeToString,
+            tenth_dot_cache_dot_v1_dot_cache__pb2.RestoreNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tenth.cache.v1.CacheService/ExportEntries',
+            tenth_dot_cache_dot_v1_dot_cache__pb2.ExportEntriesRequest.SerializeToString,
+            tenth_dot_cache_dot_v1_dot_cache__pb2.ExportEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportEntries(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tenth.cache.v1.CacheService/ImportEntries',
+            tenth_dot_cache_dot_v1_dot_cache__pb2.ImportEntriesRequest.SerializeToString,
+            tenth_dot_cache_dot_v1_dot_cache__pb2.ImportEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,14 @@ class CacheServiceStub:
     """Deletes everything that came from one end user."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_cache_pb2.GetStatsRequest, _cache_pb2.GetStatsResponse]
     """Counts of the tenant's part of the cache."""
+    ListNamespaces: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ListNamespacesRequest, _cache_pb2.ListNamespacesResponse]
+    """The tenant's namespaces with their rules in force, evidence and state."""
+    RestoreNamespace: _grpc.UnaryUnaryMultiCallable[_cache_pb2.RestoreNamespaceRequest, _cache_pb2.RestoreNamespaceResponse]
+    """A person lets a namespace that broke its bound serve by meaning again; its evidence starts anew. Idempotent."""
+    ExportEntries: _grpc.UnaryStreamMultiCallable[_cache_pb2.ExportEntriesRequest, _cache_pb2.ExportEntriesResponse]
+    """Streams the tenant's entries, to keep or to warm another cache with."""
+    ImportEntries: _grpc.StreamUnaryMultiCallable[_cache_pb2.ImportEntriesRequest, _cache_pb2.ImportEntriesResponse]
+    """Takes entries in: exported ones, or questions with answers of the caller's own. Idempotent by entry."""
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -95,6 +103,14 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Deletes everything that came from one end user."""
     GetStats: _aio.UnaryUnaryMultiCallable[_cache_pb2.GetStatsRequest, _cache_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Counts of the tenant's part of the cache."""
+    ListNamespaces: _aio.UnaryUnaryMultiCallable[_cache_pb2.ListNamespacesRequest, _cache_pb2.ListNamespacesResponse]  # type: ignore[assignment]
+    """The tenant's namespaces with their rules in force, evidence and state."""
+    RestoreNamespace: _aio.UnaryUnaryMultiCallable[_cache_pb2.RestoreNamespaceRequest, _cache_pb2.RestoreNamespaceResponse]  # type: ignore[assignment]
+    """A person lets a namespace that broke its bound serve by meaning again; its evidence starts anew. Idempotent."""
+    ExportEntries: _aio.UnaryStreamMultiCallable[_cache_pb2.ExportEntriesRequest, _cache_pb2.ExportEntriesResponse]  # type: ignore[assignment]
+    """Streams the tenant's entries, to keep or to warm another cache with."""
+    ImportEntries: _aio.StreamUnaryMultiCallable[_cache_pb2.ImportEntriesRequest, _cache_pb2.ImportEntriesResponse]  # type: ignore[assignment]
+    """Takes entries in: exported ones, or questions with answers of the caller's own. Idempotent by entry."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks up, stores and shares answers. The tenant comes from the signed identity of the call; no RPC crosses tenants."""
@@ -192,5 +208,37 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.GetStatsResponse, _abc.Awaitable[_cache_pb2.GetStatsResponse]]:
         """Counts of the tenant's part of the cache."""
+
+    @_abc_1.abstractmethod
+    def ListNamespaces(
+        self,
+        request: _cache_pb2.ListNamespacesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ListNamespacesResponse, _abc.Awaitable[_cache_pb2.ListNamespacesResponse]]:
+        """The tenant's namespaces with their rules in force, evidence and state."""
+
+    @_abc_1.abstractmethod
+    def RestoreNamespace(
+        self,
+        request: _cache_pb2.RestoreNamespaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.RestoreNamespaceResponse, _abc.Awaitable[_cache_pb2.RestoreNamespaceResponse]]:
+        """A person lets a namespace that broke its bound serve by meaning again; its evidence starts anew. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ExportEntries(
+        self,
+        request: _cache_pb2.ExportEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cache_pb2.ExportEntriesResponse], _abc.AsyncIterator[_cache_pb2.ExportEntriesResponse]]:
+        """Streams the tenant's entries, to keep or to warm another cache with."""
+
+    @_abc_1.abstractmethod
+    def ImportEntries(
+        self,
+        request_iterator: _MaybeAsyncIterator[_cache_pb2.ImportEntriesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ImportEntriesResponse, _abc.Awaitable[_cache_pb2.ImportEntriesResponse]]:
+        """Takes entries in: exported ones, or questions with answers of the caller's own. Idempotent by entry."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
