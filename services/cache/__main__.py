@@ -15,13 +15,15 @@ from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
-from services.cache.answers import AnswerCache
+from services.cache.answers import AnswerCache, NoEvidence
 from services.cache.embedding import Embedder, load_encoder
 from services.cache.flights import FlightBoard
+from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
+from services.cache.verifier import WEIGHTS, load_verifier
 
 
 async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
@@ -41,8 +43,15 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         stack.push_async_callback(store.close)
         await store.open()
         policy = CachePolicy(**settings.model_dump(include=set(CachePolicy.__slots__)))
+        rules = NamespacePolicy(
+            settings.mode, settings.max_wrong_hits_per_thousand, settings.ttl_seconds, settings.sharing_user_count
+        )
+        verifier = load_verifier(settings.weights_dir or WEIGHTS, embedder.version)
         answers = AnswerCache(
             store, embedder, policy, time.time,
+            rules_of=lambda tenant, namespace: rules,
+            verifier=verifier,
+            evidence=NoEvidence(),
             max_entry_count=settings.max_entry_count,
             memory_entry_count=settings.memory_entry_count,
             memory_bytes=int(settings.memory_megabytes * 1_000_000),

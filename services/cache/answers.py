@@ -10,17 +10,19 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from mesh.errors import TenthError
+from services.cache.choice import NEIGHBOURS_READ, Verdict, explain, judge
 from services.cache.embedding import Embedded, Embedder, Vector
-from services.cache.keys import Question, embedded_text, exact_key, semantic_scope
-from services.cache.policy import CachePolicy, ExactOnly, Verdict, exact_only, fresh, judge, least_similarity
+from services.cache.keys import Question, embedded_text, exact_key, language, semantic_scope
+from services.cache.namespaces import Mode, NamespacePolicy
+from services.cache.policy import CachePolicy, ExactOnly, exact_only, fresh
 from services.cache.store import Condition, Conditions, Entry, Found, VectorStore, entry_id
+from services.cache.verifier import Verifier
 
 log = logging.getLogger("tenth.cache")
 
-CANDIDATES = 5
-"""Neighbours that are judged per lookup: guards refuse the nearest often enough to look at the next."""
 _EVICT_SHARE = 0.02
 
 
@@ -42,6 +44,30 @@ class Outcome:
     reason: str
     vector: Vector | None = None
     compute_micros: int = 0
+    verdict: Verdict | None = None
+    """The verdict on the best candidate, served or not; None where none was judged."""
+
+
+class SemanticEvidence(Protocol):
+    """What reports on served answers say."""
+
+    def is_suspended(self, tenant: str, namespace: str) -> str:
+        """Why a namespace serves exact hits only; empty when it does not."""
+
+    def error_factor(self, tenant: str, namespace: str, entry: Entry) -> float:
+        """What the probability that an entry is wrong is multiplied by."""
+
+
+class NoEvidence:
+    """Nothing was ever reported."""
+
+    def is_suspended(self, tenant: str, namespace: str) -> str:
+        """Never."""
+        return ""
+
+    def error_factor(self, tenant: str, namespace: str, entry: Entry) -> float:
+        """As calibrated."""
+        return 1.0
 
 
 class AnswerCache:
@@ -54,12 +80,21 @@ class AnswerCache:
         policy: CachePolicy,
         now: Callable[[], float],
         *,
+        rules_of: Callable[[str, str], NamespacePolicy],
+        verifier: Verifier | None,
+        evidence: SemanticEvidence,
         max_entry_count: int,
         memory_entry_count: int,
         memory_bytes: int,
         memory_seconds: float,
     ) -> None:
-        """``memory_seconds``: how long an entry in memory is trusted without asking the store; 0: for ever."""
+        """``rules_of`` gives the rules of a tenant's namespace; without a verifier nothing is served by meaning.
+
+        ``memory_seconds``: how long an entry in memory is trusted without asking the store; 0: for ever.
+        """
+        self._rules_of = rules_of
+        self._verifier = verifier
+        self._evidence = evidence
         self._store = store
         self._embedder = embedder
         self._policy = policy
@@ -93,47 +128,63 @@ class AnswerCache:
                 self._count_hit(entry, now)
             return Outcome(Found(entry, 1.0), True, "same canonical request")
         why_exact = self.why_exact_only(asked)
-        if why_exact is not None:
-            return Outcome(None, False, f"no exact match{f' ({too_old})' if too_old else ''}; {why_exact.value}")
+        if why_exact:
+            return Outcome(None, False, f"no exact match{f' ({too_old})' if too_old else ''}; {why_exact}")
         if skip_semantic():
             return Outcome(None, False, "no exact match; an identical request is in flight")
         embedded = await self._embedder.embed([asked.text])
         vector = embedded.vectors[0]
-        found, reason = None, "nothing similar enough is stored"
-        for candidate in await self._near(asked, vector, CANDIDATES, now, self._least(asked)):
-            verdict = self.judge(asked, candidate)
-            if verdict.serve:
-                found, reason = candidate, f"similarity {candidate.similarity:.4f}"
-                break
-            if found is None and reason.startswith("nothing"):
-                reason = next(line for line in verdict.reasons if line.startswith("refused"))
+        verdicts = self._judge(asked, await self._near(asked, vector, NEIGHBOURS_READ, now, self.floor(asked)))
+        best = verdicts[0] if verdicts else None
+        found, reason = await self._serve(best)
         stored = self._memory.get(asked.key)
         if found is None and stored is not None and not fresh(stored[0], asked.question, now):
             # An identical request was answered and stored while this one was embedded.
             return Outcome(Found(stored[0], 1.0), True, "same canonical request", vector, embedded.compute_micros)
         if found is not None and count_hit:
             self._count_hit(found.entry, now)
-        return Outcome(found, False, reason, vector, embedded.compute_micros)
+        return Outcome(found, False, reason, vector, embedded.compute_micros, best)
 
-    async def inspect(self, asked: Asked, count: int) -> list[tuple[Found, Verdict]]:
+    async def inspect(self, asked: Asked, count: int) -> list[Verdict]:
         """The nearest entries with their verdicts; changes nothing."""
-        if self.why_exact_only(asked) is not None:
+        if not self.has_meaning(asked) or self._verifier is None:
             return []
         embedded = await self._embedder.embed([asked.text])
-        found = await self._near(asked, embedded.vectors[0], count, self._now(), -1.0)
-        return [(candidate, self.judge(asked, candidate)) for candidate in found]
+        found = await self._near(asked, embedded.vectors[0], max(count, NEIGHBOURS_READ), self._now(), -1.0)
+        question = asked.question
+        return explain(question, found, self.rules(question), self._verifier, self._factor(question), self._now())[
+            :count
+        ]
 
-    def judge(self, asked: Asked, candidate: Found) -> Verdict:
-        """The policy's verdict on one neighbour."""
-        return judge(asked.question, candidate, self._policy, self._embedder.reads_korean, self._now())
+    def rules(self, question: Question) -> NamespacePolicy:
+        """The rules that hold for a question."""
+        return self._rules_of(question.tenant_id, question.namespace)
 
-    def why_exact_only(self, asked: Asked) -> ExactOnly | None:
-        """Why this question has no semantic stage; None when it has."""
-        why = exact_only(asked.question, self._embedder.reads_korean)
-        if why is None and not self._embedder.fits(asked.text):
+    def has_meaning(self, asked: Asked) -> bool:
+        """True if the question can be compared by meaning at all, whatever its namespace's rules say now."""
+        return exact_only(asked.question, self._embedder.reads_korean) is None and self._embedder.fits(asked.text)
+
+    def why_exact_only(self, asked: Asked) -> str:
+        """Why this question has no semantic stage now; empty when it has."""
+        question = asked.question
+        why = exact_only(question, self._embedder.reads_korean)
+        if why is not None:
+            return why.value
+        if self.rules(question).mode is Mode.OFF:
+            return ExactOnly.MODE_OFF.value
+        if self.floor(asked) is None:
+            return ExactOnly.NOT_CALIBRATED.value
+        if not self._embedder.fits(asked.text):
             # What the model does not read cannot be compared: two long texts with one beginning would be the same.
-            return ExactOnly.TOO_LONG
-        return why
+            return ExactOnly.TOO_LONG.value
+        return self._evidence.is_suspended(question.tenant_id, question.namespace)
+
+    def floor(self, asked: Asked) -> float | None:
+        """The cosine below which no neighbour is worth judging; None: no threshold was calibrated."""
+        if self._verifier is None:
+            return None
+        mode = self.rules(asked.question).mode
+        return self._verifier.floor(mode.value, language(asked.question.last_turn).value)
 
     async def find_exact(self, key: str, tenant_id: str) -> Entry | None:
         """The entry of an exact key, from memory or by id, if it is this tenant's and has not expired."""
@@ -157,7 +208,8 @@ class AnswerCache:
                    vector: Sequence[float] | None) -> Entry:  # fmt: skip
         """Store an answer; ``vector`` is the question's embedding if the caller has it."""
         question, now = asked.question, self._now()
-        semantic = self.why_exact_only(asked) is None
+        # Also where nothing is served by meaning now: rules change, and a suspension ends.
+        semantic = self.has_meaning(asked)
         if not semantic:
             # The store wants a vector; no scope ever finds this one.
             vector = [1.0] + [0.0] * (self._embedder.dimension - 1)
@@ -174,7 +226,7 @@ class AnswerCache:
             turn=question.last_turn,
             completion=completion,
             created=now,
-            expires=now + self._policy.ttl_seconds,
+            expires=now + self.rules(question).ttl_seconds,
             model=model,
             tier=tier,
             document_ids=tuple(sorted({document for _, document, _ in question.chunks if document})),
@@ -241,10 +293,27 @@ class AnswerCache:
             except TenthError as error:
                 log.warning("sweep put off: %s", error)
 
-    def _least(self, asked: Asked) -> float:
-        return least_similarity(asked.question, self._policy, self._embedder.reads_korean)
+    def _judge(self, asked: Asked, neighbours: Sequence[Found]) -> list[Verdict]:
+        if self._verifier is None:
+            return []
+        question = asked.question
+        return judge(question, neighbours, self.rules(question), self._verifier, self._factor(question), self._now())
 
-    async def _near(self, asked: Asked, vector: Vector, count: int, now: float, least: float) -> list[Found]:
+    def _factor(self, question: Question) -> Callable[[Entry], float]:
+        return lambda entry: self._evidence.error_factor(question.tenant_id, question.namespace, entry)
+
+    async def _serve(self, best: Verdict | None) -> tuple[Found | None, str]:
+        if best is None:
+            return None, "nothing similar enough is stored"
+        if not best.serve:
+            return None, next(line for line in best.reasons if line.startswith("refused"))
+        # Searching brings no answers along; this one may have been deleted since.
+        entry = await self._store.get(best.found.entry.entry_id)
+        if entry is None:
+            return None, "the nearest entry was deleted in this moment"
+        return Found(entry, best.found.similarity), f"probability {best.probability:.4f}, needs {best.needed:.4f}"
+
+    async def _near(self, asked: Asked, vector: Vector, count: int, now: float, least: float | None) -> list[Found]:
         question = asked.question
         # The scope begins with the tenant, and both tenant and age are checked below and by policy: every further
         # condition of the search costs as much again as comparing the vectors.
@@ -253,7 +322,7 @@ class AnswerCache:
             conditions += (Condition("tier", at_least=float(question.tier_floor)),)
         if question.max_age_seconds is not None:
             conditions += (Condition("created", at_least=now - question.max_age_seconds),)
-        found = await self._store.search(vector.tolist(), conditions, count, least)
+        found = await self._store.search(vector.tolist(), conditions, count, -1.0 if least is None else least)
         return [candidate for candidate in found if candidate.entry.tenant == question.tenant_id]
 
     def _count_hit(self, entry: Entry, now: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from services.cache.opposites import sides
 
@@ -17,12 +18,23 @@ Guard = Callable[[str, str], str]
 """Takes the asked and the stored turn; returns the difference, or an empty string."""
 
 
-def differences(asked: str, stored: str) -> tuple[str, ...]:
-    """Every difference found, as "guard: what differs"; empty when the two may share an answer."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What one guard found."""
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+def differences(asked: str, stored: str) -> tuple[Difference, ...]:
+    """Every difference found; empty when the two may share an answer."""
     if asked == stored:
         return ()
     found = ((name, guard(asked, stored)) for name, guard in GUARDS)
-    return tuple(f"{name}: {difference}" for name, difference in found if difference)
+    return tuple(Difference(name, difference) for name, difference in found if difference)
 
 
 _NUMBER = re.compile(
@@ -257,6 +269,7 @@ GUARDS: tuple[tuple[str, Guard], ...] = (
     ("particles", particles),
 )
 """In the order in which they are reported."""
+GUARD_NAMES = tuple(name for name, _ in GUARDS)
 
 
 def ngram_overlap(one: str, other: str) -> float:

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from services.cache.guards import differences, ngram_overlap, unmatched_word
 from services.cache.keys import ROLE_USER, Language, Question, language
-from services.cache.store import Entry, Found
+from services.cache.store import Entry
 
 MODE_OFF, MODE_READ, MODE_WRITE, MODE_READ_WRITE = 1, 2, 3, 4
 """The numbers of tenth.type.v1.CacheMode."""
@@ -60,16 +59,14 @@ class ExactOnly(StrEnum):
     EMPTY = "the last turn is empty"
     LANGUAGE = "the embedder cannot read this script"
     TOO_LONG = "the question is longer than the embedder reads"
+    MODE_OFF = "the namespace is set to exact hits only"
+    NOT_CALIBRATED = "no threshold was calibrated for this embedder in this language and mode"
 
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
     """The settings that decisions depend on."""
 
-    similarity_threshold: float = 0.95
-    korean_similarity_threshold: float = 0.9
-    korean_ngram_threshold: float = 0.4
-    follow_up_ngram_threshold: float = 0.6
     temperature_limit: float = 0.5
     ttl_seconds: float = 3600.0
     max_request_characters: int = 400_000
@@ -85,14 +82,6 @@ class Answer:
     is_empty: bool
     reached_limit: bool = False
     """As long as the request's own max_output_tokens allows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a candidate is served, and every test's outcome in words."""
-
-    serve: bool
-    reasons: tuple[str, ...]
 
 
 _TIME_BOUND = re.compile(
@@ -187,41 +176,3 @@ def fresh(entry: Entry, question: Question, now: float) -> str:
     if entry.tier < question.tier_floor:
         return f"answered by tier {entry.tier}, below the floor {question.tier_floor}"
     return ""
-
-
-def least_similarity(question: Question, policy: CachePolicy, embedder_reads_korean: bool) -> float:
-    """The cosine below which no neighbour is worth judging."""
-    if language(question.last_turn) is Language.KOREAN and not embedder_reads_korean:
-        return policy.korean_similarity_threshold
-    return policy.similarity_threshold
-
-
-def judge(question: Question, found: Found, policy: CachePolicy, embedder_reads_korean: bool, now: float) -> Verdict:
-    """May this neighbour's answer be served? All tests are run, so that the verdict explains itself."""
-    asked, stored = question.last_turn, found.entry.turn
-    reasons: list[str] = []
-    serve = True
-
-    def test(passed: bool, what: str) -> None:
-        nonlocal serve
-        serve = serve and passed
-        reasons.append(f"{'ok' if passed else 'refused'}: {what}")
-
-    blind = language(asked) is Language.KOREAN and not embedder_reads_korean
-    threshold = least_similarity(question, policy, embedder_reads_korean)
-    test(found.similarity >= threshold, f"similarity {found.similarity:.4f}, needs {threshold:g}")
-    if blind:
-        # What such an embedder calls similar is worth little; the letters and every content word must agree too.
-        overlap, least = ngram_overlap(asked, stored), policy.korean_ngram_threshold
-        what = f"the embedder cannot read Hangul: 2-4-gram overlap {overlap:.3f}, needs {least:g}"
-        test(overlap >= least, what)
-        word = unmatched_word(asked, stored)
-        test(not word, f"the embedder cannot read Hangul: {word or 'every content word is in both'}")
-    if question.is_follow_up:
-        overlap, least = ngram_overlap(asked, stored), policy.follow_up_ngram_threshold
-        test(overlap >= least, f"follow-up: 2-4-gram overlap of the last turns {overlap:.3f}, needs {least:g}")
-    old = fresh(found.entry, question, now)
-    test(not old, old or f"{now - found.entry.created:.0f} s old, tier {found.entry.tier}")
-    for difference in differences(asked, stored):
-        test(False, difference)
-    return Verdict(serve, tuple(reasons))

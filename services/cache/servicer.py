@@ -74,7 +74,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             self._miss(asked, request.dry_run, response, counts)
             return response
         kind = "exact" if outcome.exact else "semantic"
-        response.hit.CopyFrom(_hit(outcome.found, outcome.exact))
+        probability = outcome.verdict.probability if outcome.verdict is not None and not outcome.exact else 1.0
+        response.hit.CopyFrom(_hit(outcome.found, outcome.exact, probability))
         annotate(
             {
                 "tenth.cache.outcome": "hit",
@@ -230,13 +231,21 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         response.reason = outcome.reason
         if bypass is not None:
             response.outcome, response.reason = "bypass", bypass.value
-        for found, verdict in await self._answers.inspect(asked, request.candidate_count or 5):
+        response.mode = self._answers.rules(question).mode.value
+        for verdict in await self._answers.inspect(asked, request.candidate_count or 5):
+            found = verdict.found
+            response.needed_probability = response.needed_probability or verdict.needed
             response.candidates.add(
                 entry_id=found.entry.entry_id,
                 question=found.entry.question,
                 similarity=found.similarity,
                 would_serve=verdict.serve and bypass is None,
                 reasons=verdict.reasons,
+                probability=verdict.probability,
+                features=(
+                    cache_pb2.FeatureContribution(name=part.name, value=part.value, contribution=part.amount)
+                    for part in verdict.contributions
+                ),
             )
             if response.outcome == "miss" and len(response.candidates) == 1 and not verdict.serve:
                 response.reason = (
@@ -354,12 +363,13 @@ def _lease(lease: Lease) -> cache_pb2.Lease:
     return message
 
 
-def _hit(found: Found, exact: bool) -> cache_pb2.CacheHit:
+def _hit(found: Found, exact: bool, probability: float) -> cache_pb2.CacheHit:
     hit = cache_pb2.CacheHit(
         completion=chat_pb2.Completion.FromString(found.entry.completion),
         kind=cache_pb2.HIT_KIND_EXACT if exact else cache_pb2.HIT_KIND_SEMANTIC,
         similarity=found.similarity,
         entry_id=found.entry.entry_id,
+        probability=probability,
     )
     hit.create_time.FromNanoseconds(int(found.entry.created * 1e9))
     return hit

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.cache.namespaces import Mode
+
 
 class CacheSettings(BaseSettings):
     """What the cache may store and serve, and where."""
@@ -26,18 +28,15 @@ class CacheSettings(BaseSettings):
     qdrant_replica_count: int = Field(default=1, ge=1, le=9, description="Replication factor of a new collection")
     store_timeout_seconds: float = Field(default=1.0, gt=0, le=60, description="Longest wait for the store, seconds")
 
-    similarity_threshold: float = Field(default=0.95, gt=0, le=1, description="Least cosine of a semantic hit, 0..1")
-    korean_similarity_threshold: float = Field(
-        default=0.9,
-        gt=0,
-        le=1,
-        description="Least cosine of a Korean hit with an embedder that cannot read Hangul; other tests are added",
+    weights_dir: Path | None = Field(
+        default=None, description="Weights made by `python -m services.cache.calibrate`; empty: the shipped ones"
     )
-    korean_ngram_threshold: float = Field(
-        default=0.4, ge=0, le=1, description="For the same: least overlap of character 2-4-grams, 0..1"
+    mode: Mode = Field(default=Mode.STRICT, description="How answers are found by meaning: strict, faq or off")
+    max_wrong_hits_per_thousand: float = Field(
+        default=5.0, gt=0, le=1000, description="Most wrong semantic hits per thousand lookups that a threshold allows"
     )
-    follow_up_ngram_threshold: float = Field(
-        default=0.6, gt=0, le=1, description="Least overlap of character 2-4-grams of follow-up questions, 0..1"
+    sharing_user_count: int = Field(
+        default=2, ge=1, le=10, description="Independent users with the same answer before others get it; 1: at once"
     )
     temperature_limit: float = Field(default=0.5, ge=0, le=2, description="Explicit temperatures above are bypassed")
     ttl_seconds: float = Field(default=3600.0, gt=0, description="How long an answer is served, seconds")

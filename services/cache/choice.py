@@ -1,0 +1,172 @@
+"""Which neighbour's answer may be served, and why. Pure.
+
+Neighbours with the same answer are one candidate: the nearest of them that no guard refuses speaks for it. A candidate
+is served when no guard refuses it and the calibrated probability that its answer is right reaches what the namespace's
+bound on wrong hits asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.cache.features import neighbourhood_features, pair_features
+from services.cache.guards import GUARD_NAMES, differences, ngram_overlap
+from services.cache.keys import Question, language
+from services.cache.namespaces import Mode, NamespacePolicy
+from services.cache.policy import fresh
+from services.cache.store import Entry, Found
+from services.cache.verifier import NEVER, Contribution, Evidence, Verifier
+
+NEIGHBOURS_READ = 16
+"""Neighbours that are read per lookup; the verifier was fitted on as many."""
+HEADROOM = 0.5
+"""Share of the bound that thresholds are chosen for: users' questions are not those of the calibration."""
+FOLLOW_UP_OVERLAP = 0.6
+"""Least overlap of character 2-4-grams of two follow-up questions: short ones look alike to any embedder."""
+HARD: dict[Mode, frozenset[str]] = {
+    Mode.STRICT: frozenset(GUARD_NAMES),
+    Mode.FAQ: frozenset(GUARD_NAMES) - {"asked for", "names", "dates"},
+}
+"""Guards that refuse by themselves, by mode; the others only weigh in the probability."""
+_ANSWERS_JUDGED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One answer that might be served: ``place`` is that of its speaker among the neighbours."""
+
+    place: int
+    evidence: Evidence
+    values: tuple[float, ...]
+    """Of ``features.PAIR`` or ``features.NEIGHBOURHOOD``."""
+    refusals: tuple[str, ...]
+    """What the guards say against it; empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a neighbour is served, and every test's outcome in words."""
+
+    found: Found
+    serve: bool
+    probability: float
+    """Calibrated probability that its answer is right, 0..1."""
+    needed: float
+    """What the namespace's bound asks for; above 1: nothing is served."""
+    reasons: tuple[str, ...]
+    contributions: tuple[Contribution, ...]
+
+
+def refusals(asked: str, stored: str, mode: Mode) -> tuple[str, ...]:
+    """What the hard guards of a mode say against a pair of questions."""
+    return tuple(str(difference) for difference in differences(asked, stored) if difference.name in HARD[mode])
+
+
+def candidates(
+    asked: str, stored: Sequence[str], similarities: Sequence[float], answers: Sequence[str], mode: Mode
+) -> list[Candidate]:
+    """The nearest few different answers.
+
+    The sequences run over the neighbours, best first; equal answers are named equally, an empty name equals no other.
+    """
+    names = [answer or f"\0{place}" for place, answer in enumerate(answers)]
+    chosen = []
+    for answer in list(dict.fromkeys(names))[:_ANSWERS_JUDGED]:
+        places = [place for place, name in enumerate(names) if name == answer]
+        passing = (place for place in places if not refusals(asked, stored[place], mode))
+        chosen.append(candidate(asked, stored, similarities, names, next(passing, places[0]), mode))
+    return chosen
+
+
+def candidate(
+    asked: str, stored: Sequence[str], similarities: Sequence[float], answers: Sequence[str], place: int, mode: Mode
+) -> Candidate:
+    """One neighbour as a candidate."""
+    values = pair_features(asked, stored[place], similarities[place])
+    against = refusals(asked, stored[place], mode)
+    if not answers[place] or answers.count(answers[place]) == 1:
+        return Candidate(place, Evidence.PAIR, values, against)
+    around = neighbourhood_features(place, similarities, answers)
+    return Candidate(place, Evidence.NEIGHBOURS, values + around, against)
+
+
+def judge(
+    question: Question,
+    neighbours: Sequence[Found],
+    rules: NamespacePolicy,
+    verifier: Verifier,
+    error_factor: Callable[[Entry], float],
+    now: float,
+) -> list[Verdict]:
+    """The verdicts on the candidates among the neighbours (best first), most probable first."""
+    usable = [found for found in neighbours if not fresh(found.entry, question, now)]
+    answers = [found.entry.answer_digest for found in usable]
+    turns, similarities = [found.entry.turn for found in usable], [found.similarity for found in usable]
+    chosen = candidates(question.last_turn, turns, similarities, answers, rules.mode)
+    verdicts = [_verdict(question, usable[item.place], item, rules, verifier, error_factor, now) for item in chosen]
+    return sorted(verdicts, key=lambda verdict: (-verdict.serve, -verdict.probability))
+
+
+def explain(
+    question: Question,
+    neighbours: Sequence[Found],
+    rules: NamespacePolicy,
+    verifier: Verifier,
+    error_factor: Callable[[Entry], float],
+    now: float,
+) -> list[Verdict]:
+    """A verdict on every neighbour by itself, in their order."""
+    answers = [found.entry.answer_digest for found in neighbours]
+    turns, similarities = [found.entry.turn for found in neighbours], [found.similarity for found in neighbours]
+    return [
+        _verdict(
+            question,
+            found,
+            candidate(question.last_turn, turns, similarities, answers, place, rules.mode),
+            rules,
+            verifier,
+            error_factor,
+            now,
+        )
+        for place, found in enumerate(neighbours)
+    ]
+
+
+def _verdict(
+    question: Question,
+    found: Found,
+    item: Candidate,
+    rules: NamespacePolicy,
+    verifier: Verifier,
+    error_factor: Callable[[Entry], float],
+    now: float,
+) -> Verdict:
+    reasons: list[str] = []
+    serve = True
+
+    def test(passed: bool, what: str) -> None:
+        nonlocal serve
+        serve = serve and passed
+        reasons.append(f"{'ok' if passed else 'refused'}: {what}")
+
+    model = verifier.model(rules.mode.value, language(question.last_turn).value, item.evidence)
+    probability, needed = 0.0, NEVER
+    contributions: tuple[Contribution, ...] = ()
+    if model is not None:
+        wrong = (1 - model.probability(item.values)) * error_factor(found.entry)
+        probability = 1 - min(wrong, 1.0)
+        needed = model.needed(rules.max_wrong_hits_per_thousand * HEADROOM)
+        contributions = model.contributions(item.values)
+    basis = "near entries with the same answer" if item.evidence is Evidence.NEIGHBOURS else "the pair alone"
+    wanted = f"needs {needed:.4f}" if needed <= 1 else "no threshold holds the namespace's bound"
+    test(probability >= needed, f"probability {probability:.4f}, {wanted} ({basis})")
+    if question.is_follow_up:
+        overlap = ngram_overlap(question.last_turn, found.entry.turn)
+        what = f"follow-up: 2-4-gram overlap of the last turns {overlap:.3f}, needs {FOLLOW_UP_OVERLAP:g}"
+        test(overlap >= FOLLOW_UP_OVERLAP, what)
+    old = fresh(found.entry, question, now)
+    test(not old, old or f"{now - found.entry.created:.0f} s old, tier {found.entry.tier}")
+    for refusal in item.refusals:
+        test(False, refusal)
+    return Verdict(found, serve, probability, needed, tuple(reasons), contributions)

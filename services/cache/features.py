@@ -1,0 +1,116 @@
+"""What is measured of a question and a stored neighbour before an answer is served. Pure.
+
+Two groups: features of the pair of texts, and features of the neighbourhood (do other near entries hold the same
+answer, how far is the nearest other answer). The second group speaks only where answers repeat, as in a curated set.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from services.cache.guards import GUARD_NAMES, differences
+
+PAIR = (
+    "similarity",
+    "letters",
+    "letter_pairs",
+    "words",
+    "contained",
+    "only_asked",
+    "only_stored",
+    "length_ratio",
+    "length",
+    *(f"guard_{name.replace(' ', '_')}" for name in GUARD_NAMES),
+)
+"""Features of two texts, in order."""
+NEIGHBOURHOOD = (*PAIR, "margin", "share", "weighted_share", "nearest", "run", "near_five")
+"""The same, and those of the neighbourhood."""
+
+_WORD = re.compile(r"[^\W_]+")
+_MOST_WORDS = 6
+_SHARPNESS = 30.0
+"""How fast a neighbour's weight falls with its distance to the nearest: e^-1 per 1/30 of cosine."""
+_STOP = frozenset(
+    _WORD.findall(
+        "a an the is are was were be do does did i my me you your we our it its of in on at to for from with and or by how"
+        " what which can could should would will please tell than into this that there have has had am im s t d m so if get"
+        " got"
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is read off one text, once."""
+
+    grams: frozenset[str]
+    """Character 2-, 3- and 4-grams without spaces and punctuation."""
+    pairs: frozenset[str]
+    words: frozenset[str]
+    """Content words; Korean ones by their first two letters, which forgives particles and endings."""
+    length: int
+
+
+@lru_cache(maxsize=8192)
+def traits(text: str) -> Traits:
+    """The traits of a text."""
+    lowered = text.lower()
+    letters = "".join(letter for letter in lowered if letter.isalnum())
+    grams = [frozenset(letters[at : at + size] for at in range(len(letters) - size + 1)) for size in (2, 3, 4)]
+    words = (word[:2] if "가" <= word[0] <= "힣" else word for word in _WORD.findall(lowered))
+    return Traits(
+        grams=grams[0] | grams[1] | grams[2] or frozenset((letters,)),
+        pairs=grams[0],
+        words=frozenset(word for word in words if word not in _STOP),
+        length=len(text),
+    )
+
+
+def pair_features(asked: str, stored: str, similarity: float) -> tuple[float, ...]:
+    """The values of ``PAIR`` for an asked and a stored question; similarity is their vectors' cosine, -1..1."""
+    one, other = traits(asked), traits(stored)
+    both, either = len(one.words & other.words), len(one.words | other.words)
+    fired = {difference.name for difference in differences(asked, stored)}
+    return (
+        similarity,
+        _dice(one.grams, other.grams),
+        _dice(one.pairs, other.pairs),
+        both / max(either, 1),
+        both / max(min(len(one.words), len(other.words)), 1),
+        float(min(len(one.words - other.words), _MOST_WORDS)),
+        float(min(len(other.words - one.words), _MOST_WORDS)),
+        abs(math.log((one.length + 3) / (other.length + 3))),
+        math.log(one.length + 1),
+        *(float(name in fired) for name in GUARD_NAMES),
+    )
+
+
+def neighbourhood_features(place: int, similarities: Sequence[float], answers: Sequence[str]) -> tuple[float, ...]:
+    """The values that ``NEIGHBOURHOOD`` adds, for the neighbour at a place among all that were found, best first.
+
+    ``answers`` names each neighbour's answer; equal names are one answer.
+    """
+    own = answers[place]
+    same = [answer == own for answer in answers]
+    best = similarities[0]
+    weights = [math.exp((value - best) * _SHARPNESS) for value in similarities]
+    against = next((value for value, mine in zip(similarities, same, strict=True) if not mine), similarities[-1])
+    run = next((at for at, answer in enumerate(answers) if answer != answers[0]), len(answers))
+    is_nearest = own == answers[0]
+    return (
+        similarities[place] - against,
+        sum(same) / len(same),
+        sum(weight for weight, mine in zip(weights, same, strict=True) if mine) / sum(weights),
+        float(is_nearest),
+        run / len(answers) if is_nearest else 0.0,
+        sum(value for value, mine in zip(similarities[:5], same[:5], strict=True) if mine) / 5,
+    )
+
+
+def _dice(one: frozenset[str], other: frozenset[str]) -> float:
+    total = len(one) + len(other)
+    return 2 * len(one & other) / total if total else 1.0
