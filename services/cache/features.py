@@ -36,9 +36,9 @@ _SHARPNESS = 30.0
 """How fast a neighbour's weight falls with its distance to the nearest: e^-1 per 1/30 of cosine."""
 _STOP = frozenset(
     _WORD.findall(
-        "a an the is are was were be do does did i my me you your we our it its of in on at to for from with and or by how"
-        " what which can could should would will please tell than into this that there have has had am im s t d m so if get"
-        " got"
+        "a an the is are was were be do does did i my me you your we our it its of in on at to for from with and or by"
+        " how what which can could should would will please tell than into this that there have has had am im s t d m so"
+        " if get got"
     )
 )
 
