@@ -37,8 +37,8 @@ _SHARPNESS = 30.0
 _STOP = frozenset(
     _WORD.findall(
         "a an the is are was were be do does did i my me you your we our it its of in on at to for from with and or by"
-        " how what which can could should would will please tell than into this that there have has had am im s t d m so"
-        " if get got"
+        " how what which can could should would will please tell than into this that there have has had am im s t d m"
+        " so if get got"
     )
 )
 
