@@ -68,7 +68,6 @@ class CachePolicy:
     """The settings that decisions depend on."""
 
     temperature_limit: float = 0.5
-    ttl_seconds: float = 3600.0
     max_request_characters: int = 400_000
 
 

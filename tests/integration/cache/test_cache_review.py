@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 
 import services.cache.servicer as servicer_module
-from services.cache.answers import AnswerCache
+from services.cache.answers import AnswerCache, NoEvidence
 from services.cache.embedding import Embedder
 from services.cache.flights import FlightBoard
 from services.cache.keys import ROLE_USER, Message, Question
+from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.servicer import CacheServicer
 from services.cache.store import Condition, Entry
+from tests.cache_verifier import VERIFIER
 from tests.integration.cache.test_cache_service import WordEncoder
+
+RULES = NamespacePolicy(ttl_seconds=100, sharing_user_count=1)
 
 QUESTION = Question("acme", "default", (Message(ROLE_USER, (("text", "How do I pay?"),)),), user_id="u")
 OF_USER = (Condition("tenant", ("acme",)), Condition("user_id", ("u",)))
@@ -47,7 +51,8 @@ async def answers(tmp_path: Path) -> AsyncIterator[AnswerCache]:
     store.read, store.written = asyncio.Event(), asyncio.Event()
     await store.open()
     yield AnswerCache(
-        store, embedder, CachePolicy(), lambda: 1000.0, max_entry_count=40, memory_entry_count=10,
+        store, embedder, CachePolicy(), lambda: 1000.0, rules_of=lambda tenant, namespace: RULES,
+            verifier=VERIFIER, evidence=NoEvidence(), max_entry_count=40, memory_entry_count=10,
         memory_bytes=10**6, memory_seconds=0,
     )  # fmt: skip
     await store.close()

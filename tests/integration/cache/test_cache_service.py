@@ -19,12 +19,16 @@ from tenth.type.v1 import chat_pb2
 from mesh.auth import set_identity
 from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, memory_telemetry, running
-from services.cache.answers import AnswerCache
+from services.cache.answers import AnswerCache, NoEvidence
 from services.cache.embedding import Embedder, Vector
 from services.cache.flights import FlightBoard
+from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.servicer import Board, CacheServicer, piece_size
+from tests.cache_verifier import VERIFIER
+
+RULES = NamespacePolicy(ttl_seconds=100, sharing_user_count=1)
 
 NAME = "tenth.cache.v1.CacheService"
 LEASE_TTL = 1.0
@@ -83,9 +87,10 @@ async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         store = QdrantEdgeStore(tmp_path / "cache", encoder.dimension, 5.0)
         await store.open()
         stack.push_async_callback(store.close)
-        policy = CachePolicy(ttl_seconds=100)
+        policy = CachePolicy()
         answers = AnswerCache(
-            store, embedder, policy, clock, max_entry_count=40, memory_entry_count=10, memory_bytes=10**6,
+            store, embedder, policy, clock, rules_of=lambda tenant, namespace: RULES,
+            verifier=VERIFIER, evidence=NoEvidence(), max_entry_count=40, memory_entry_count=10, memory_bytes=10**6,
             memory_seconds=0,
         )  # fmt: skip
         board: Board = FlightBoard(getattr(request, "param", LEASE_TTL), lambda: f"lease-{next(ids)}", piece_size)

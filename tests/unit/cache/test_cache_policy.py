@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.cache.keys import ROLE_ASSISTANT, ROLE_TOOL, ROLE_USER, Message, Question, Tool
+from services.cache.keys import ROLE_TOOL, ROLE_USER, Message, Question, Tool
 from services.cache.policy import (
     Answer,
     BypassReason,
@@ -15,23 +15,15 @@ from services.cache.policy import (
     NotStoredReason,
     bypass_reason,
     exact_only,
-    judge,
     not_stored_reason,
 )
-from services.cache.store import Entry, Found
 
 POLICY = CachePolicy()
-NOW = 1_000_000.0
 
 
 def question(text: str, **changes: object) -> Question:
     base = Question("acme", "default", (Message(ROLE_USER, (("text", text),)),))
     return replace(base, **changes)  # type: ignore[arg-type]  # Fields by name.
-
-
-def found(turn: str, similarity: float, **changes: object) -> Found:
-    entry = Entry("id", "key", "scope", "acme", "default", "", turn, turn, b"", NOW - 10, NOW + 10, "m", 2)
-    return Found(replace(entry, **changes), similarity)  # type: ignore[arg-type]  # Fields by name.
 
 
 @pytest.mark.parametrize(
@@ -129,49 +121,3 @@ def test_what_is_stored(
     changes: dict[str, object], answer: Answer, share_only: bool, reason: NotStoredReason | None
 ) -> None:
     assert not_stored_reason(question("Hi", **changes), answer, share_only) == reason
-
-
-ASKED = "How do I reset my password?"
-PARAPHRASE = "How can I reset my password?"
-
-
-@pytest.mark.parametrize(
-    ("asked", "candidate", "serve"),
-    [
-        (question(ASKED), found(PARAPHRASE, 0.97), True),
-        (question(ASKED), found(PARAPHRASE, 0.9499), False),
-        (question(ASKED), found("How do I not reset my password?", 0.99), False),
-        (question(ASKED), found(PARAPHRASE, 0.97, expires=NOW), False),
-        (question(ASKED, max_age_seconds=5.0), found(PARAPHRASE, 0.97), False),
-        (question(ASKED, max_age_seconds=15.0), found(PARAPHRASE, 0.97), True),
-        (question(ASKED, tier_floor=3), found(PARAPHRASE, 0.97), False),
-        (question(ASKED, tier_floor=3), found(PARAPHRASE, 0.97, tier=3), True),
-        (question(ASKED, tier_floor=1), found(PARAPHRASE, 0.97, tier=3), True),
-    ],
-)
-def test_what_is_served(asked: Question, candidate: Found, serve: bool) -> None:
-    verdict = judge(asked, candidate, POLICY, embedder_reads_korean=False, now=NOW)
-    assert verdict.serve is serve, verdict.reasons
-    assert any(line.startswith("refused") for line in verdict.reasons) is not serve
-
-
-def test_korean_with_an_embedder_that_cannot_read_it_needs_letters_and_words_and_says_so() -> None:
-    same, other = "비밀번호 변경하는 방법 알려주세요", "아이디 변경하는 방법 알려주세요"
-    asked = question("비밀번호 변경하는 방법을 알려줘")
-    good = judge(asked, found(same, 0.93), POLICY, embedder_reads_korean=False, now=NOW)
-    assert good.serve
-    assert any("Hangul" in line for line in good.reasons)
-    bad = judge(asked, found(other, 0.99), POLICY, embedder_reads_korean=False, now=NOW)
-    assert not bad.serve
-    assert any("'비밀번호'" in line for line in bad.reasons)
-    able = judge(asked, found(same, 0.93), POLICY, embedder_reads_korean=True, now=NOW)
-    assert not able.serve, "an embedder that reads Korean is held to its own threshold"
-
-
-def test_follow_ups_need_their_own_words_to_agree() -> None:
-    history = (Message(ROLE_USER, (("text", ASKED),)), Message(ROLE_ASSISTANT, (("text", "So."),)))
-    asked = question("x", messages=(*history, Message(ROLE_USER, (("text", "and for a phone?"),))))
-    verdict = judge(asked, found("and for a laptop?", 0.99), POLICY, embedder_reads_korean=False, now=NOW)
-    assert not verdict.serve
-    verdict = judge(asked, found("and for the phone?", 0.99), POLICY, embedder_reads_korean=False, now=NOW)
-    assert verdict.serve, verdict.reasons
