@@ -25,7 +25,7 @@ def main() -> None:
     """Print one line per half."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory that holds cache/parakqc_ko.jsonl.gz")
-    parser.add_argument("--model", type=Path, default=Path(".models/all-MiniLM-L6-v2"))
+    parser.add_argument("--model", type=Path, default=Path(".models/multilingual-e5-small"))
     arguments = parser.parse_args()
     with gzip.open(arguments.data / "cache" / "parakqc_ko.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

@@ -48,6 +48,6 @@ class LibraryTokenizer:
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
-    """The tokenizer of a model folder: the small one of its own where it is of that kind. Raises OSError, ValueError."""
+    """The tokenizer of a model folder: the small one where it is of that kind. Raises OSError, ValueError."""
     path = folder / "tokenizer.json"
     return UnigramTokenizer(path) if is_unigram(path) else LibraryTokenizer(path)
