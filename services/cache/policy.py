@@ -141,7 +141,7 @@ def exact_only(question: Question, embedder_reads_korean: bool) -> ExactOnly | N
         return ExactOnly.MEDIA
     if not question.last_turn:
         return ExactOnly.EMPTY
-    if not embedder_reads_korean and language(question.last_turn) is Language.OTHER:
+    if not embedder_reads_korean and language(question.last_turn) is not Language.ENGLISH:
         return ExactOnly.LANGUAGE
     return None
 

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from services.cache.folder import loses_korean
+from services.cache.folder import KOREAN_PROBE, loses_korean, prompt
 
 
 class SentenceTransformersEncoder:
     """Texts to L2-normalised vectors. Called from one thread."""
+
+    precision = "fp32"
 
     def __init__(self, folder: Path, thread_count: int = 1) -> None:
         """Load a folder. Raises ImportError without the library, OSError or ValueError for a broken folder."""
@@ -29,19 +31,21 @@ class SentenceTransformersEncoder:
         self._model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.max_tokens = int(self._model.max_seq_length or 512)
+        self._prompt = prompt(folder)
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """One row of ``dimension`` float32 per text, L2-normalised."""
         return np.asarray(
-            self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), np.float32
+            self._model.encode(list(texts), prompt=self._prompt, normalize_embeddings=True, show_progress_bar=False),
+            np.float32,
         )
 
     def fits(self, text: str) -> bool:
         """True if the whole text is read; a longer one is cut at ``max_tokens``."""
-        return len(self._tokenizer.encode(text).ids) <= self.max_tokens
+        return len(self._tokenizer.encode(self._prompt + text).ids) <= self.max_tokens
 
     def reads_korean(self) -> bool:
         """False when Hangul is lost on the tokenizer."""
-        return not loses_korean(self._tokenizer)
+        return not loses_korean(self._tokenizer.encode(KOREAN_PROBE).tokens)

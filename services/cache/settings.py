@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,8 +17,11 @@ class CacheSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TENTH_CACHE_", frozen=True, extra="ignore")
 
     models_dir: Path = Field(default=Path(".models"), description="Directory of model folders, as `make models` makes")
-    embedder: str = Field(default="all-MiniLM-L6-v2", min_length=1, description="Model folder in models_dir")
-    embed_batch_count: int = Field(default=32, ge=1, le=512, description="Most texts embedded at once, 1..512")
+    embedder: str = Field(default="multilingual-e5-small", min_length=1, description="Model folder in models_dir")
+    embedder_precision: Literal["int8", "fp32"] = Field(
+        default="int8", description="What it multiplies in; entries of one precision are not found with the other"
+    )
+    embed_batch_count: int = Field(default=8, ge=1, le=512, description="Most texts embedded at once, 1..512")
     embed_memory_count: int = Field(default=4096, ge=0, description="Recent texts whose vectors are kept in memory")
     embed_queue_count: int = Field(default=8192, ge=1, description="Most texts waiting for the embedder")
 

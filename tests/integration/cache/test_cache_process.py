@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
@@ -20,7 +21,7 @@ from mesh.testing import KEY, dial, write_callers
 from services.cache.embedding import load_encoder
 
 MODELS = Path(os.environ.get("TENTH_MODELS_DIR", ".models"))
-MODEL = MODELS / "all-MiniLM-L6-v2"
+MODEL, ENGLISH = MODELS / "multilingual-e5-small", MODELS / "all-MiniLM-L6-v2"
 
 
 def free_port() -> int:
@@ -71,7 +72,7 @@ async def test_answers_survive_kill_minus_nine_and_paraphrases_hit_with_the_real
         await asyncio.wait_for(channel.channel_ready(), 60)
         stub: Any = cache_pb2_grpc.CacheServiceStub(channel)
         looked = await stub.LookupCompletion(cache_pb2.LookupCompletionRequest(request=ask(question)), timeout=30)
-        assert looked.embedding.embedder == "all-MiniLM-L6-v2@1"
+        assert looked.embedding.embedder == "multilingual-e5-small@2-int8"
         assert len(looked.embedding.values) == 384
         stored = await stub.StoreCompletion(
             cache_pb2.StoreCompletionRequest(
@@ -105,10 +106,11 @@ async def test_a_missing_model_folder_ends_the_start_naming_the_remedy(tmp_path:
         _, errors = await asyncio.wait_for(child.communicate(), 60)
         assert child.returncode not in (0, None)
         assert b"make models" in errors
-        assert str(tmp_path / "none" / "all-MiniLM-L6-v2").encode() in errors
+        assert str(tmp_path / "none" / "multilingual-e5-small").encode() in errors
 
 
-def test_vectors_are_those_of_sentence_transformers() -> None:
+@pytest.mark.parametrize("folder", [MODEL, ENGLISH], ids=lambda folder: folder.name)
+def test_vectors_are_those_of_sentence_transformers(folder: Path) -> None:
     from services.cache.onnx import OnnxEncoder
     from services.cache.sentence_transformers import SentenceTransformersEncoder
 
@@ -117,21 +119,60 @@ def test_vectors_are_those_of_sentence_transformers() -> None:
         "비밀번호를 어떻게 바꾸나요?",
         "x",
         "",
-        "A text beyond two hundred and fifty-six tokens is cut. " * 40,
+        "A text beyond the tokens that the model reads is cut. " * 60,
     ]
-    encoder = load_encoder(MODELS, MODEL.name)
-    assert isinstance(encoder, OnnxEncoder), "make models exports the graph"
-    reference = SentenceTransformersEncoder(MODEL)
-    own, expected = encoder.encode(texts), reference.encode(texts)
-    assert np.abs(own - expected).max() < 2e-6
-    assert own.shape == (5, 384)
-    assert (encoder.dimension, encoder.max_tokens) == (reference.dimension, reference.max_tokens)
-    assert not reference.reads_korean()
-    assert not reference.fits("word " * 300)
+    reference = SentenceTransformersEncoder(folder)
+    expected = reference.encode(texts)
+    for precision, least in (("fp32", 0.99999), ("int8", 0.998)):
+        encoder = load_encoder(MODELS, folder.name, precision)
+        assert isinstance(encoder, OnnxEncoder), "make models exports the graphs"
+        own = encoder.encode(texts)
+        assert (own * expected).sum(axis=1).min() > least
+        assert own.shape == (5, 384)
+        assert encoder.precision == precision
+        assert (encoder.dimension, encoder.max_tokens) == (reference.dimension, reference.max_tokens)
+        assert encoder.reads_korean() is reference.reads_korean() is (folder == MODEL)
+        for text in ("short", "word " * 249, "word " * 254, "word " * 505, "word " * 520):
+            assert encoder.fits(text) is reference.fits(text), len(text)
 
 
-def test_minilm_is_known_not_to_read_korean() -> None:
+def test_a_text_has_one_vector_whatever_it_is_embedded_with() -> None:
     encoder = load_encoder(MODELS, MODEL.name)
-    assert not encoder.reads_korean()
-    assert encoder.fits("short")
-    assert not encoder.fits("word " * 300)
+    alone = encoder.encode(["How do I reset my password?"])
+    company = encoder.encode(["x", "How do I reset my password?", "A far longer text than the others. " * 10])
+    assert np.array_equal(alone[0], company[1])
+
+
+def test_korean_finds_korean_of_the_same_meaning() -> None:
+    encoder = load_encoder(MODELS, MODEL.name)
+    asked, same, other = encoder.encode(
+        [
+            "비밀번호를 잊어버렸어요. 어떻게 바꾸나요?",
+            "암호가 기억나지 않는데 변경 방법을 알려 주세요.",
+            "화면 밝기를 어떻게 바꾸나요?",
+        ]
+    )
+    assert float(asked @ same) > float(asked @ other)
+
+
+async def test_korean_has_no_semantic_stage_on_an_embedder_that_loses_hangul(tmp_path: Path) -> None:
+    async with process(tmp_path, TENTH_CACHE_EMBEDDER=ENGLISH.name) as (child, address), dial(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 120)
+        stub: Any = cache_pb2_grpc.CacheServiceStub(channel)
+        request = cache_pb2.InspectLookupRequest(request=ask("비밀번호를 어떻게 바꾸나요?"))
+        looked = await stub.InspectLookup(request, timeout=30)
+        assert "cannot read this script" in str(looked)
+        child.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(child.communicate(), 30)
+        assert b"cannot read Hangul" in errors
+
+
+def test_a_folder_without_the_int8_graph_is_served_in_fp32_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / ENGLISH.name
+    folder.mkdir()
+    for path in ENGLISH.iterdir():
+        if path.name != "onnx":
+            (folder / path.name).symlink_to(path.resolve())
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").symlink_to((ENGLISH / "onnx" / "model.onnx").resolve())
+    assert load_encoder(tmp_path, ENGLISH.name, "int8").precision == "fp32"

@@ -40,6 +40,7 @@ class WordEncoder:
     """Bags of hashed words: texts with the same words are near, others are not."""
 
     dimension = 64
+    precision = "fp32"
 
     def __init__(self) -> None:
         self.count = 0

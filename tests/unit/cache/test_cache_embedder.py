@@ -19,7 +19,9 @@ class FakeEncoder:
 
     dimension = 4
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "fp32", korean: bool = True) -> None:
+        self.precision = precision
+        self.korean = korean
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -35,7 +37,7 @@ class FakeEncoder:
         return len(text) < 100
 
     def reads_korean(self) -> bool:
-        return False
+        return self.korean
 
 
 @pytest.fixture
@@ -60,7 +62,6 @@ async def test_concurrent_texts_make_one_batch_and_equal_ones_are_embedded_once(
 
 async def test_order_duplicates_and_memory(encoder: FakeEncoder) -> None:
     embedder = Embedder(encoder, "fake", memory_count=2)
-    assert embedder.version == "fake@1"
     result = await embedder.embed(["aaa", "b", "aaa", "cc"])
     assert [vector[0] for vector in result.vectors] == [3, 1, 3, 2]
     assert embedder.remembered("cc")
@@ -104,6 +105,25 @@ async def test_a_full_queue_is_a_typed_error(encoder: FakeEncoder) -> None:
     encoder.gate.set()
     await asyncio.gather(*tasks)
     await embedder.close()
+
+
+async def test_vectors_of_one_precision_never_meet_those_of_another() -> None:
+    versions = []
+    for precision in ("fp32", "int8"):
+        embedder = Embedder(FakeEncoder(precision), "fake")
+        versions.append(embedder.version)
+        await embedder.close()
+    assert versions == ["fake@2-fp32", "fake@2-int8"]
+
+
+@pytest.mark.parametrize("korean", [True, False])
+async def test_an_embedder_that_loses_hangul_is_warned_of_at_start(
+    korean: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedder = Embedder(FakeEncoder(korean=korean), "fake")
+    await embedder.close()
+    assert embedder.reads_korean is korean
+    assert ("fake cannot read Hangul" in caplog.text) is not korean
 
 
 def test_a_missing_folder_names_itself_and_the_remedy(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ def test_personal_data_of_earlier_turns_counts_and_their_time_does_not() -> None
     ("asked", "reads_korean", "why"),
     [
         (question("Hello"), False, None),
-        (question("안녕"), False, None),
+        (question("안녕"), False, ExactOnly.LANGUAGE),
+        (question("How do I write 안녕?"), False, ExactOnly.LANGUAGE),
+        (question("안녕"), True, None),
         (question("こんにちは"), False, ExactOnly.LANGUAGE),
         (question("こんにちは"), True, None),
         (question("   "), False, ExactOnly.EMPTY),
