@@ -94,18 +94,20 @@ def one_thing(one: Traits, other: Traits) -> str:
 
 def negation_scope(one: Traits, other: Traits) -> str:
     """What one denies the other must not affirm."""
-    for here, there in ((one.reading, other.reading), (other.reading, one.reading)):
-        if here.negated and not here.negated & there.negated:
-            affirmed = here.negated & there.plain
-            if affirmed and there.negation is not Negation.STRONG:
-                return f"only one denies {min(affirmed)!r}"
+    here, there = one.reading, other.reading
+    ours, theirs = here.negated & there.plain, there.negated & here.plain
+    if ours and theirs and not here.negated & there.negated:
+        return f"{min(ours)!r} and {min(theirs)!r} are denied the other way round"
+    for affirmed, reading in ((ours, there), (theirs, here)):
+        if affirmed and reading.negation is Negation.NONE:
+            return f"only one denies {min(affirmed)!r}"
     return ""
 
 
 def polarity(one: Traits, other: Traits) -> str:
     """Either both statements are denied or neither is; one that is so in part agrees with both."""
     here, there = one.reading.negation, other.reading.negation
-    if {here, there} == {Negation.STRONG, Negation.NONE}:
+    if {here, there} == {Negation.STRONG, Negation.NONE} and not _keeps(one, other):
         return "only one is negative"
     return ""
 
@@ -113,16 +115,25 @@ def polarity(one: Traits, other: Traits) -> str:
 def alternatives(one: Traits, other: Traits) -> str:
     """What one does not want ("instead of A", "A 말고") must not be what the other wants."""
     here, there = one.reading, other.reading
-    crossed = (here.excluded & there.plain) | (there.excluded & here.plain)
-    if crossed and ((here.excluded and there.excluded) or Negation.NONE in (here.negation, there.negation)):
+    ours, theirs = here.excluded & there.plain, there.excluded & here.plain
+    crossed = ours | theirs
+    if crossed and ((ours and theirs) or Negation.NONE in (here.negation, there.negation)):
         return f"only one wants {min(crossed)!r}"
     return ""
 
 
 def antonyms(one: Traits, other: Traits) -> str:
     """A word on one side and its opposite on the other."""
+    if _keeps(one, other):
+        return ""
     pair = opposed(one.sides, other.sides)
     return f"{pair[0]!r} against {pair[1]!r}" if pair else ""
+
+
+def _keeps(one: Traits, other: Traits) -> bool:
+    """"Leave it on" and "do not turn it off" are one order."""
+    acts = {one.reading.act, other.reading.act}
+    return acts == {Act.FORBID, Act.DO} and opposed(one.sides, other.sides) is not None
 
 
 _NEAR = frozenset(

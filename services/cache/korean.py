@@ -40,14 +40,18 @@ def key(word: str) -> str:
     return _plain_syllable(word[0]) + _plain_syllable(word[1])
 
 
-_JI = re.compile(r"(?P<head>[가-힣]{1,12}?)지(?:는|도|를|가|만)?(?P<negator>않|못|마|말|안|맙)?(?P<tail>[가-힣]*)")
+_JI = re.compile(r"(?P<head>[가-힣]{1,12}?)지(?:는|도|를|가|만)?(?P<negator>않|못|마|말(?!해|씀|하|했|할|한|지|이)|맙)?(?P<tail>[가-힣]*)")
 _JI_ALONE = re.compile(r"(?P<head>[가-힣]{1,12})지(?:는|도|를|가|만)?")
-_NEGATOR = re.compile(r"(?P<negator>않|못|마(?![가-힣]*음)|말|안|맙)(?P<tail>[가-힣]*)")
+_NEGATOR = re.compile(r"(?P<negator>않|못|마(?![가-힣]*음)|말(?!해|씀|하|했|할|한|지|이)|안(?=[돼되됩]|는|아|$)|맙)(?P<tail>[가-힣]*)")
 _FUSED = re.compile(
     r"안(?P<head>되|돼|된|됨|됩|됐|될|하|해|합|했|할|한|나오|나와|나가|가|갔|갈|와|왔|올|오(?!후|전)|먹|켜|켰|꺼|열|보이|보여|보내|봤|들|맞|읽"
     r"|받|쓰|써|걸|아프|춥|덥|추|더|뜨|떠|떴|눌|씻|감|잤|사고|좋|바뀌|지워)(?P<tail>[가-힣]*)"
 )
+_VAGUE = frozenset(("것", "거", "때", "쪽", "곳", "사람", "데", "걸", "경우", "시간", "식", "말", "게", "것이", "게", "거", "때가", "게"))
 _NOT_NEGATED = ("안내", "안전", "안녕", "안경", "안방", "안드", "안정", "안과", "안심", "안건", "안부", "안주", "안쪽", "안에", "안으", "안팎")
+_THERE_IS = "있"
+_PROGRESS = ("수", "고", "어", "아", "여", "져", "해", "돼", "수는", "수가", "수도", "필요", "필요가")
+"""What 있다 is an auxiliary or an idiom after."""
 _PLACES = frozenset(("집", "방", "차", "실", "건물", "회사", "가게", "교실", "상자", "가방", "지갑", "이", "그", "기간", "동안"))
 _FINITE_ONLY = re.compile(
     r"(?:고|며|면|니까?|서|게|도록|지만|데|려면|려고|므로|거나|기에?|음|다면|도|라서?|아도|어도|더라도|때문에?|느니|든지?|을때|을|ㄹ)$"
@@ -56,23 +60,30 @@ _ATTRIBUTE = re.compile(r"(?:는|은|던|한|된|된다는|다는|을|할|될|�
 _RHETORICAL = re.compile(
     r"(?:것|거|게) ?같지 ?않|좋지 ?않(?:을까|나|아|니)|(?:ㄹ|을|할|될|실|줄|볼|알|갈|올) ?수 ?없(?:을까|나|니|어요?\?|습니까|는지|을지)"
     r"|방법(?:은|이|도)? ?없(?:을까|나|니|어|는지|습니까)|있지 ?않(?:나|을까|아|니)|(?:거|것|게) ?아니(?:야|냐|니|에요|예요|지)|않겠(?:어|니|습)"
-    r"|지 ?않을래|안 ?할래|없을까|(?:거|것) 없(?:나|니|어)"
+    r"|지 ?않을래|안 ?할래|없을까|없으려나|없(?:나|니|나요|습니까|는지)(?: ?[가-힣]*)?\?|(?:만한|방법|거|것|게|곳|데) ?(?:은|이)? ?없(?:나|니|어\?|는지)"
 )
+_DOUBLE = re.compile(
+    r"지 ?않으면 ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*|안 ?([가-힣]{0,6}면) ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*"
+)
+"""Two negations that demand: "하지 않으면 안 돼", "안 하면 큰일 나"."""
+_SO_THAT_NOT = re.compile(r"지 ?않(?:도록|게|기로|기) ?(?:꼭 ?)?(?:해|하|합|주의|조심|지켜|설정|부탁|신경|$)")
+_WHY_NOT = re.compile(r"(?<![가-힣])왜|이유|원인")
 _ASK_NOT = re.compile(r"(?:으)?면 ?안 ?(?:되|돼|된|됩|될|됨)")
-_FORBIDDING = re.compile(r"금지|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|금물|큰일 ?나|관둬|관두|절대 ?안")
+_FORBIDDING = re.compile(r"금지|금합|금하|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)|관둬|관두|절대 ?안")
 _BARE_NEGATIVE = re.compile(r"불가(?:능|한|합|해|$)|불능|미포함|부재|미확인|실패|거절|거부|차단|먹통|오류|에러|고장|문제|틀리|틀렸|싫|모르|모른")
 
+_TOPIC = r"(?:은|는|이|가|을|를|좀|요|도| )*(?:뭐|뭔|무엇|무어|어떻|어떤|알려|말해|말씀|궁금|설명|가르|알고|있|없|[.?!]|$)"
 _ASKS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
         ("duration", r"몇 ?(?:시간|분|주|개월|달|년|초)|얼마나 ?(?:오래 ?)?걸|얼마 ?동안|소요 ?시간|며칠 ?(?:이나|동안|걸)"),
         ("frequency", r"얼마나 ?자주|몇 ?번이?나? |몇 ?회|하루에 몇"),
-        ("when", r"언제(?!나|든|까지나)|몇 ?시(?!간)|며칠(?! ?(?:이나|동안|걸))|몇 ?월|몇 ?일|무슨 ?요일|어느 ?날|무슨 ?날|날짜"),
-        ("where", r"어디|어딜|어딘|어느 ?(?:곳|지역|나라|도시|동네)|위치|장소"),
+        ("when", r"언제(?!나|든|까지나)|몇 ?시(?!간)|며칠(?! ?(?:이나|동안|걸))|몇 ?월|몇 ?일|무슨 ?요일|어느 ?날|무슨 ?날|(?:날짜|시각|일시)" + _TOPIC),
+        ("where", r"어디|어딜|어딘|어느 ?(?:곳|지역|나라|도시|동네)|(?:위치|장소)" + _TOPIC),
         ("who", r"누구|누가|누군|누굴|어떤 ?사람"),
-        ("why", r"(?<![가-힣])왜(?![가-힣])|(?<![가-힣])왜(?:요|죠|지)|이유|원인|까닭|어째서|때문"),
-        ("how", r"어떻게(?! ?(?:되|돼|된|됩|됐|생|알))|방법|어떡|어찌|방식|(?:하는|가는|쓰는|만드는) ?법|절차"),
-        ("amount", r"얼마(?!나 ?(?:오래|자주|걸)| ?동안)|몇(?! ?(?:시|분|주|개월|달|년|초|일|월|번|회))|가격|비용|요금|금액|액수|갯수|개수|횟수|용량"),
+        ("why", r"(?<![가-힣])왜(?:요|죠|지)?(?![가-힣])|어째서|(?:이유|원인|까닭)" + _TOPIC),
+        ("how", r"어떻게(?! ?(?:되|돼|된|됩|됐|생|알))|어떡|어찌|(?:방법|방식|[는] ?법|절차)" + _TOPIC),
+        ("amount", r"얼마(?!나 ?(?:오래|자주|걸)| ?동안)|몇(?! ?(?:시|분|주|개월|달|년|초|일|월|번|회))|(?:가격|비용|요금|금액|액수|갯수|개수|횟수)" + _TOPIC),
     )
 )
 _MODALITY = (
@@ -81,7 +92,10 @@ _MODALITY = (
     ("should", re.compile(r"(?:는|은) ?(?:게|것이|편이|쪽이) ?(?:좋|나을|낫)")),
 )
 _OPEN_QUESTION = re.compile(r"어떻게|방법|뭐|뭘|무엇|무슨|어떤|어느")
-_TELL = re.compile(r"알려|말해|말씀|가르쳐|가르켜|설명|답해|대답|궁금|알고 ?싶|찾아|검색|보여|확인|알아봐|추천|읊|대봐|골라|뽑아|정해|판단|선택")
+_TELL = re.compile(
+    r"(?:알려|말해|말씀|가르쳐|가르켜|설명|답해|대답|궁금|알고 ?싶|찾아|검색|보여|알아봐|추천|읊어|대봐|골라|뽑아|정해|판단|선택|불러|얘기|이야기|밝혀)[가-힣 ]{0,12}[.?!~]*$"
+)
+_SUGGESTION = re.compile(r"어때|어떨까|지 ?그래|좋겠|는 ?게 ?좋|것이 ?좋|권(?:합|해|장)|바람직|낫")
 _REQUEST = re.compile(r"(?:줄래|주실래|주시겠|줄 ?수 ?있|주실 ?수 ?있|주면 ?안)")
 _ORDER = re.compile(
     r"(?:줘|줘라|줘요|주세요|주셔요|주십시오|주시오|주라|주렴|라|세요|셔요|십시오|시오|자|자고|시다|도록|바랍니다|바라|부탁(?:해|해요|합니다|드려요|드립니다)?|렴|야 ?해|야 ?돼|야 ?한다|야 ?합니다|면 ?돼)$"
@@ -101,6 +115,7 @@ _ROLES = {
     "부터": "from", "에서부터": "from", "에게서": "from", "한테서": "from", "에게": "to", "한테": "to", "께": "to",
     "까지": "to", "으로": "to", "로": "to", "에": "to", "보다": "than",
 }  # fmt: skip
+_WORD = re.compile(r"[a-z0-9가-힣]+|[,.?!]")
 _BARE_NOUN = re.compile(r"(?:에서|부터|까지|으로|이랑|하고|보다|에게|한테|들이|들을|은|는|이|가|을|를|에|로|와|과|랑|도|만|의)$")
 
 
@@ -111,6 +126,9 @@ def _noun(word: str) -> str:
 
 def read(words: tuple[str, ...], text: str) -> Reading:
     """Read the words between spaces (Hangul, letters or digits) and , . ? ! marks, in order; ``text`` as it stood."""
+    if "면" in text and _DOUBLE.search(text):
+        text = _DOUBLE.sub("야 해", text)
+        words = tuple(_WORD.findall(text))
     scan = _Scan(words, text)
     asks = frozenset(name for name, pattern in _ASKS if pattern.search(text))
     open_question = "how" in asks or _OPEN_QUESTION.search(text) is not None
@@ -137,11 +155,11 @@ class _Scan:
         self.negation = Negation.NONE
         self.forbids = False
         self._words = words
-        self._rhetorical = _RHETORICAL.search(text) is not None
+        self._rhetorical = _RHETORICAL.search(text) is not None and not _WHY_NOT.search(text)
         for place, word in enumerate(words):
             if word[0].isalnum():
                 self._word(place, word)
-        if _FORBIDDING.search(text):
+        if _FORBIDDING.search(text) or ("않" in text and _SO_THAT_NOT.search(text)):
             self.negation, self.forbids = Negation.STRONG, True
         elif self.negation is Negation.NONE and _BARE_NEGATIVE.search(text):
             self.negation = Negation.WEAK
@@ -153,11 +171,13 @@ class _Scan:
             if before.endswith("지"):
                 self._deny(before[:-1], "고", place)
             else:
-                self._exclude(before)
+                self._exclude(before, self._words[place - 2] if place > 1 else "")
         elif word.endswith("말고") and len(word) > 2 and not word.endswith("지말고"):
-            self._exclude(word[:-2])
-        elif word.endswith("보다는"):
-            self._exclude(word[:-3])
+            self._exclude(word[:-2], before)
+        elif word.endswith(("보다는", "보단")):
+            bare = word.removesuffix("보다는").removesuffix("보단") or before
+            if not bare.endswith("기"):
+                self._exclude(bare, before)
         elif word.startswith("대신") and before and not before.endswith(("는", "은")):
             self._exclude(before)
         elif word.startswith(("빼고", "제외")) and before:
@@ -166,18 +186,20 @@ class _Scan:
             self._exclude(before)
             if word.startswith("아닌"):
                 self._deepen(Negation.WEAK)
-        elif word.startswith("아니") and not word.startswith(("아니면", "아니요", "아니오")) and before:
+        elif word.startswith("아니") and not word.startswith(("아니면", "아니요", "아니오")) and before and not before.endswith("지"):
             self._deny(_noun(before), word[2:], place)
         elif "없" in word:
             cut = word.index("없")
             subject = word[:cut] or _noun(before)
             if subject:
                 self._deny(subject, word[cut + 1 :], place)
-                self.negated.add("이ㅆ")
+                if before not in ("수", "필요", "필요가"):
+                    self.negated.add(_THERE_IS)
         elif not (self._ji(place, word, after) or self._not(place, word, before, after)):
-            self.plain.add(key(word))
-            if word.startswith(("있", "계")):
-                self.plain.add("이ㅆ")
+            if not word.endswith("면"):
+                self.plain.add(key(word))
+            if word.startswith("있") and not before.endswith(_PROGRESS):
+                self.plain.add(_THERE_IS)
 
     def _ji(self, place: int, word: str, after: str) -> bool:
         """-지 않다, -지 못하다, -지 말다."""
@@ -226,7 +248,7 @@ class _Scan:
         return True
 
     def _deny(self, head: str, tail: str, place: int) -> None:
-        if head and head[0].isalnum():
+        if head and head[0].isalnum() and not head.startswith(("그러", "이러", "그렇")):
             self.negated.add(key(head))
         follows = any(word[0].isalnum() for word in self._words[place + 1 :])
         if self._rhetorical or (follows and (_FINITE_ONLY.search(tail) or _ATTRIBUTE.search(tail))):
@@ -234,8 +256,8 @@ class _Scan:
         else:
             self._deepen(Negation.STRONG)
 
-    def _exclude(self, word: str) -> None:
-        if not word or not word[0].isalnum():
+    def _exclude(self, word: str, before: str = "") -> None:
+        if not word or not word[0].isalnum() or before in ("다른", "이", "그", "타", "기타") or word in _VAGUE:
             return
         self.excluded.add(key(_noun(word)))
         self.plain.discard(key(word))
@@ -251,6 +273,8 @@ def _act(words: tuple[str, ...], text: str, forbids: bool, asks: frozenset[str])
     last = next((word for word in reversed(words) if word[0].isalnum()), "")
     if _TELL.search(text) or asks:
         return Act.ASK
+    if _SUGGESTION.search(text):
+        return Act.NONE
     if _REQUEST.search(text) or _ORDER.search(last):
         return Act.DO
     if text.rstrip().endswith("?") or _QUESTION.search(last):

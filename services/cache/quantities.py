@@ -8,7 +8,7 @@ _NUMBER = re.compile(
     r"(?P<currency>[$€£₩¥])?\s?(?P<number>\d+(?:[.,:/]\d+)*)\s?(?P<scale>[백천만억]|k(?![a-z])|thousand|million|billion)?\s?"
     r"(?P<unit>%|°c|°f|percent|퍼센트|프로(?![가-힣])|kg|mg|g|lbs?|pounds?|oz|km|cm|mm|miles?|mi|ft|feet|inch(?:es)?|tb|gb|mb|kb"
     r"|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|am|pm|a\.m|p\.m|usd|eur|krw|dollars?|won"
-    r"|달러|원|유로|엔|시간|분|초|개월|주일|주|일|월|년|살|세|명|개|번|배|시|킬로|미터|그램|기가|메가|단계|층|호선|학년|학기|회|박|도|위|등|m"
+    r"|달러|원|유로|엔|시간|분|초|개월|달|주일|주|일|월|년|살|세|명|개|번|배|시|킬로|미터|그램|기가|메가|단계|층|호선|학년|학기|회|박|도|위|등|m"
     r")?(?![a-z])"
 )
 _UNITS = {
@@ -45,28 +45,33 @@ _NATIVE = {
     "열한": 11, "열두": 12, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50,
 }  # fmt: skip
 _NATIVE_COUNT = re.compile(
-    r"(?<![가-힣])(?P<word>" + "|".join(sorted(_NATIVE, key=len, reverse=True)) + r")\s?"
-    r"(?=(?:개|명|번|시간|달|살|권|장|잔|병|대|마리|가지|주|배|사람|곳|시|박|통|층|켤레|그루)"
-    r"(?:에|이|가|를|을|은|는|의|로|까지|부터|만|도|씩|쯤|정도|만에|안에|동안|간|전|후|반|째|짜리|치)?(?![가-힣]))"
+    r"(?<![가-힣])(?<![로을를게고도]\s)(?P<word>" + "|".join(sorted(_NATIVE, key=len, reverse=True)) + r")\s?"
+    r"(?=(?:개|명|번|시간|달|살|권|장|잔|병|대|마리|가지|주|배|사람|곳|시|박|통|층|켤레|그루|편)"
+    r"(?:에|이|가|를|을|은|는|의|로|까지|부터|만|도|씩|쯤|정도|안|동안|간|전|후|반|째|짜리|치|이상|이하|이나|보단|보다|말고|넘|걸)?(?![가-힣]))"
 )
+_IDIOM = re.compile(r"(?<![가-힣])(?:한 ?번|한 ?사람|한 ?가지|한 ?곳|한편|두 ?번 ?다시|한 ?달 ?동안)")
+"""Words that count nothing."""
 _DIGITS = {"일": 1, "이": 2, "삼": 3, "사": 4, "오": 5, "육": 6, "칠": 7, "팔": 8, "구": 9}
 _TENS = {"십": 10, "백": 100, "천": 1000}
 _SINO_COUNT = re.compile(
-    r"(?<![가-힣0-9])(?P<word>[일이삼사오육칠팔구십백천만억]{1,8})\s?"
-    r"(?=(?:단계|층|호선|학년|학기|년|개월|월|분|초|원|번|회|도|위|등|박|주일|퍼센트|프로|킬로|배|인분|달러|살|세|시간|명|개)"
-    r"(?:에|이|가|를|을|은|는|의|로|으로|까지|부터|만|도|씩|쯤|정도|만에|안에|동안|간|전|후|반|째|짜리|치|이랑|랑|과|와|하고|중|중에)?"
-    r"(?![가-힣]))"
+    r"(?<![가-힣0-9])(?:(?P<word>[일이삼사오육칠팔구십백천만억]{2,8})\s?"
+    r"(?=단계|층|호선|학년|학기|년|개월|월|분|초|원|번|회|도(?!시|로|구)|위|등|박|주|퍼센트|프로|킬로|배|인분|달러|살|세|시간|명|개|일|시|장|권|점|대|평)"
+    r"|(?P<one>[일이삼사오육칠팔구십])(?=단계|층|호선|학년|학기|개월|월(?!급|요|말|세|등)|주일|인분|퍼센트|킬로))"
 )
-_NOT_SINO = frozenset(("이", "일", "이천", "구", "만", "사", "천만", "오", "백", "천"))
-"""Words that are more often something else ("이 번호", "일 년")."""
+_EXCLUDED = re.compile(r"[^\s]*\d[^\s]*\s?[가-힣]{0,3}\s?(?:말고|보단|보다는|대신)")
+_NOT_SINO = frozenset(("이천", "천만", "만일", "일일", "구구", "이사", "이백", "구십구"))
+"""Words that are more often something else."""
 
 
 def quantities(lowered: str) -> frozenset[str]:
     """Every number with its unit, ordinals and clock times, aliases made one ("5 kg", "2 week", "x2", "3rd")."""
     text = lowered
     if not text.isascii():
+        text = _IDIOM.sub(" ", text)
         text = _NATIVE_COUNT.sub(lambda match: f"{_NATIVE[match['word']]} ", text)
         text = _SINO_COUNT.sub(_sino, text)
+        # "30 minutes instead of 60" is a question about 30.
+        text = _EXCLUDED.sub(" ", text)
     if _has_english_number(text):
         text = _SPELT.sub(_spelt, text)
     found: set[str] = set()
@@ -119,7 +124,7 @@ def _spelt(match: re.Match[str]) -> str:
 
 
 def _sino(match: re.Match[str]) -> str:
-    word = match["word"]
+    word = match["word"] or match["one"]
     if word in _NOT_SINO:
         return match.group()
     total, group, digit = 0, 0, 0

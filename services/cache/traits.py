@@ -75,16 +75,30 @@ def _kinds(tokens: tuple[str, ...]) -> tuple[frozenset[tuple[str, str]], frozens
     times: set[tuple[str, str]] = set()
     things: set[tuple[str, str]] = set()
     before = ""
-    skipped = False
-    for token in tokens:
+    for place, token in enumerate(tokens):
         found = None
         if before:
-            found = WHOLE.get(f"{before} {token}") or (BEGINNINGS.get(f"{before} {token[:2]}") if token[0] >= "가" else None)
+            found = WHOLE.get(f"{before} {token}")
+            if found is None and token[0] >= "가":
+                found = next((BEGINNINGS[two] for n in (1, 2) if (two := f"{before} {token[:n]}") in BEGINNINGS), None)
         found = found or _kind(token)
-        if found is not None and not skipped:
+        if found is not None and not _excluded(tokens, place):
             (times if found[0] in TIMES else things).add(found)
         before = token
     return frozenset(times), frozenset(things)
+
+
+_DISMISSING = ("말고", "대신", "아니라", "아니고", "빼고", "제외", "보다는")
+
+
+def _excluded(tokens: tuple[str, ...], place: int) -> bool:
+    """Whether a thing is named only to say that it is not meant: "coffee instead of tea", "여름 말고 겨울"."""
+    token = tokens[place]
+    if token.endswith(("말고", "보다는", "보단")):
+        return True
+    if place + 1 < len(tokens) and tokens[place + 1].startswith(_DISMISSING):
+        return True
+    return tokens[max(place - 2, 0) : place] in (("instead", "of"), ("rather", "than"))
 
 
 def _kind(token: str) -> tuple[str, str] | None:
