@@ -6,24 +6,25 @@ Word lists over tokens, no parser: a sentence is read in one pass, in linear tim
 from __future__ import annotations
 
 from services.cache.reading import EMPTY, Act, Negation, Reading
+from services.cache.reading import words as word_set
 
-_AUXILIARIES = frozenset(
+_AUXILIARIES = word_set(
     "is are was were am be been being do does did done have has had can could will would shall should may might must"
-    " isn aren wasn weren don doesn didn haven hasn hadn couldn won wouldn shouldn mustn ain".split()
+    " isn aren wasn weren don doesn didn haven hasn hadn couldn won wouldn shouldn mustn ain"
 )
-_STOP = _AUXILIARIES | frozenset(
+_STOP = _AUXILIARIES | word_set(
     "a an the i me my mine you your we us our it its he she his her they them their this that these those there here of"
     " in on at to for from with and or by as so if how what which who whom whose when where why please tell than into"
     " about just also too very really quite even yet still ever any some all more most get got getting want need like"
-    " s t m re ve d ll im ive id u".split()
+    " s t m re ve d ll im ive id u"
 )
-_PASSED_OVER = _AUXILIARIES | frozenset(
+_PASSED_OVER = _AUXILIARIES | word_set(
     "a an the i me my you your we it its he she they them this that these those to any been being really even yet able"
-    " just very quite still ever currently always properly actually getting get of so too much in on at for".split()
+    " just very quite still ever currently always properly actually getting get of so too much in on at for"
 )
-_NEGATIONS = frozenset("not never cannot no without none neither nor unable unless avoid except excluding".split())
-_FUSED = frozenset(
-    "dont doesnt didnt cant wont isnt arent wasnt werent couldnt wouldnt shouldnt havent hasnt hadnt aint".split()
+_NEGATIONS = word_set("not never cannot no without none neither nor unable unless avoid except excluding")
+_FUSED = word_set(
+    "dont doesnt didnt cant wont isnt arent wasnt werent couldnt wouldnt shouldnt havent hasnt hadnt aint"
 )
 _LEXICAL = (
     "fail", "declin", "reject", "refus", "den", "broke", "miss", "disabl", "lost", "lose", "wrong", "error", "problem",
@@ -31,8 +32,8 @@ _LEXICAL = (
     "lack", "difficult", "ineligib", "free", "less", "zero", "instead", "pending", "delay", "still", "unknown", "gone",
     "disappear", "absent", "prevent", "disallow", "forbid", "ban", "illegal", "dislik",
 )  # fmt: skip
-_KNOWING = frozenset("know me out and sure exactly since until about see check understand explain learn is of".split())
-_PRONOUNS = frozenset("i you we they he she it the my your a an this that".split())
+_KNOWING = word_set("know me out and sure exactly since until about see check understand explain learn is of")
+_PRONOUNS = word_set("i you we they he she it the my your a an this that")
 _MEASURES = {
     "much": "amount", "many": "amount", "long": "duration", "soon": "duration", "fast": "speed", "quickly": "duration",
     "often": "frequency", "frequently": "frequency", "far": "distance", "old": "age", "big": "size", "large": "size",
@@ -43,14 +44,16 @@ _MODALS = {
     "ought": "should", "recommended": "should", "advisable": "should", "can": "may", "could": "may", "may": "may",
     "possible": "may", "allowed": "may", "permitted": "may", "able": "may", "compulsory": "must", "cannot": "may",
 }  # fmt: skip
-_ACTIONS = frozenset(
+_ACTIONS = word_set(
     "turn switch set open close send call play book cancel delete remove add order buy pay transfer schedule remind"
     " start stop increase lower raise lock unlock move text email dial pause resume mute unmute shut dim archive"
-    " forward reply reserve disable enable activate deactivate block unblock reset restart reboot".split()
+    " forward reply reserve disable enable activate deactivate block unblock reset restart reboot"
 )
-_PIVOTS = frozenset("to than from into onto over before after against by behind under above below for".split())
-_COMMUTATIVE = frozenset("and or vs versus with between both either nor &".split())
+_PIVOTS = word_set("to than from into onto over before after against by behind under above below for")
+_COMMUTATIVE = word_set("and or vs versus with between both either nor &")
 _EXCLUDING = frozenset((("instead", "of"), ("rather", "than"), ("other", "than"), ("but", "not"), ("apart", "from")))
+LONG = 25
+"""Words beyond which a text tells a story, whose parts are denied and affirmed by turns."""
 _ENDINGS = ("ations", "ation", "ings", "ing", "ied", "ies", "ions", "ion", "ed", "es", "s", "ly", "e", "y")
 
 
@@ -85,11 +88,11 @@ def read(tokens: tuple[str, ...]) -> Reading:
 
 
 def _is_negation(word: str) -> bool:
-    return word in _NEGATIONS or word in _FUSED or word.endswith("n't") or word == "don"
+    return word in _NEGATIONS or word in _FUSED or word.endswith("n't")
 
 
 def _rhetorical(words: tuple[str, ...], place: int) -> bool:
-    """"Isn't there", "why not", "whether or not", "not only", "no, ..." and "No. 5" deny nothing."""
+    """ "Isn't there", "why not", "whether or not", "not only", "no, ..." and "No. 5" deny nothing."""
     word = words[place]
     before = words[place - 1] if place else "."
     after = words[place + 1] if place + 1 < len(words) else "."
@@ -122,6 +125,8 @@ def _negation(words: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], N
                 negated.update(following)
         elif negation is Negation.NONE and word.startswith(_LEXICAL):
             negation = Negation.STRONG if word.startswith("fail") else Negation.WEAK
+    if len(words) > LONG:
+        negation = min(negation, Negation.WEAK)
     return frozenset(negated), frozenset(excluded), negation
 
 
@@ -152,11 +157,17 @@ def _asks(words: tuple[str, ...]) -> frozenset[str]:
             elif after not in ("about", "is", "are", "was", "does", "do", "did") or after in ("do", "does", "did"):
                 found.add("how")
         elif word == "why":
-            if not (after == "not" or after in ("don", "don't")):
+            if not (after == "not" or after == "don't"):
                 found.add("why")
         elif word in ("when", "where"):
             embedded = before in _KNOWING and after in _PRONOUNS
-            if after in _AUXILIARIES or embedded or after == "to" or after == "?" or (opens and after not in _PRONOUNS):
+            if (
+                after in _AUXILIARIES
+                or embedded
+                or after == "to"
+                or after == "?"
+                or (opens and after not in _PRONOUNS and not after.endswith("ing"))
+            ):
                 found.add(word)
         elif word in ("who", "whom", "whose", "who's"):
             if opens or before in ("know", "me", "out", "and", "is", "by", "of", "to", "from", "with"):
@@ -178,17 +189,17 @@ def _asks(words: tuple[str, ...]) -> frozenset[str]:
 
 
 def _modality(words: tuple[str, ...], asks: frozenset[str]) -> frozenset[str]:
-    # "How can I", "how should I" and "what must I do to" ask for the same instructions.
-    if "how" in asks or "what" in words or "which" in words:
+    """Of yes-or-no questions alone: "how can I", "how should I" and "what must I do to" want the same instructions."""
+    if asks or words[0] in ("what", "which", "what's") or len(words) < 4:
         return frozenset()
-    found: set[str] = set()
-    for place, word in enumerate(words):
-        after = words[place + 1] if place + 1 < len(words) else ""
-        if word in _MODALS and after != "you":
-            found.add(_MODALS[word])
-        elif word in ("have", "has", "need", "needs", "supposed") and after == "to":
-            found.add("should" if word == "supposed" else "must")
-    return frozenset(found)
+    first, second, third, fourth = words[:4]
+    if first in ("can", "could", "may", "should", "must"):
+        return frozenset() if second == "you" else frozenset((_MODALS[first],))
+    if first in ("do", "does") and third in ("have", "need") and fourth == "to":
+        return frozenset(("must",))
+    if first in ("is", "are", "am"):
+        return frozenset(_MODALS[word] for word in words[1:6] if word in _MODALS)
+    return frozenset()
 
 
 def _act(words: tuple[str, ...], asks: frozenset[str]) -> Act:

@@ -63,8 +63,13 @@ def _traits(text: Traits | str) -> Traits:
 
 
 def numbers(one: Traits, other: Traits) -> str:
-    """Quantities with their units, ordinals and clock times must be the same."""
-    return _sets(one.quantities, other.quantities)
+    """Quantities with their units, ordinals and clock times must be the same where both have some."""
+    return _sets(one.quantities, other.quantities) if one.quantities and other.quantities else ""
+
+
+def one_number(one: Traits, other: Traits) -> str:
+    """Only one of the two has numbers."""
+    return _sets(one.quantities, other.quantities) if not one.quantities or not other.quantities else ""
 
 
 def identifiers(one: Traits, other: Traits) -> str:
@@ -116,10 +121,13 @@ def alternatives(one: Traits, other: Traits) -> str:
     """What one does not want ("instead of A", "A 말고") must not be what the other wants."""
     here, there = one.reading, other.reading
     ours, theirs = here.excluded & there.plain, there.excluded & here.plain
-    crossed = ours | theirs
-    if crossed and ((ours and theirs) or Negation.NONE in (here.negation, there.negation)):
-        return f"only one wants {min(crossed)!r}"
-    return ""
+    return f"{min(ours)!r} and {min(theirs)!r} have changed places" if ours and theirs else ""
+
+
+def one_alternative(one: Traits, other: Traits) -> str:
+    """Something that one does not want and the other wants."""
+    crossed = (one.reading.excluded & other.reading.plain) | (other.reading.excluded & one.reading.plain)
+    return f"only one wants {min(crossed)!r}" if crossed else ""
 
 
 def antonyms(one: Traits, other: Traits) -> str:
@@ -131,7 +139,7 @@ def antonyms(one: Traits, other: Traits) -> str:
 
 
 def _keeps(one: Traits, other: Traits) -> bool:
-    """"Leave it on" and "do not turn it off" are one order."""
+    """ "Leave it on" and "do not turn it off" are one order."""
     acts = {one.reading.act, other.reading.act}
     return acts == {Act.FORBID, Act.DO} and opposed(one.sides, other.sides) is not None
 
@@ -167,39 +175,41 @@ def modality(one: Traits, other: Traits) -> str:
 
 
 def acts(one: Traits, other: Traits) -> str:
-    """A question, an order and a prohibition want different answers."""
-    here, there = one.reading.act, other.reading.act
-    if here is there or Act.NONE in (here, there):
-        return ""
-    return f"{here.name.lower()} against {there.name.lower()}"
-
-
-def forbidding(one: Traits, other: Traits) -> str:
-    """Only one forbids, and the other orders."""
-    if {one.reading.act, other.reading.act} == {Act.FORBID, Act.DO}:
-        return "only one forbids"
+    """Whether to do something is no order to do it ("불 켤까", "불 켜")."""
+    here, there = one.reading, other.reading
+    if {here.act, there.act} == {Act.ASK, Act.DO} and here.verb == there.verb and not here.asks | there.asks:
+        return f"{here.act.name.lower()} against {there.act.name.lower()}"
     return ""
+
+
+def other_act(one: Traits, other: Traits) -> str:
+    """A question, an order and a prohibition want different answers, if they are read aright."""
+    here, there = one.reading.act, other.reading.act
+    return "" if here is there or Act.NONE in (here, there) else f"{here.name.lower()} against {there.name.lower()}"
 
 
 def names(one: Traits, other: Traits) -> str:
-    """Capitalised names and acronyms of one must occur in the other, in any case."""
-    for here, there in ((one, other), (other, one)):
-        for name in here.names:
-            if name in there.words or name.removesuffix("s") in there.words or f"{name}s" in there.words:
-                continue
-            if set(re.split(r"[-_]", name)) <= there.words:
-                continue
-            if any(name in words for _, words in there.things):
-                continue
-            return f"only one has {name!r}"
-    return ""
-
-
-def other_name(one: Traits, other: Traits) -> str:
-    """Each has a capitalised name that the other lacks."""
-    here = [name for name in one.names if name not in other.words and name.removesuffix("s") not in other.words]
-    there = [name for name in other.names if name not in one.words and name.removesuffix("s") not in one.words]
+    """Each has a capitalised name or acronym that the other lacks, in any case."""
+    here, there = _own_names(one, other), _own_names(other, one)
     return f"{here[0]!r} against {there[0]!r}" if here and there else ""
+
+
+def one_name(one: Traits, other: Traits) -> str:
+    """A capitalised name that only one of the two has."""
+    lone = _own_names(one, other) or _own_names(other, one)
+    return f"only one has {lone[0]!r}" if lone else ""
+
+
+def _own_names(one: Traits, other: Traits) -> list[str]:
+    return [
+        name
+        for name in one.names
+        if name not in other.words
+        and name.removesuffix("s") not in other.words
+        and f"{name}s" not in other.words
+        and name not in other.initials
+        and not set(re.split(r"[-_]", name)) <= other.words
+    ]
 
 
 def argument_order(one: Traits, other: Traits) -> str:
@@ -211,18 +221,14 @@ def argument_order(one: Traits, other: Traits) -> str:
     return ""
 
 
-_OPPOSED = frozenset(
-    frozenset(pair)
-    for pair in (("subject", "object"), ("from", "to"), ("subject", "than"), ("object", "to"), ("subject", "to"), ("object", "than"))
-)
-
-
 def particles(one: Traits, other: Traits) -> str:
     """A Korean noun must keep its role: subject or object, from or to, the one compared or the measure."""
     here, there = dict(one.reading.roles), dict(other.reading.roles)
-    swapped = [noun for noun in here if noun in there and frozenset((here[noun], there[noun])) in _OPPOSED]
-    if len(swapped) > 1:
-        return f"{swapped[0]!r} is {here[swapped[0]]} against {there[swapped[0]]}"
+    swapped = [noun for noun in here if noun in there and here[noun] != there[noun]]
+    for place, noun in enumerate(swapped):
+        for partner in swapped[place + 1 :]:
+            if here[noun] == there[partner] and there[noun] == here[partner]:
+                return f"{noun!r} is {here[noun]} against {there[noun]}"
     for role in ("from", "than"):
         mine = {noun for noun, own in one.reading.roles if own == role}
         theirs = {noun for noun, own in other.reading.roles if own == role}
@@ -271,6 +277,7 @@ def _own(one: Traits, other: Traits) -> set[str]:
 
 HARD: tuple[tuple[str, Guard], ...] = (
     ("numbers", numbers),
+    ("one number", one_number),
     ("identifiers", identifiers),
     ("times", times),
     ("things", things),
@@ -287,11 +294,12 @@ HARD: tuple[tuple[str, Guard], ...] = (
 )
 """In the order in which they are reported."""
 SOFT: tuple[tuple[str, Guard], ...] = (
-    ("forbidding", forbidding),
-    ("other name", other_name),
     ("one time", one_time),
     ("one thing", one_thing),
+    ("one name", one_name),
+    ("one alternative", one_alternative),
     ("one asks", one_asks),
+    ("other act", other_act),
     ("words", words),
 )
 GUARD_NAMES = tuple(name for name, _ in (*HARD, *SOFT))
@@ -325,15 +333,14 @@ def _excluding(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]
     for kind in {kind for kind, _ in one} & {kind for kind, _ in other}:
         here = {member for own, member in one if own == kind}
         there = {member for own, member in other if own == kind}
-        if here != there:
+        if not here <= there and not there <= here:
             return f"{_names(here - there)} against {_names(there - here)}"
     return ""
 
 
 def _missing(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> str:
-    kinds_here, kinds_there = {kind for kind, _ in one}, {kind for kind, _ in other}
-    lone = [member for kind, member in one ^ other if (kind in kinds_here) is not (kind in kinds_there)]
-    return f"only one has {min(lone)!r}" if lone else ""
+    lone = one ^ other if one != other and not _excluding(one, other) else ()
+    return f"only one has {min(member for _, member in lone)!r}" if lone else ""
 
 
 def _names(items: set[str] | frozenset[str]) -> str:

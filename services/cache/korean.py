@@ -40,19 +40,47 @@ def key(word: str) -> str:
     return _plain_syllable(word[0]) + _plain_syllable(word[1])
 
 
-_JI = re.compile(r"(?P<head>[가-힣]{1,12}?)지(?:는|도|를|가|만)?(?P<negator>않|못|마|말(?!해|씀|하|했|할|한|지|이)|맙)?(?P<tail>[가-힣]*)")
+_JI = re.compile(
+    r"(?P<head>[가-힣]{1,12}?)지(?:는|도|를|가|만)?(?P<negator>않|못|마|말(?!해|씀|하|했|할|한|지|이)|맙)?(?P<tail>[가-힣]*)"
+)
 _JI_ALONE = re.compile(r"(?P<head>[가-힣]{1,12})지(?:는|도|를|가|만)?")
-_NEGATOR = re.compile(r"(?P<negator>않|못|마(?![가-힣]*음)|말(?!해|씀|하|했|할|한|지|이)|안(?=[돼되됩]|는|아|$)|맙)(?P<tail>[가-힣]*)")
+_NEGATOR = re.compile(
+    r"(?P<negator>않|못|마(?![가-힣]*음)|말(?!해|씀|하|했|할|한|지|이)|안(?=[돼되됩]|는|아|$)|맙)(?P<tail>[가-힣]*)"
+)
 _FUSED = re.compile(
     r"안(?P<head>되|돼|된|됨|됩|됐|될|하|해|합|했|할|한|나오|나와|나가|가|갔|갈|와|왔|올|오(?!후|전)|먹|켜|켰|꺼|열|보이|보여|보내|봤|들|맞|읽"
     r"|받|쓰|써|걸|아프|춥|덥|추|더|뜨|떠|떴|눌|씻|감|잤|사고|좋|바뀌|지워)(?P<tail>[가-힣]*)"
 )
-_VAGUE = frozenset(("것", "거", "때", "쪽", "곳", "사람", "데", "걸", "경우", "시간", "식", "말", "게", "것이", "게", "거", "때가", "게"))
-_NOT_NEGATED = ("안내", "안전", "안녕", "안경", "안방", "안드", "안정", "안과", "안심", "안건", "안부", "안주", "안쪽", "안에", "안으", "안팎")
+_VAGUE = frozenset(
+    ("것", "거", "때", "쪽", "곳", "사람", "데", "걸", "경우", "시간", "시간이", "식", "말", "게", "것이", "때가")
+)
+_OTHERS = frozenset(("다른", "다른거", "다른것", "이", "그", "타", "기타"))
+_TOO_LIGHT = frozenset(("하", "되", "그", "무", "드", "이", "마", "즈", "거", "것", "좀", "안", "수", "츠"))
+"""Keys that stand for too much."""
+_NOT_NEGATED = (
+    "안내",
+    "안전",
+    "안녕",
+    "안경",
+    "안방",
+    "안드",
+    "안정",
+    "안과",
+    "안심",
+    "안건",
+    "안부",
+    "안주",
+    "안쪽",
+    "안에",
+    "안으",
+    "안팎",
+)
 _THERE_IS = "있"
 _PROGRESS = ("수", "고", "어", "아", "여", "져", "해", "돼", "수는", "수가", "수도", "필요", "필요가")
 """What 있다 is an auxiliary or an idiom after."""
-_PLACES = frozenset(("집", "방", "차", "실", "건물", "회사", "가게", "교실", "상자", "가방", "지갑", "이", "그", "기간", "동안"))
+_PLACES = frozenset(
+    ("집", "방", "차", "실", "건물", "회사", "가게", "교실", "상자", "가방", "지갑", "이", "그", "기간", "동안")
+)
 _FINITE_ONLY = re.compile(
     r"(?:고|며|면|니까?|서|게|도록|지만|데|려면|려고|므로|거나|기에?|음|다면|도|라서?|아도|어도|더라도|때문에?|느니|든지?|을때|을|ㄹ)$"
 )
@@ -69,26 +97,48 @@ _DOUBLE = re.compile(
 _SO_THAT_NOT = re.compile(r"지 ?않(?:도록|게|기로|기) ?(?:꼭 ?)?(?:해|하|합|주의|조심|지켜|설정|부탁|신경|$)")
 _WHY_NOT = re.compile(r"(?<![가-힣])왜|이유|원인")
 _ASK_NOT = re.compile(r"(?:으)?면 ?안 ?(?:되|돼|된|됩|될|됨)")
-_FORBIDDING = re.compile(r"금지|금합|금하|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)|관둬|관두|절대 ?안")
-_BARE_NEGATIVE = re.compile(r"불가(?:능|한|합|해|$)|불능|미포함|부재|미확인|실패|거절|거부|차단|먹통|오류|에러|고장|문제|틀리|틀렸|싫|모르|모른")
+_FORBIDDING = re.compile(
+    r"금지|(?<!궁)금합|금하|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)|관둬|관두|절대 ?안"
+)
+_BARE_NEGATIVE = re.compile(
+    r"불가(?:능|한|합|해|$)|불능|미포함|부재|미확인|실패|거절|거부|차단|먹통|오류|에러|고장|문제|틀리|틀렸|싫|모르|모른"
+)
 
-_TOPIC = r"(?:은|는|이|가|을|를|좀|요|도| )*(?:뭐|뭔|무엇|무어|어떻|어떤|알려|말해|말씀|궁금|설명|가르|알고|있|없|[.?!]|$)"
+_TOPIC = (
+    r"(?:은|는|이|가|을|를|좀|요|도| )*(?:뭐|뭔|무엇|무어|어떻|어떤|알려|말해|말씀|궁금|설명|가르|알고|있|없|[.?!]|$)"
+)
 _ASKS = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
-        ("duration", r"몇 ?(?:시간|분|주|개월|달|년|초)|얼마나 ?(?:오래 ?)?걸|얼마 ?동안|소요 ?시간|며칠 ?(?:이나|동안|걸)"),
+        (
+            "duration",
+            r"몇 ?(?:시간|분|주|개월|달|년|초)|얼마나 ?(?:오래 ?)?걸|얼마 ?동안|소요 ?시간|며칠 ?(?:이나|동안|걸)",
+        ),
         ("frequency", r"얼마나 ?자주|몇 ?번이?나? |몇 ?회|하루에 몇"),
-        ("when", r"언제(?!나|든|까지나)|몇 ?시(?!간)|며칠(?! ?(?:이나|동안|걸))|몇 ?월|몇 ?일|무슨 ?요일|어느 ?날|무슨 ?날|(?:날짜|시각|일시)" + _TOPIC),
+        (
+            "when",
+            r"언제(?!나|든|까지나)|몇 ?시(?!간)|며칠(?! ?(?:이나|동안|걸))|몇 ?월|몇 ?일|무슨 ?요일|어느 ?날|무슨 ?날|(?:날짜|시각|일시)"
+            + _TOPIC,
+        ),
         ("where", r"어디|어딜|어딘|어느 ?(?:곳|지역|나라|도시|동네)|(?:위치|장소)" + _TOPIC),
         ("who", r"누구|누가|누군|누굴|어떤 ?사람"),
         ("why", r"(?<![가-힣])왜(?:요|죠|지)?(?![가-힣])|어째서|(?:이유|원인|까닭)" + _TOPIC),
         ("how", r"어떻게(?! ?(?:되|돼|된|됩|됐|생|알))|어떡|어찌|(?:방법|방식|[는] ?법|절차)" + _TOPIC),
-        ("amount", r"얼마(?!나 ?(?:오래|자주|걸)| ?동안)|몇(?! ?(?:시|분|주|개월|달|년|초|일|월|번|회))|(?:가격|비용|요금|금액|액수|갯수|개수|횟수)" + _TOPIC),
+        (
+            "amount",
+            r"얼마(?!나 ?(?:오래|자주|걸)| ?동안)|몇(?! ?(?:시|분|주|개월|달|년|초|일|월|번|회))|(?:가격|비용|요금|금액|액수|갯수|개수|횟수)"
+            + _TOPIC,
+        ),
     )
 )
 _MODALITY = (
     ("may", re.compile(r"[아어여해와워봐줘려켜러]도 ?(?:되|돼|됩|될|된|괜찮)|수 ?(?:가|는|도)? ?있|가능(?!성)")),
-    ("must", re.compile(r"[아어여해와워봐줘려켜러]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무")),
+    (
+        "must",
+        re.compile(
+            r"[아어여해와워봐줘려켜러]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무"
+        ),
+    ),
     ("should", re.compile(r"(?:는|은) ?(?:게|것이|편이|쪽이) ?(?:좋|나을|낫)")),
 )
 _OPEN_QUESTION = re.compile(r"어떻게|방법|뭐|뭘|무엇|무슨|어떤|어느")
@@ -96,12 +146,13 @@ _TELL = re.compile(
     r"(?:알려|말해|말씀|가르쳐|가르켜|설명|답해|대답|궁금|알고 ?싶|찾아|검색|보여|알아봐|추천|읊어|대봐|골라|뽑아|정해|판단|선택|불러|얘기|이야기|밝혀)[가-힣 ]{0,12}[.?!~]*$"
 )
 _SUGGESTION = re.compile(r"어때|어떨까|지 ?그래|좋겠|는 ?게 ?좋|것이 ?좋|권(?:합|해|장)|바람직|낫")
+_LIGHT_VERB = re.compile(r"(?:주|줘|줄|둬|두|놔|놓|되|돼|될|됩|하|해|할|합|마|말|있|없)[가-힣]*|[가-힣]")
 _REQUEST = re.compile(r"(?:줄래|주실래|주시겠|줄 ?수 ?있|주실 ?수 ?있|주면 ?안)")
 _ORDER = re.compile(
     r"(?:줘|줘라|줘요|주세요|주셔요|주십시오|주시오|주라|주렴|라|세요|셔요|십시오|시오|자|자고|시다|도록|바랍니다|바라|부탁(?:해|해요|합니다|드려요|드립니다)?|렴|야 ?해|야 ?돼|야 ?한다|야 ?합니다|면 ?돼)$"
 )
 _BARE_ORDER = re.compile(
-    r"(?:켜|꺼|열어|닫아|틀어|올려|내려|높여|낮춰|보내|걸어|잠가|잠궈|멈춰|지워|바꿔|꺼내|넣어|(?:예약|설정|취소|삭제|추가|전송|저장|실행|시작|종료|연결|해제|주문|결제|청소|등록|변경|재생)해)$"
+    r"(?:켜|꺼|둬|놔|놓아|열어|닫아|틀어|올려|내려|높여|낮춰|보내|걸어|잠가|잠궈|멈춰|지워|바꿔|꺼내|넣어|(?:예약|설정|취소|삭제|추가|전송|저장|실행|시작|종료|연결|해제|주문|결제|청소|등록|변경|재생)해)$"
 )
 _QUESTION = re.compile(r"(?:까|까요|나요|니|냐|나|가요|는가|은가|인가|는지|은지|인지|지요|죠|대|래|래요)$")
 _DELIBERATIVE = re.compile(r"[가-힣](?:까|까요)$")
@@ -116,7 +167,9 @@ _ROLES = {
     "까지": "to", "으로": "to", "로": "to", "에": "to", "보다": "than",
 }  # fmt: skip
 _WORD = re.compile(r"[a-z0-9가-힣]+|[,.?!]")
-_BARE_NOUN = re.compile(r"(?:에서|부터|까지|으로|이랑|하고|보다|에게|한테|들이|들을|은|는|이|가|을|를|에|로|와|과|랑|도|만|의)$")
+_BARE_NOUN = re.compile(
+    r"(?:에서|부터|까지|으로|이랑|하고|보다|에게|한테|들이|들을|은|는|이|가|을|를|에|로|와|과|랑|도|만|의)$"
+)
 
 
 def _noun(word: str) -> str:
@@ -142,6 +195,7 @@ def read(words: tuple[str, ...], text: str) -> Reading:
         modality=modality,
         act=_act(words, text, scan.forbids, asks),
         roles=_roles(words),
+        verb=key(next((word for word in reversed(words) if word[0].isalnum() and not _LIGHT_VERB.fullmatch(word)), "")),
     )
 
 
@@ -186,7 +240,12 @@ class _Scan:
             self._exclude(before)
             if word.startswith("아닌"):
                 self._deepen(Negation.WEAK)
-        elif word.startswith("아니") and not word.startswith(("아니면", "아니요", "아니오")) and before and not before.endswith("지"):
+        elif (
+            word.startswith("아니")
+            and not word.startswith(("아니면", "아니요", "아니오"))
+            and before
+            and not before.endswith("지")
+        ):
             self._deny(_noun(before), word[2:], place)
         elif "없" in word:
             cut = word.index("없")
@@ -243,12 +302,16 @@ class _Scan:
         if head[0] in "하해한할합했되돼된될됩됐됨" and before:
             head = before.removesuffix("면").removesuffix("으") if condition else _noun(before)
         self._deny(head, tail, place)
-        if condition and self.negation is Negation.STRONG and not tail.endswith(("까", "까요", "나", "나요", "니", "냐")):
+        if (
+            condition
+            and self.negation is Negation.STRONG
+            and not tail.endswith(("까", "까요", "나", "나요", "니", "냐"))
+        ):
             self.forbids = True
         return True
 
     def _deny(self, head: str, tail: str, place: int) -> None:
-        if head and head[0].isalnum() and not head.startswith(("그러", "이러", "그렇")):
+        if head and head[0].isalnum() and not head.startswith(("그러", "이러", "그렇")) and key(head) not in _TOO_LIGHT:
             self.negated.add(key(head))
         follows = any(word[0].isalnum() for word in self._words[place + 1 :])
         if self._rhetorical or (follows and (_FINITE_ONLY.search(tail) or _ATTRIBUTE.search(tail))):
@@ -257,7 +320,9 @@ class _Scan:
             self._deepen(Negation.STRONG)
 
     def _exclude(self, word: str, before: str = "") -> None:
-        if not word or not word[0].isalnum() or before in ("다른", "이", "그", "타", "기타") or word in _VAGUE:
+        if word in _VAGUE:
+            word, before = before, ""
+        if not word or not word[0].isalnum() or before in _OTHERS or word in _OTHERS:
             return
         self.excluded.add(key(_noun(word)))
         self.plain.discard(key(word))
@@ -271,7 +336,7 @@ def _act(words: tuple[str, ...], text: str, forbids: bool, asks: frozenset[str])
     if forbids:
         return Act.FORBID
     last = next((word for word in reversed(words) if word[0].isalnum()), "")
-    if _TELL.search(text) or asks:
+    if _TELL.search(text) or asks or _OPEN_QUESTION.search(text):
         return Act.ASK
     if _SUGGESTION.search(text):
         return Act.NONE

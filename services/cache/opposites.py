@@ -25,7 +25,6 @@ subscrib|subscribe / unsubscrib|unsubscribe|cancel
 buy|buying|purchas|purchase / sell|selling|sold
 import / export
 upload / download
-send|sent|sending / receiv|receive
 before / after
 above|over / below|under
 max|maximum|most|highest|largest|biggest|longest / min|minimum|least|lowest|smallest|shortest
@@ -90,7 +89,7 @@ with / without
 가입|구독 / 탈퇴|해지|취소
 예약 / 취소
 사는=|사려|사고=|사려면|사고싶|살까|사도|사야|구매|구입|매수 / 파는=|팔려|팔고|팔까|팔아|팔아도|팔면|판매|매도
-보낸|송금|발신 / 받은|수신
+송금|발신 / 수신
 입금 / 출금|인출
 로그인 / 로그아웃
 이전에|이전의|전에=|전까지|직전|앞서 / 이후|후에=|다음에|나중에|직후
@@ -141,8 +140,31 @@ with / without
 
 
 _ENDINGS = ("", "e", "s", "es", "d", "ed", "ing", "ion", "ly")
-_DIRECTED = frozenset(("log", "logs", "logged", "sign", "signs", "signed", "check", "checked", "opt", "clock", "zoom", "cash", "move", "way",
-                       "go", "come", "coming", "going", "get", "logging", "signing"))
+_DIRECTED = frozenset(
+    (
+        "log",
+        "logs",
+        "logged",
+        "sign",
+        "signs",
+        "signed",
+        "check",
+        "checked",
+        "opt",
+        "clock",
+        "zoom",
+        "cash",
+        "move",
+        "way",
+        "go",
+        "come",
+        "coming",
+        "going",
+        "get",
+        "logging",
+        "signing",
+    )
+)
 """What "in" and "out", "up" and "down" are opposites after: elsewhere they are mere prepositions."""
 _MOST = frozenset(("가장", "제일"))
 _LINES = tuple(line.split(" / ") for line in _PAIRS.strip().splitlines())

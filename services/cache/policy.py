@@ -223,5 +223,5 @@ def judge(question: Question, found: Found, policy: CachePolicy, embedder_reads_
     old = fresh(found.entry, question, now)
     test(not old, old or f"{now - found.entry.created:.0f} s old, tier {found.entry.tier}")
     for difference in differences(asked, stored):
-        test(False, difference)
+        test(False, str(difference))
     return Verdict(serve, tuple(reasons))

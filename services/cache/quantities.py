@@ -36,20 +36,19 @@ _SPELT = re.compile(
     rf"\b(?:(?:an?|one) (?={'|'.join(_ENGLISH_SCALES)}))?(?:{'|'.join((*_ENGLISH, *_ENGLISH_SCALES))})"
     rf"(?:[ -](?:and )?(?:{'|'.join((*_ENGLISH, *_ENGLISH_SCALES, 'one'))}))*\b"
 )
-_ORDINALS = {"second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "twice": "x2", "double": "x2",
-             "triple": "x3", "half": "1/2", "절반": "1/2", "두배": "x2"}  # fmt: skip
-_ORDINAL = re.compile(r"(?<![^\W_])(?:" + "|".join(_ORDINALS) + r")(?![a-z])")
+_ORDINALS = {"second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "twice": "x2", "triple": "x3", "half": "1/2", "절반": "1/2", "두배": "x2"}  # fmt: skip
+_ORDINAL = re.compile(r"(?<![^\W_])(?:" + "|".join(_ORDINALS) + r")(?![a-z-])")
 
 _NATIVE = {
     "한": 1, "두": 2, "세": 3, "네": 4, "다섯": 5, "여섯": 6, "일곱": 7, "여덟": 8, "아홉": 9, "열": 10,
     "열한": 11, "열두": 12, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50,
 }  # fmt: skip
 _NATIVE_COUNT = re.compile(
-    r"(?<![가-힣])(?<![로을를게고도]\s)(?P<word>" + "|".join(sorted(_NATIVE, key=len, reverse=True)) + r")\s?"
-    r"(?=(?:개|명|번|시간|달|살|권|장|잔|병|대|마리|가지|주|배|사람|곳|시|박|통|층|켤레|그루|편)"
-    r"(?:에|이|가|를|을|은|는|의|로|까지|부터|만|도|씩|쯤|정도|안|동안|간|전|후|반|째|짜리|치|이상|이하|이나|보단|보다|말고|넘|걸)?(?![가-힣]))"
+    r"(?<![가-힣])(?<![로을를게고도이더]\s)(?P<word>" + "|".join(sorted(_NATIVE, key=len, reverse=True)) + r")\s?"
+    r"(?=(?:개|명|번|시간|달|살|권|장|잔|병|대|마리|가지|주|배(?!\s?드)|사람|곳|시|박|통|층|켤레|그루|편)"
+    r"(?:에|이|가|를|을|은|는|의|로|까지|부터|만|도|씩|쯤|정도|안|동안|간|전|후|반|째|짜리|치|이상|이하|이나|보단|보다|말고|넘|걸|[^가-힣]|$))"
 )
-_IDIOM = re.compile(r"(?<![가-힣])(?:한 ?번|한 ?사람|한 ?가지|한 ?곳|한편|두 ?번 ?다시|한 ?달 ?동안)")
+_IDIOM = re.compile(r"(?<![가-힣])(?:한 ?번|한 ?사람|한 ?가지|한 ?곳|한편|두 ?번 ?다시)")
 """Words that count nothing."""
 _DIGITS = {"일": 1, "이": 2, "삼": 3, "사": 4, "오": 5, "육": 6, "칠": 7, "팔": 8, "구": 9}
 _TENS = {"십": 10, "백": 100, "천": 1000}
@@ -58,7 +57,7 @@ _SINO_COUNT = re.compile(
     r"(?=단계|층|호선|학년|학기|년|개월|월|분|초|원|번|회|도(?!시|로|구)|위|등|박|주|퍼센트|프로|킬로|배|인분|달러|살|세|시간|명|개|일|시|장|권|점|대|평)"
     r"|(?P<one>[일이삼사오육칠팔구십])(?=단계|층|호선|학년|학기|개월|월(?!급|요|말|세|등)|주일|인분|퍼센트|킬로))"
 )
-_EXCLUDED = re.compile(r"[^\s]*\d[^\s]*\s?[가-힣]{0,3}\s?(?:말고|보단|보다는|대신)")
+_EXCLUDED = re.compile(r"[^\s]*\d[^\s]*\s?[가-힣]{0,3}\s?(?:말고|보단|보다는|대신|아니라|아니고)")
 _NOT_SINO = frozenset(("이천", "천만", "만일", "일일", "구구", "이사", "이백", "구십구"))
 """Words that are more often something else."""
 
@@ -101,7 +100,9 @@ def _value(number: str, scale: str | None) -> str:
         return plain + scale
 
 
-_ENGLISH_HINT = re.compile(r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|teen|ty|zero|hundred|thousand|illion")
+_ENGLISH_HINT = re.compile(
+    r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|teen|ty|zero|hundred|thousand|illion"
+)
 
 
 def _has_english_number(text: str) -> bool:
@@ -158,6 +159,6 @@ def identifiers(lowered: str) -> frozenset[str]:
             # A number with its unit ("5kg") is the numbers guard's, which knows aliases.
             if not is_quantity(code) and not _CLOCK_OR_ORDINAL.fullmatch(code):
                 found.add(code.replace("-", ""))
-    if any(quote in lowered for quote in "`\"“‘"):
+    if any(quote in lowered for quote in '`"“‘'):
         found.update("".join(groups).strip(" .,?!") for groups in _QUOTED.findall(lowered))
     return frozenset(found)

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
+def words(text: str) -> frozenset[str]:
+    """A set of words from a list that a person can read and edit."""
+    return frozenset(text.split())
+
+
 class Negation(IntEnum):
     """How negative a text is."""
 
@@ -44,6 +49,8 @@ class Reading:
     act: Act = Act.NONE
     orders: frozenset[tuple[str, str, str]] = frozenset()
     """Triples of a word before, a pivot, and a word after."""
+    verb: str = ""
+    """What is asked to be done, or whether to do."""
     roles: tuple[tuple[str, str], ...] = ()
     """(noun, role) in order: "subject", "object", "from", "to", "than"."""
 

@@ -11,18 +11,21 @@ from services.cache.kinds import BEGINNINGS, LONGEST_BEGINNING, TIMES, WHOLE
 from services.cache.opposites import Sides, sides
 from services.cache.quantities import identifiers, quantities
 from services.cache.reading import Reading
+from services.cache.reading import words as word_set
 
 REMEMBERED = 8192
 """Texts whose traits are kept: about 5 KB each."""
 READ_CHARACTERS = 2000
 """Longer texts are read so far only: they hardly meet a near neighbour, and embedders read no more."""
 
-_TOKEN = re.compile(r"[a-z]+(?:n['’]t|['’](?:re|ve|ll|m|d))?(?:[+#]{1,2}(?![a-z]))?|[0-9]+[a-z]*|[가-힣][가-힣0-9a-z]*|[^\W_]+|[,.?!]")
+_TOKEN = re.compile(
+    r"[a-z]+(?:'(?:t|re|ve|ll|m|d)(?![a-z]))?(?:[+#]{1,2}(?![a-z]))?|[0-9]+[a-z]*|[가-힣][가-힣0-9a-z]*|[^\W_]+|[,.?!]"
+)
 _HANGUL = re.compile("[가-힣]")
 _CAPITAL = re.compile(r"(?<=[^.?!] )[A-Z][A-Za-z0-9-]*|\b[A-Z]{2,}\b|(?<=[.?!] )[A-Z][\w-]*(?=[.?!]?$)")
-_NO_NAMES = frozenset(
+_NO_NAMES = word_set(
     "i im ive id ill thanks thank please hello hi ok okay faq asap pin atm app sms url tv pc a an the is are do does can"
-    " how what why when where who which my it in on to for of and or".split()
+    " how what why when where who which my it in on to for of and or"
 )
 _PARTICLE = re.compile(
     r"(?:에서|부터|까지|으로|이랑|하고|보다|에게|한테|에는|에선|이나|이라|은|는|이|가|을|를|에|로|와|과|랑|도|만|의|엔|산|제|식|인|행|발)?(?:은|는|도|만|의|요)?"
@@ -42,6 +45,8 @@ class Traits:
     """(kind, member) of weekdays, months, parts of the day and other times."""
     things: frozenset[tuple[str, str]]
     """(kind, member) of everything else that ``kinds`` knows."""
+    initials: str
+    """First letters of the words, in order: what acronyms are looked for in."""
     names: tuple[str, ...]
     """Capitalised words that do not only begin a sentence, lower-case."""
     sides: Sides
@@ -64,6 +69,7 @@ def analyse(text: str) -> Traits:
         identifiers=identifiers(lowered),
         times=times,
         things=things,
+        initials="".join(token[0] for token in tokens if token[0].isalnum()),
         names=tuple(_names(text)),
         sides=sides(tokens),
         reading=korean.read(tokens, lowered) if is_korean else english.read(tokens),
@@ -80,7 +86,9 @@ def _kinds(tokens: tuple[str, ...]) -> tuple[frozenset[tuple[str, str]], frozens
         if before:
             found = WHOLE.get(f"{before} {token}")
             if found is None and token[0] >= "가":
-                found = next((BEGINNINGS[two] for n in (1, 2) if (two := f"{before} {token[:n]}") in BEGINNINGS), None)
+                found = next(
+                    (BEGINNINGS[two] for n in (1, 2, 3) if (two := f"{before} {token[:n]}") in BEGINNINGS), None
+                )
         found = found or _kind(token)
         if found is not None and not _excluded(tokens, place):
             (times if found[0] in TIMES else things).add(found)
@@ -97,6 +105,10 @@ def _excluded(tokens: tuple[str, ...], place: int) -> bool:
     if token.endswith(("말고", "보다는", "보단")):
         return True
     if place + 1 < len(tokens) and tokens[place + 1].startswith(_DISMISSING):
+        return True
+    if place + 1 < len(tokens) and tokens[place + 1].endswith("지말고"):
+        return True
+    if place + 2 < len(tokens) and tokens[place + 1].endswith("지") and tokens[place + 2].startswith("말고"):
         return True
     return tokens[max(place - 2, 0) : place] in (("instead", "of"), ("rather", "than"))
 
@@ -122,4 +134,5 @@ def _names(text: str) -> list[str]:
     if len(words) > 3 and capitals > 0.6 * len(words):
         return []
     found = (match.group().lower().removesuffix("'s") for match in _CAPITAL.finditer(text))
-    return [name for name in found if name not in _NO_NAMES]
+    # What ``kinds`` knows is the things guard's, which knows other names of it.
+    return [name for name in found if name not in _NO_NAMES and name not in WHOLE]
