@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.cache.features import neighbourhood_features, pair_features
-from services.cache.guards import GUARD_NAMES, differences, ngram_overlap
+from services.cache.guards import HARD, differences, ngram_overlap
 from services.cache.keys import Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.policy import fresh
@@ -24,11 +24,12 @@ HEADROOM = 0.5
 """Share of the bound that thresholds are chosen for: users' questions are not those of the calibration."""
 FOLLOW_UP_OVERLAP = 0.6
 """Least overlap of character 2-4-grams of two follow-up questions: short ones look alike to any embedder."""
-HARD: dict[Mode, frozenset[str]] = {
-    Mode.STRICT: frozenset(GUARD_NAMES),
-    Mode.FAQ: frozenset(GUARD_NAMES) - {"asked for", "names", "dates"},
+_WEIGHED_IN_FAQ = frozenset({"one number", "acts", "names"})
+"""Guards that refuse nothing in a curated set of intents, where they only weigh in the probability."""
+REFUSING: dict[Mode, frozenset[str]] = {
+    Mode.STRICT: frozenset(name for name, _ in HARD),
+    Mode.FAQ: frozenset(name for name, _ in HARD) - _WEIGHED_IN_FAQ,
 }
-"""Guards that refuse by themselves, by mode; the others only weigh in the probability."""
 _ANSWERS_JUDGED = 3
 
 
@@ -59,8 +60,8 @@ class Verdict:
 
 
 def refusals(asked: str, stored: str, mode: Mode) -> tuple[str, ...]:
-    """What the hard guards of a mode say against a pair of questions."""
-    return tuple(str(difference) for difference in differences(asked, stored) if difference.name in HARD[mode])
+    """What the guards that refuse in a mode say against a pair of questions."""
+    return tuple(str(difference) for difference in differences(asked, stored) if difference.name in REFUSING[mode])
 
 
 def candidates(

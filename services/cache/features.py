@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from services.cache.guards import GUARD_NAMES, differences
+from services.cache.guards import GUARD_NAMES, fired
 
 PAIR = (
     "similarity",
@@ -44,7 +44,7 @@ _STOP = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
+class Letters:
     """What is read off one text, once."""
 
     grams: frozenset[str]
@@ -56,13 +56,13 @@ class Traits:
 
 
 @lru_cache(maxsize=8192)
-def traits(text: str) -> Traits:
-    """The traits of a text."""
+def letters_of(text: str) -> Letters:
+    """The letters and words of a text."""
     lowered = text.lower()
     letters = "".join(letter for letter in lowered if letter.isalnum())
     grams = [frozenset(letters[at : at + size] for at in range(len(letters) - size + 1)) for size in (2, 3, 4)]
     words = (word[:2] if "가" <= word[0] <= "힣" else word for word in _WORD.findall(lowered))
-    return Traits(
+    return Letters(
         grams=grams[0] | grams[1] | grams[2] or frozenset((letters,)),
         pairs=grams[0],
         words=frozenset(word for word in words if word not in _STOP),
@@ -72,9 +72,8 @@ def traits(text: str) -> Traits:
 
 def pair_features(asked: str, stored: str, similarity: float) -> tuple[float, ...]:
     """The values of ``PAIR`` for an asked and a stored question; similarity is their vectors' cosine, -1..1."""
-    one, other = traits(asked), traits(stored)
+    one, other = letters_of(asked), letters_of(stored)
     both, either = len(one.words & other.words), len(one.words | other.words)
-    fired = {difference.name for difference in differences(asked, stored)}
     return (
         similarity,
         _dice(one.grams, other.grams),
@@ -85,7 +84,7 @@ def pair_features(asked: str, stored: str, similarity: float) -> tuple[float, ..
         float(min(len(other.words - one.words), _MOST_WORDS)),
         abs(math.log((one.length + 3) / (other.length + 3))),
         math.log(one.length + 1),
-        *(float(name in fired) for name in GUARD_NAMES),
+        *map(float, fired(asked, stored)),
     )
 
 

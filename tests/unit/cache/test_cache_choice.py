@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.cache.choice import candidates, explain, judge
-from services.cache.features import neighbourhood_features, pair_features, traits
+from services.cache.features import letters_of, neighbourhood_features, pair_features
 from services.cache.keys import ROLE_ASSISTANT, ROLE_USER, Message, Question
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.store import Entry, Found
@@ -150,7 +150,7 @@ def test_equal_texts_are_alike_in_every_way() -> None:
 
 
 def test_korean_words_are_compared_without_their_particles() -> None:
-    assert traits("비밀번호를 변경하려면").words == traits("비밀번호는 변경했는데").words
+    assert letters_of("비밀번호를 변경하려면").words == letters_of("비밀번호는 변경했는데").words
 
 
 @pytest.mark.parametrize("text", ["", "?", "a", "가", "   "])

@@ -17,12 +17,12 @@ REFUSED = [
     ("identifiers", "How do I pair an iPhone15?", "How do I pair an iPhone14?"),
     ("identifiers", "Summarise https://a.example/x please", "Summarise https://a.example/y please"),
     ("identifiers", 'What does "git pull" do?', 'What does "git push" do?'),
-    ("dates", "Are you open on Monday?", "Are you open on Tuesday?"),
-    ("dates", "월요일에 영업하나요?", "화요일에 영업하나요?"),
-    ("negation", "Why is my card working?", "Why is my card not working?"),
-    ("negation", "How do I pay without a card?", "How do I pay with a card?"),
-    ("negation", "로그인이 돼요", "로그인이 안 돼요"),
-    ("negation", "알림이 오게 해줘", "알림이 오지 않게 해줘"),
+    ("times", "Are you open on Monday?", "Are you open on Tuesday?"),
+    ("times", "월요일에 영업하나요?", "화요일에 영업하나요?"),
+    ("polarity", "Why is my card working?", "Why is my card not working?"),
+    ("polarity", "How do I pay without a card?", "How do I pay with a card?"),
+    ("polarity", "로그인이 돼요", "로그인이 안 돼요"),
+    ("negation scope", "알림이 오게 해줘", "알림이 오지 않게 해줘"),
     ("antonyms", "How do I turn on notifications?", "How do I turn off notifications?"),
     ("antonyms", "How do I enable two-factor login?", "How do I disable two-factor login?"),
     ("antonyms", "How can I activate my account?", "How can I deactivate my account?"),
@@ -31,9 +31,13 @@ REFUSED = [
     ("antonyms", "회원 가입 방법", "회원 탈퇴 방법"),
     ("asked for", "When does the shop open?", "Where does the shop open?"),
     ("asked for", "배송은 언제 오나요?", "배송은 어디로 오나요?"),
-    ("names", "What is the capital of Austria?", "What is the capital of Australia?"),
-    ("names", "How do I deploy to AWS?", "How do I deploy to GCP?"),
-    ("names", "What is the capital city of this country? Austria.", "What is the capital city of this country? Spain."),
+    ("things", "What is the capital of Austria?", "What is the capital of Australia?"),
+    ("things", "How do I deploy to AWS?", "How do I deploy to GCP?"),
+    (
+        "things",
+        "What is the capital city of this country? Austria.",
+        "What is the capital city of this country? Spain.",
+    ),
     ("argument order", "How long is the flight from seoul to busan?", "How long is the flight from busan to seoul?"),
     ("particles", "고양이가 개를 쫓아요", "개가 고양이를 쫓아요"),
     ("particles", "서울에서 부산까지 얼마나 걸려?", "부산에서 서울까지 얼마나 걸려?"),
@@ -43,7 +47,7 @@ REFUSED = [
 @pytest.mark.parametrize(("guard", "asked", "stored"), REFUSED)
 def test_a_difference_that_changes_the_answer_is_named_both_ways(guard: str, asked: str, stored: str) -> None:
     for one, other in ((asked, stored), (stored, asked)):
-        assert any(reason.startswith(f"{guard}: ") for reason in differences(one, other)), differences(one, other)
+        assert guard in [difference.name for difference in differences(one, other)], differences(one, other)
 
 
 PASSED = [
