@@ -6,19 +6,27 @@ import asyncio
 import time
 import uuid
 from contextlib import AsyncExitStack
+from random import SystemRandom
 
 from tenth.cache.v1 import cache_pb2_grpc
+from tenth.inference.v1 import inference_pb2_grpc
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
-from mesh.auth import Authenticator, read_key
+from mesh.auth import Authenticator, Signer, read_key
+from mesh.channel import connect
 from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, load_encoder
+from services.cache.feedback import Evidence
+from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
+from services.cache.judging import JudgeSettings, Judging
+from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
+from services.cache.reports import Reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
@@ -48,6 +56,31 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
             memory_bytes=int(settings.memory_megabytes * 1_000_000),
             memory_seconds=settings.shared_store_memory_seconds if settings.qdrant_url else 0.0,
         )  # fmt: skip
+
+        def policies(tenant: str, namespace: str) -> NamespacePolicy:
+            return NamespacePolicy(ttl_seconds=settings.ttl_seconds)
+
+        evidence = Evidence(settings.expected_error)
+        journal = FeedbackJournal(mesh.data_dir, evidence)
+        await journal.open()
+        stack.push_async_callback(journal.close)
+        keeper = asyncio.create_task(journal.flush_for_ever(settings.feedback_flush_seconds))
+        stack.callback(keeper.cancel)
+        reports = Reports(answers, evidence, journal, policies, telemetry.meter)
+        key = read_key(mesh.identity_key_file)
+        inference = await stack.enter_async_context(
+            connect(settings.inference_address, mesh, telemetry, Signer(key, "cache"))
+        )
+        judging = Judging(
+            inference_pb2_grpc.InferenceServiceStub(inference), store, embedder, policies,
+            JudgeSettings(
+                settings.gray_zone_floor, settings.judge_per_minute, settings.judge_queue_count,
+                settings.judge_timeout_seconds,
+            ),
+            time.time, lambda: uuid.uuid4().hex, SystemRandom().random, telemetry.meter,
+        )  # fmt: skip
+        judge = asyncio.create_task(judging.run())
+        stack.callback(judge.cancel)
         sweeper = asyncio.create_task(answers.sweep_for_ever(settings.sweep_seconds))
         stack.callback(sweeper.cancel)
         board: Board = FlightBoard(
@@ -55,9 +88,9 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
             settings.max_flight_bytes,
         )  # fmt: skip
         stack.callback(board.close)
-        authenticator = Authenticator(mesh.callers_file, read_key(mesh.identity_key_file))
+        authenticator = Authenticator(mesh.callers_file, key)
         server = MeshServer(mesh, telemetry, authenticator, {"store": store.ping})
-        servicer = CacheServicer(answers, board, policy, store.name)
+        servicer = CacheServicer(answers, board, policy, store.name, reports)
         server.add(cache_pb2_grpc.add_CacheServiceServicer_to_server, servicer, "tenth.cache.v1.CacheService")
         await server.serve()
 

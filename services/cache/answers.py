@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh.errors import TenthError
 from services.cache.embedding import Embedded, Embedder, Vector
@@ -31,6 +31,8 @@ class Asked:
     question: Question
     key: str
     text: str
+    request_id: str = ""
+    """The caller's name for the request; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,9 @@ class AnswerCache:
         """The embedder in use."""
         return self._embedder
 
-    def ask(self, question: Question) -> Asked:
+    def ask(self, question: Question, request_id: str = "") -> Asked:
         """Key and text of a question."""
-        return Asked(question, exact_key(question), embedded_text(question))
+        return Asked(question, exact_key(question), embedded_text(question), request_id)
 
     async def find(self, asked: Asked, count_hit: bool, skip_semantic: Callable[[], bool] = lambda: False) -> Outcome:
         """Exact, then semantic unless that is to be skipped. Raises UNAVAILABLE when the store is."""
@@ -209,6 +211,19 @@ class AnswerCache:
     async def count(self, conditions: Conditions) -> int:
         """How many entries meet all conditions."""
         return await self._store.count(conditions)
+
+    async def entry(self, identifier: str, tenant_id: str) -> Entry | None:
+        """The tenant's entry of an id, expired or not."""
+        entry = await self._store.get(identifier)
+        return entry if entry is not None and entry.tenant == tenant_id else None
+
+    async def set_counts(self, entry: Entry, right_count: int, wrong_count: int) -> None:
+        """Put the reports of an entry on it."""
+        await self._store.set_counts(entry.entry_id, right_count, wrong_count)
+        known = self._memory.get(entry.exact_key)
+        if known is not None:
+            counted = replace(known[0], right_count=right_count, wrong_count=wrong_count)
+            self._memory[entry.exact_key] = (counted, known[1])
 
     async def sweep(self) -> None:
         """Write hits behind, delete what expired, evict the least recently used beyond the bound, flush."""

@@ -21,9 +21,13 @@ from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, memory_telemetry, running
 from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, Vector
+from services.cache.feedback import Evidence
+from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
+from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
+from services.cache.reports import Reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 
 NAME = "tenth.cache.v1.CacheService"
@@ -91,7 +95,12 @@ async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         board: Board = FlightBoard(getattr(request, "param", LEASE_TTL), lambda: f"lease-{next(ids)}", piece_size)
         stack.callback(board.close)
         telemetry, spans = memory_telemetry("cache")
-        servicer = CacheServicer(answers, board, policy, store.name)
+        evidence = Evidence()
+        journal = FeedbackJournal(tmp_path, evidence)
+        await journal.open()
+        stack.push_async_callback(journal.close)
+        reports = Reports(answers, evidence, journal, lambda tenant, namespace: NamespacePolicy(), telemetry.meter)
+        servicer = CacheServicer(answers, board, policy, store.name, reports)
         register = cache_pb2_grpc.add_CacheServiceServicer_to_server
         address = await stack.enter_async_context(running(register, servicer, NAME, tmp_path, telemetry=telemetry))
         channel = dial(address)
