@@ -85,7 +85,7 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         stack.callback(sweeper.cancel)
         board: Board = FlightBoard(
             settings.lease_ttl_seconds, lambda: uuid.uuid4().hex, piece_size, settings.max_flight_count,
-            settings.max_flight_bytes,
+            settings.max_flight_bytes, settings.max_flights_bytes,
         )  # fmt: skip
         stack.callback(board.close)
         authenticator = Authenticator(mesh.callers_file, key)

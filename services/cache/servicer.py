@@ -121,7 +121,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         try:
             response = await self._keep(asked, request)
         finally:
-            self._board.settle(request.lease_id)
+            if leased_key:
+                self._board.settle(request.lease_id)
         if request.lease_id:
             self._stored[tenant, request.lease_id] = response
             while len(self._stored) > _REMEMBERED_STORES:

@@ -79,3 +79,6 @@ class CacheSettings(BaseSettings):
     max_flight_bytes: int = Field(
         default=4_194_304, ge=0, description="Most pieces kept of one flight for late followers, bytes"
     )
+    max_flights_bytes: int = Field(
+        default=268_435_456, ge=0, description="Most pieces kept of all flights together, bytes"
+    )

@@ -24,6 +24,9 @@ from services.orchestrator.validation import validate
 _MAX_TRACKED_TENANTS = 100_000
 _SAVING_LAYERS = frozenset(("cache", "routing", "compression"))
 
+DEFAULT_NAMESPACE = "default"
+"""The cache's name for the namespace of requests that name none."""
+
 
 class RateLimiter:
     """Requests per minute by tenant: a token bucket each, refilled continuously. Holds for this replica."""
@@ -125,4 +128,21 @@ def payload_digest(request: chat_pb2.CompletionRequest) -> bytes:
     plain = chat_pb2.CompletionRequest()
     plain.CopyFrom(request)
     plain.ClearField("request_id")
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()
+
+
+def question_digest(request: chat_pb2.CompletionRequest) -> bytes:
+    """SHA-256 of what decides the answer: requests that the cache takes for the same one have the same digest.
+
+    Who asks, what it is filed under, and what the answer may cost or how old it may be are left out.
+    """
+    plain = chat_pb2.CompletionRequest()
+    plain.CopyFrom(request)
+    for name in ("request_id", "user_id", "project_id", "tags"):
+        plain.ClearField(name)
+    for name in ("tier_ceiling", "completion_window", "cache_mode", "cache_max_age", "compression_mode"):
+        plain.policy.ClearField(name)
+    if not plain.policy.ByteSize():
+        plain.ClearField("policy")  # An empty one asks for nothing, and would not look like none.
+    plain.namespace = plain.namespace or DEFAULT_NAMESPACE
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()

@@ -19,7 +19,7 @@ from mesh import deadlines
 from mesh.auth import current_identity, set_identity
 from mesh.channel import rendezvous, routing_key
 from mesh.errors import Code, TenthError, invalid_argument, required
-from services.orchestrator.admission import Admission
+from services.orchestrator.admission import DEFAULT_NAMESPACE, Admission, question_digest
 from services.orchestrator.call import Call
 from services.orchestrator.errors import Reason
 from services.orchestrator.explain import Explain
@@ -36,8 +36,6 @@ _CAP_SECONDS = 5.0
 _OPERATION_WINDOW_SECONDS = 60.0
 """A completion window from this on returns an operation instead of an answer."""
 _OPERATIONS = "operations/"
-_DEFAULT_NAMESPACE = "default"
-"""The cache's name for the namespace of requests that name none."""
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -121,8 +119,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Say what each layer would do. Spends nothing."""
         digest = self._admission.identify(request.request)
         call = self._admission.admit(request.request, digest, streaming=False)
+        call.shard = self._shard(call)
         set_identity(call.identity)
-        with routing_key(self._shard(call)):
+        with routing_key(call.shard):
             return await self._explain.explain(call)
 
     async def GetCompletion(self, request: pb.GetCompletionRequest, context: Any) -> pb.GetCompletionResponse:
@@ -203,9 +202,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         Raises when the one that served it is down. The others may be: a report that they miss makes them no worse.
         """
         replicas = await self._cache_replicas()
-        owner = rendezvous(self._shard_of(kept), replicas)
+        owner = rendezvous(kept.shard, replicas)
         semantic = kept.receipt.facts.cache_hit_kind == "semantic"
-        namespace = quote(kept.namespace or _DEFAULT_NAMESPACE, safe="")
+        namespace = quote(kept.namespace or DEFAULT_NAMESPACE, safe="")
 
         async def tell(replica: str) -> bool:
             # Only a semantic hit is the cache's own decision, and only where it was made it counts against the bound.
@@ -245,10 +244,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         call = self._admission.admit(request, digest, streaming=streaming)
         if kept is not None:
             call.carry(kept.receipt.facts)
+        call.shard = self._shard(call)
 
         async def work(run: Run) -> None:
             set_identity(call.identity)
-            with routing_key(self._shard(call)):
+            with routing_key(call.shard):
                 await self._flow.answer(run, call)
 
         return self._runs.start(key, digest, work)
@@ -260,18 +260,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             self._runs.release(run)
 
     def _shard(self, call: Call) -> str:
+        tenant_id, namespace = call.identity.tenant_id, call.request.namespace or DEFAULT_NAMESPACE
         if self._settings.cache_shard_by == "request":
-            return call.digest.hex()
-        return _shard_key(call.identity.tenant_id, call.request.namespace)
-
-    def _shard_of(self, kept: Kept) -> str:
-        if self._settings.cache_shard_by == "request":
-            return kept.digest.hex()
-        return _shard_key(kept.receipt.facts.tenant_id, kept.namespace)
-
-
-def _shard_key(tenant_id: str, namespace: str) -> str:
-    return f"{tenant_id}\x00{namespace or _DEFAULT_NAMESPACE}"  # The two names of one namespace, one shard.
+            return f"{tenant_id}\x00{question_digest(call.request).hex()}"
+        return f"{tenant_id}\x00{namespace}"
 
 
 def _response(event: pb.CompletionStarted | chat_pb2.CompletionDelta) -> pb.StreamGenerateCompletionResponse:

@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tenth.cache.v1 import cache_pb2
+from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 
 import services.cache.feedback_journal as journal_module
 from mesh.auth import set_identity
 from mesh.errors import Code, TenthError
-from mesh.testing import TEST_IDENTITY, metric_points
+from mesh.testing import TEST_IDENTITY, dial, metric_points
 from services.cache.feedback import Evidence, Report, Served
 from services.cache.feedback_journal import FeedbackJournal
 from services.cache.namespaces import NamespacePolicy
 from services.cache.store import entry_id
 from tests.integration.cache.cache_rig import Rig
-from tests.integration.cache.test_cache_service import ask
+from tests.integration.cache.test_cache_process import process
+from tests.integration.cache.test_cache_service import Lookup, Store, answer, ask
 
 RESET = "How do I reset the alarm?"
 REWORDED = "How can I reset the alarm?"
@@ -282,3 +283,40 @@ async def test_acknowledged_reports_survive_kill_minus_nine(tmp_path: Path) -> N
     assert evidence.seen("acme", f"r{last}") is not None
     assert evidence.standing("acme", "shop").right in (last + 1, last + 2), "each once; one may have been on its way"
     await journal.close()
+
+
+async def test_a_suspended_namespace_stays_so_over_a_kill_of_the_cache(tmp_path: Path) -> None:
+    questions = ("How do I reset my password?", "How can I reset my password?")
+
+    async def store(stub: Any) -> str:
+        looked = await stub.LookupCompletion(Lookup(request=ask(questions[0])), timeout=60)
+        request = Store(lease_id=looked.lease.lease_id, request=ask(questions[0]), completion=answer())
+        return str((await stub.StoreCompletion(request, timeout=60)).entry_id)
+
+    async with process(tmp_path) as (child, address), dial(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 120)
+        stub: Any = cache_pb2_grpc.CacheServiceStub(channel)
+        for number in range(3):
+            entry = await store(stub)
+            looked = await stub.LookupCompletion(Lookup(request=ask(questions[1])), timeout=60)
+            assert looked.hit.kind == cache_pb2.HIT_KIND_SEMANTIC
+            report = cache_pb2.ReportAnswerQualityRequest(entry_id=entry, report_id=f"semantic@default:r{number}")
+            suspended = (await stub.ReportAnswerQuality(report, timeout=60)).namespace_suspended
+            assert suspended == (number == 2)
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+    async with process(tmp_path) as (child, address), dial(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 120)
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        await store(stub)
+        looked = await stub.LookupCompletion(Lookup(request=ask(questions[1])), timeout=60)
+        assert looked.WhichOneof("outcome") == "lease"
+        request = cache_pb2.RestoreNamespaceRequest(namespace="default")
+        assert not (await stub.RestoreNamespace(request, timeout=60)).namespace.suspended
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+    async with process(tmp_path) as (_, address), dial(address) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 120)
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        looked = await stub.LookupCompletion(Lookup(request=ask(questions[1])), timeout=60)
+        assert looked.hit.kind == cache_pb2.HIT_KIND_SEMANTIC, "what a person restored stays restored"
