@@ -20,13 +20,11 @@ from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, load_encoder
-from services.cache.feedback import Evidence
-from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
-from services.cache.judging import JudgeSettings, Judging
+from services.cache.judging import Judging, judge_settings
 from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
-from services.cache.reports import Reports
+from services.cache.reports import keeping_reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
@@ -60,23 +58,15 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         def policies(tenant: str, namespace: str) -> NamespacePolicy:
             return NamespacePolicy(ttl_seconds=settings.ttl_seconds)
 
-        evidence = Evidence(settings.expected_error)
-        journal = FeedbackJournal(mesh.data_dir, evidence)
-        await journal.open()
-        stack.push_async_callback(journal.close)
-        keeper = asyncio.create_task(journal.flush_for_ever(settings.feedback_flush_seconds))
-        stack.callback(keeper.cancel)
-        reports = Reports(answers, evidence, journal, policies, telemetry.meter)
+        reports = await stack.enter_async_context(
+            keeping_reports(mesh.data_dir, answers, policies, settings, telemetry.meter)
+        )
         key = read_key(mesh.identity_key_file)
         inference = await stack.enter_async_context(
             connect(settings.inference_address, mesh, telemetry, Signer(key, "cache"))
         )
         judging = Judging(
-            inference_pb2_grpc.InferenceServiceStub(inference), store, embedder, policies,
-            JudgeSettings(
-                settings.gray_zone_floor, settings.judge_per_minute, settings.judge_queue_count,
-                settings.judge_timeout_seconds,
-            ),
+            inference_pb2_grpc.InferenceServiceStub(inference), store, embedder, policies, judge_settings(settings),
             time.time, lambda: uuid.uuid4().hex, SystemRandom().random, telemetry.meter,
         )  # fmt: skip
         judge = asyncio.create_task(judging.run())

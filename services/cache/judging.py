@@ -29,12 +29,13 @@ from services.cache.judge import MAX_OUTPUT_TOKENS, judgeable, judging_prompt, s
 from services.cache.keys import Language, language, semantic_scope
 from services.cache.policy import MODE_READ
 from services.cache.reports import Policies
+from services.cache.settings import CacheSettings
 from services.cache.store import Entry, Found, VectorStore, entry_id
 
 log = logging.getLogger("tenth.cache.judging")
 
 ATTEMPTS_FROM = 2_000_001_000
-"""Above the numbers of every other caller's attempts (the orchestrator's end at 2,000,000,999)."""
+"""Above the numbers of every other caller's attempts (the orchestrator's end at 1,999,999,999)."""
 _ATTEMPTS = 100_000_000
 _REMEMBERED = 4096
 
@@ -50,6 +51,13 @@ class JudgeSettings:
     queue_count: int = 100
     """Most near misses that wait; what comes on top is dropped."""
     timeout_seconds: float = 10.0
+
+
+def judge_settings(settings: CacheSettings) -> JudgeSettings:
+    """The judge's part of the service's settings."""
+    return JudgeSettings(
+        settings.gray_zone_floor, settings.judge_per_minute, settings.judge_queue_count, settings.judge_timeout_seconds
+    )
 
 
 @dataclass(frozen=True, slots=True)

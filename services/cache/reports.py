@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from opentelemetry.metrics import Meter
 
@@ -14,6 +17,7 @@ from services.cache.feedback import Event, Evidence, Report, Seen, Served, Stand
 from services.cache.feedback_journal import FeedbackJournal
 from services.cache.keys import canonical_text
 from services.cache.namespaces import NamespacePolicy
+from services.cache.settings import CacheSettings
 from services.cache.store import Condition, Entry
 
 log = logging.getLogger("tenth.cache.feedback")
@@ -28,6 +32,22 @@ class Outcome:
 
     retired: bool
     suspended: str
+
+
+@asynccontextmanager
+async def keeping_reports(
+    folder: Path, answers: AnswerCache, policies: Policies, settings: CacheSettings, meter: Meter
+) -> AsyncIterator[Reports]:
+    """Reports with their evidence as it was left in a folder, written down while this is open. Raises UNAVAILABLE."""
+    evidence = Evidence(settings.expected_error)
+    journal = FeedbackJournal(folder, evidence)
+    await journal.open()
+    keeper = asyncio.create_task(journal.flush_for_ever(settings.feedback_flush_seconds))
+    try:
+        yield Reports(answers, evidence, journal, policies, meter)
+    finally:
+        keeper.cancel()
+        await journal.close()
 
 
 class Reports:

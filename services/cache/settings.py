@@ -60,7 +60,7 @@ class CacheSettings(BaseSettings):
     gray_zone_floor: float = Field(
         default=0.5, ge=0, lt=1, description="Least probability of being right that makes a miss worth judging, 0..1"
     )
-    judge_per_minute: float = Field(default=60.0, gt=0, description="Most near misses judged per minute and tenant")
+    judge_per_minute: int = Field(default=60, ge=1, description="Most near misses judged per minute and tenant")
     judge_queue_count: int = Field(default=100, ge=1, description="Most near misses that wait to be judged")
     judge_timeout_seconds: float = Field(
         default=10.0, gt=0, le=60, description="Longest wait for the judge's model, seconds, above 0 to 60"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from random import Random
+from typing import Final
 from uuid import UUID
 
 from tenth.ledger.v1 import ledger_pb2
@@ -26,6 +27,9 @@ _SAVING_LAYERS = frozenset(("cache", "routing", "compression"))
 
 DEFAULT_NAMESPACE = "default"
 """The cache's name for the namespace of requests that name none."""
+_OF_THE_ASKER: Final = ("request_id", "user_id", "project_id", "tags")
+_OF_COST_AND_AGE: Final = ("tier_ceiling", "completion_window", "cache_mode", "cache_max_age", "compression_mode")
+"""Fields that the cache's exact key leaves out."""
 
 
 class RateLimiter:
@@ -138,10 +142,10 @@ def question_digest(request: chat_pb2.CompletionRequest) -> bytes:
     """
     plain = chat_pb2.CompletionRequest()
     plain.CopyFrom(request)
-    for name in ("request_id", "user_id", "project_id", "tags"):
-        plain.ClearField(name)
-    for name in ("tier_ceiling", "completion_window", "cache_mode", "cache_max_age", "compression_mode"):
-        plain.policy.ClearField(name)
+    for label in _OF_THE_ASKER:
+        plain.ClearField(label)
+    for wish in _OF_COST_AND_AGE:
+        plain.policy.ClearField(wish)
     if not plain.policy.ByteSize():
         plain.ClearField("policy")  # An empty one asks for nothing, and would not look like none.
     plain.namespace = plain.namespace or DEFAULT_NAMESPACE

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 
-import services.cache.feedback_journal as journal_module
 from mesh.auth import set_identity
 from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, metric_points
@@ -230,7 +229,7 @@ async def test_a_full_disk_is_typed_and_the_wrong_answer_is_gone_all_the_same(
             return real(file, data[: len(data) // 2])  # Half of it still fits: a torn line in the file.
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(journal_module.os, "write", write)
+    monkeypatch.setattr("services.cache.feedback_journal.os.write", write)
     with pytest.raises(TenthError) as caught:
         await rig.report(entry, report_id="semantic:r")
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "FEEDBACK_UNAVAILABLE")
