@@ -82,7 +82,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         response = cache_pb2.LookupCompletionResponse(compute_micros=outcome.compute_micros)
         if outcome.vector is not None:
             response.embedding.CopyFrom(_embedding(outcome.vector, self._answers.embedder))
-        annotate({"tenth.cache.reason": outcome.reason, "tenth.cache.compute_micros": outcome.compute_micros})
+        reason_found = _suspended_miss(suspended) if suspended and outcome.found is None else outcome.reason
+        annotate({"tenth.cache.reason": reason_found, "tenth.cache.compute_micros": outcome.compute_micros})
         if outcome.found is None:
             self._miss(asked, request.dry_run, response, counts)
             return response
@@ -262,7 +263,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         response.outcome = "hit" if outcome.found is not None else "miss"
         response.reason = outcome.reason
         if suspended and outcome.found is None:
-            response.reason = f"no exact match; the namespace serves exact hits only: {suspended}"
+            response.reason = _suspended_miss(suspended)
         if bypass is not None:
             response.outcome, response.reason = "bypass", bypass.value
         for found, verdict in await self._answers.inspect(asked, request.candidate_count or 5):
@@ -406,6 +407,10 @@ def _hit(found: Found, exact: bool) -> cache_pb2.CacheHit:
 
 def _embedding(vector: Vector, embedder: Embedder) -> chat_pb2.Embedding:
     return chat_pb2.Embedding(values=vector.tolist(), embedder=embedder.version)
+
+
+def _suspended_miss(why: str) -> str:
+    return f"no exact match; the namespace serves exact hits only: {why}"
 
 
 def _uuid(value: str, field: str) -> str:

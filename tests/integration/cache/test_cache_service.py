@@ -477,6 +477,22 @@ async def test_a_wrong_answer_is_served_no_more(cache: Mesh) -> None:
     assert not (await cache.stub.ReportAnswerQuality(cache_pb2.ReportAnswerQualityRequest(entry_id=entry_id))).retired
 
 
+async def test_a_miss_of_a_suspended_namespace_says_so_on_its_span(cache: Mesh) -> None:
+    for number in range(3):
+        report = cache_pb2.ReportAnswerQualityRequest(
+            entry_id=await put(cache, ask(RESET)), report_id=f"semantic:{number}"
+        )
+        reply = await cache.stub.ReportAnswerQuality(report)
+    assert reply.namespace_suspended
+    assert await outcome(cache, ask(RESET)) == "lease"
+    span = next(span for span in reversed(cache.spans.get_finished_spans()) if span.name.endswith("LookupCompletion"))
+    assert "3 of 3 lookups by meaning were reported wrong" in span.attributes["tenth.cache.suspended"]
+    assert "serves exact hits only" in span.attributes["tenth.cache.reason"]
+    assert await outcome(cache, ask(RESET, namespace="other")) == "lease"
+    span = next(span for span in reversed(cache.spans.get_finished_spans()) if span.name.endswith("LookupCompletion"))
+    assert "tenth.cache.suspended" not in span.attributes
+
+
 async def test_long_and_foreign_questions_hit_exactly_only(cache: Mesh) -> None:
     for text in ("reset the alarm " * 40, "アラームをリセットする"):
         await put(cache, ask(text))
