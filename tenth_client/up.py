@@ -354,6 +354,7 @@ class Mesh:
 _CALLS: Mapping[str, tuple[str, ...]] = {
     "orchestrator": ("cache", "router", "compressor", "inference", "ledger"),
     "router": ("inference",),
+    "cache": ("inference",),
     "compressor": ("cache",),
     "inference": ("ledger",),
 }

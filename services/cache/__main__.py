@@ -6,20 +6,26 @@ import asyncio
 import time
 import uuid
 from contextlib import AsyncExitStack
+from random import SystemRandom
 
 from tenth.cache.v1 import cache_pb2_grpc
+from tenth.inference.v1 import inference_pb2_grpc
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
-from mesh.auth import Authenticator, read_key
+from mesh.auth import Authenticator, Signer, read_key
+from mesh.channel import connect
 from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
-from services.cache.answers import AnswerCache, NoEvidence
+from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, load_encoder
+from services.cache.feedback import Evidence
 from services.cache.flights import FlightBoard
+from services.cache.judging import Judging, judge_settings
 from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
+from services.cache.reports import keeping_reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
@@ -46,27 +52,48 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         rules = NamespacePolicy(
             settings.mode, settings.max_wrong_hits_per_thousand, settings.ttl_seconds, settings.sharing_user_count
         )
+
+        def rules_of(tenant: str, namespace: str) -> NamespacePolicy:
+            return rules
+
         verifier = load_verifier(settings.weights_dir or WEIGHTS, embedder.version)
+        evidence = Evidence(settings.expected_error)
         answers = AnswerCache(
             store, embedder, policy, time.time,
-            rules_of=lambda tenant, namespace: rules,
+            rules_of=rules_of,
             verifier=verifier,
-            evidence=NoEvidence(),
+            error_factor=evidence.error_factor,
             max_entry_count=settings.max_entry_count,
             memory_entry_count=settings.memory_entry_count,
             memory_bytes=int(settings.memory_megabytes * 1_000_000),
             memory_seconds=settings.shared_store_memory_seconds if settings.qdrant_url else 0.0,
         )  # fmt: skip
+
+        reports = await stack.enter_async_context(
+            keeping_reports(
+                mesh.data_dir, evidence, answers, rules_of, settings.feedback_flush_seconds, telemetry.meter
+            )
+        )
+        key = read_key(mesh.identity_key_file)
+        inference = await stack.enter_async_context(
+            connect(settings.inference_address, mesh, telemetry, Signer(key, "cache"))
+        )
+        judging = Judging(
+            inference_pb2_grpc.InferenceServiceStub(inference), store, embedder, rules_of, judge_settings(settings),
+            time.time, lambda: uuid.uuid4().hex, SystemRandom().random, telemetry.meter,
+        )  # fmt: skip
+        judge = asyncio.create_task(judging.run())
+        stack.callback(judge.cancel)
         sweeper = asyncio.create_task(answers.sweep_for_ever(settings.sweep_seconds))
         stack.callback(sweeper.cancel)
         board: Board = FlightBoard(
             settings.lease_ttl_seconds, lambda: uuid.uuid4().hex, piece_size, settings.max_flight_count,
-            settings.max_flight_bytes,
+            settings.max_flight_bytes, settings.max_flights_bytes,
         )  # fmt: skip
         stack.callback(board.close)
-        authenticator = Authenticator(mesh.callers_file, read_key(mesh.identity_key_file))
+        authenticator = Authenticator(mesh.callers_file, key)
         server = MeshServer(mesh, telemetry, authenticator, {"store": store.ping})
-        servicer = CacheServicer(answers, board, policy, store.name)
+        servicer = CacheServicer(answers, board, policy, store.name, reports, judging)
         server.add(cache_pb2_grpc.add_CacheServiceServicer_to_server, servicer, "tenth.cache.v1.CacheService")
         await server.serve()
 

@@ -9,8 +9,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from mesh.errors import TenthError
 from services.cache.choice import NEIGHBOURS_READ, Verdict, explain, judge
@@ -25,6 +24,9 @@ log = logging.getLogger("tenth.cache")
 
 _EVICT_SHARE = 0.02
 
+ErrorFactor = Callable[[str, str, str], float]
+"""By tenant, namespace and entry id."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -33,6 +35,8 @@ class Asked:
     question: Question
     key: str
     text: str
+    request_id: str = ""
+    """The caller's name for the request; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +52,6 @@ class Outcome:
     """The verdict on the best candidate, served or not; None where none was judged."""
 
 
-class SemanticEvidence(Protocol):
-    """What reports on served answers say."""
-
-    def is_suspended(self, tenant: str, namespace: str) -> str:
-        """Why a namespace serves exact hits only; empty when it does not."""
-
-    def error_factor(self, tenant: str, namespace: str, entry: Entry) -> float:
-        """What the probability that an entry is wrong is multiplied by."""
-
-
-class NoEvidence:
-    """Nothing was ever reported."""
-
-    def is_suspended(self, tenant: str, namespace: str) -> str:
-        """Never."""
-        return ""
-
-    def error_factor(self, tenant: str, namespace: str, entry: Entry) -> float:
-        """As calibrated."""
-        return 1.0
-
-
 class AnswerCache:
     """The store with memory in front. One per process."""
 
@@ -82,7 +64,7 @@ class AnswerCache:
         *,
         rules_of: Callable[[str, str], NamespacePolicy],
         verifier: Verifier | None,
-        evidence: SemanticEvidence,
+        error_factor: ErrorFactor,
         max_entry_count: int,
         memory_entry_count: int,
         memory_bytes: int,
@@ -90,11 +72,12 @@ class AnswerCache:
     ) -> None:
         """``rules_of`` gives the rules of a tenant's namespace; without a verifier nothing is served by meaning.
 
+        ``error_factor`` says what the probability that an entry is wrong is multiplied by, from reports on it.
         ``memory_seconds``: how long an entry in memory is trusted without asking the store; 0: for ever.
         """
         self._rules_of = rules_of
         self._verifier = verifier
-        self._evidence = evidence
+        self._error_factor = error_factor
         self._store = store
         self._embedder = embedder
         self._policy = policy
@@ -114,9 +97,9 @@ class AnswerCache:
         """The embedder in use."""
         return self._embedder
 
-    def ask(self, question: Question) -> Asked:
+    def ask(self, question: Question, request_id: str = "") -> Asked:
         """Key and text of a question."""
-        return Asked(question, exact_key(question), embedded_text(question))
+        return Asked(question, exact_key(question), embedded_text(question), request_id)
 
     async def find(self, asked: Asked, count_hit: bool, skip_semantic: Callable[[], bool] = lambda: False) -> Outcome:
         """Exact, then semantic unless that is to be skipped. Raises UNAVAILABLE when the store is."""
@@ -177,7 +160,7 @@ class AnswerCache:
         if not self._embedder.fits(asked.text):
             # What the model does not read cannot be compared: two long texts with one beginning would be the same.
             return ExactOnly.TOO_LONG.value
-        return self._evidence.is_suspended(question.tenant_id, question.namespace)
+        return ""
 
     def floor(self, asked: Asked) -> float | None:
         """The cosine below which no neighbour is worth judging; None: no threshold was calibrated."""
@@ -262,6 +245,19 @@ class AnswerCache:
         """How many entries meet all conditions."""
         return await self._store.count(conditions)
 
+    async def entry(self, identifier: str, tenant_id: str) -> Entry | None:
+        """The tenant's entry of an id, expired or not."""
+        entry = await self._store.get(identifier)
+        return entry if entry is not None and entry.tenant == tenant_id else None
+
+    async def set_counts(self, entry: Entry, right_count: int, wrong_count: int) -> None:
+        """Put the reports of an entry on it."""
+        await self._store.set_counts(entry.entry_id, right_count, wrong_count)
+        known = self._memory.get(entry.exact_key)
+        if known is not None:
+            counted = replace(known[0], right_count=right_count, wrong_count=wrong_count)
+            self._memory[entry.exact_key] = (counted, known[1])
+
     async def sweep(self) -> None:
         """Write hits behind, delete what expired, evict the least recently used beyond the bound, flush."""
         used, self._used = self._used, {}
@@ -300,7 +296,7 @@ class AnswerCache:
         return judge(question, neighbours, self.rules(question), self._verifier, self._factor(question), self._now())
 
     def _factor(self, question: Question) -> Callable[[Entry], float]:
-        return lambda entry: self._evidence.error_factor(question.tenant_id, question.namespace, entry)
+        return lambda entry: self._error_factor(question.tenant_id, question.namespace, entry.entry_id)
 
     async def _serve(self, best: Verdict | None) -> tuple[Found | None, str]:
         if best is None:

@@ -34,6 +34,9 @@ class Reason(StrEnum):
     """The answer to store is for another request than its lease."""
     PUBLISH_UNFINISHED = "PUBLISH_UNFINISHED"
     """A publish stream ended without `finished`; the lease passes to a follower."""
+    FEEDBACK_UNAVAILABLE = "FEEDBACK_UNAVAILABLE"
+    """The file of reports cannot be read or written (a full disk). A wrong answer is retired and counted all the same;
+    report it again under the same id to have it kept."""
 
 
 def embedder_missing(folder: str, missing: str) -> TenthError:
@@ -49,6 +52,11 @@ def embedder_missing(folder: str, missing: str) -> TenthError:
 def store_unavailable(what: str) -> TenthError:
     """The vector store did not answer."""
     return TenthError(Code.UNAVAILABLE, Reason.STORE_UNAVAILABLE, f"the vector store did not answer: {what}")
+
+
+def journal_unavailable(what: str) -> TenthError:
+    """The file of reports does not work."""
+    return TenthError(Code.UNAVAILABLE, Reason.FEEDBACK_UNAVAILABLE, f"reports cannot be kept: {what}")
 
 
 def dimension_mismatch(where: str, stored: int, wanted: int) -> TenthError:

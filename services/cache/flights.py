@@ -95,12 +95,15 @@ class FlightBoard(Generic[Piece, Answer]):
         piece_size: Callable[[Piece], int],
         max_flights: int = 10_000,
         max_flight_bytes: int = 4_194_304,
+        max_total_bytes: int = 268_435_456,
     ) -> None:
         self._ttl = lease_ttl_seconds
         self._new_id = new_id
         self._piece_size = piece_size
         self._max_flights = max_flights
         self._max_bytes = max_flight_bytes
+        self._max_total = max_total_bytes
+        self._total = 0
         self._flights: OrderedDict[str, _Flight[Piece, Answer]] = OrderedDict()
         self._by_key: dict[str, _Flight[Piece, Answer]] = {}
         self._by_lease: dict[str, _Flight[Piece, Answer]] = {}
@@ -162,12 +165,14 @@ class FlightBoard(Generic[Piece, Answer]):
         if flight is None or flight.state is not _State.LED:
             return False
         if not flight.overflowed:
-            flight.piece_bytes += self._piece_size(piece)
-            if flight.piece_bytes > self._max_bytes:
+            size = self._piece_size(piece)
+            if flight.piece_bytes + size > self._max_bytes or self._total + size > self._max_total:
                 # Followers that come late or are slow get the whole answer at the end instead.
+                self._drop_pieces(flight)
                 flight.overflowed = True
-                flight.pieces.clear()
             else:
+                flight.piece_bytes += size
+                self._total += size
                 flight.pieces.append(piece)
         self._notify(flight)
         return True
@@ -278,8 +283,7 @@ class FlightBoard(Generic[Piece, Answer]):
         flight.state = _State.LED
         flight.publishing = False
         flight.epoch += 1
-        flight.pieces.clear()
-        flight.piece_bytes = 0
+        self._drop_pieces(flight)
         flight.overflowed = False
         self._by_lease[flight.lease_id] = flight
         self._restart_timer(flight)
@@ -293,7 +297,7 @@ class FlightBoard(Generic[Piece, Answer]):
             self._by_lease.pop(flight.lease_id, None)
             flight.state = _State.ORPHAN
             flight.epoch += 1
-            flight.pieces.clear()
+            self._drop_pieces(flight)
             # Somebody who was told to follow may be on the way: kept for one more lease time.
             self._restart_timer(flight)
         self._notify(flight)
@@ -321,11 +325,17 @@ class FlightBoard(Generic[Piece, Answer]):
 
     def _forget(self, flight: _Flight[Piece, Answer]) -> None:
         self._cancel_timer(flight)
+        self._drop_pieces(flight)  # Who still reads them has the whole answer at the end.
         self._flights.pop(flight.flight_id, None)
         self._by_lease.pop(flight.lease_id, None)
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
         self._notify(flight)
+
+    def _drop_pieces(self, flight: _Flight[Piece, Answer]) -> None:
+        self._total -= flight.piece_bytes
+        flight.piece_bytes = 0
+        flight.pieces.clear()
 
     def _make_room(self) -> None:
         while len(self._flights) >= self._max_flights:

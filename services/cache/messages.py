@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tenth.cache.v1 import cache_pb2
 from tenth.type.v1 import chat_pb2
 
 from mesh.errors import invalid_argument, required
+from services.cache.feedback import Standing
 from services.cache.keys import Message, Question, Tool, Value
+from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import Answer
 from services.cache.store import tag
 
@@ -67,6 +70,24 @@ def answer_from_proto(completion: chat_pb2.Completion, limit: int = 0) -> Answer
 def tag_keywords(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Tags as keywords of an entry."""
     return tuple(tag(key, value) for key, value in sorted(tags.items()))
+
+
+def namespace_to_proto(name: str, policy: NamespacePolicy, standing: Standing) -> cache_pb2.Namespace:
+    """The rules and the evidence of a namespace."""
+    message = cache_pb2.Namespace(
+        namespace=name,
+        mode=policy.mode.value,
+        max_wrong_hits_per_thousand=policy.max_wrong_hits_per_thousand,
+        sharing_user_count=policy.sharing_user_count,
+        suspended=bool(standing.suspended),
+        suspended_reason=standing.suspended,
+        lookup_count=standing.lookups,
+        semantic_hit_count=standing.hits,
+        right_count=standing.right,
+        wrong_count=standing.wrong,
+    )
+    message.ttl.FromNanoseconds(int(policy.ttl_seconds * 1e9))
+    return message
 
 
 def _message(message: chat_pb2.ChatMessage, index: int) -> Message:

@@ -114,6 +114,16 @@ class QdrantEdgeStore:
 
         await self._run(touch)
 
+    async def set_counts(self, entry_id: str, right_count: int, wrong_count: int) -> None:
+        """One small payload write."""
+        counts = {"right_count": right_count, "wrong_count": wrong_count}
+
+        def write(shard: edge.EdgeShard) -> None:
+            for record in shard.retrieve([entry_id], ["hits"], False):
+                shard.update(edge.UpdateOperation.set_payload([record.id], counts))
+
+        await self._run(write)
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """Ordered by the index on ``used``."""
         request = edge.ScrollRequest(limit=limit, order_by=edge.OrderBy("used"), with_payload=False)

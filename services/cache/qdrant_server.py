@@ -121,6 +121,13 @@ class QdrantServerStore:
         if operations:
             await self._run(self._client.batch_update_points(self._collection, operations, wait=False))
 
+    async def set_counts(self, entry_id: str, right_count: int, wrong_count: int) -> None:
+        """Visible when it returns."""
+        counts = {"right_count": right_count, "wrong_count": wrong_count}
+        known = await self._run(self._client.retrieve(self._collection, [entry_id], with_payload=False))
+        if known:
+            await self._run(self._client.set_payload(self._collection, counts, points=[entry_id], wait=True))
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """Ordered by the index on ``used``."""
         records, _ = await self._run(

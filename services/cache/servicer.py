@@ -14,12 +14,15 @@ from tenth.type.v1 import chat_pb2
 from mesh.auth import current_identity
 from mesh.errors import Code, TenthError, invalid_argument, required
 from mesh.telemetry import annotate
+from services.cache.aliases import aliases_of_entries, aliases_of_user
 from services.cache.answers import AnswerCache, Asked
 from services.cache.embedding import Embedder, Vector
 from services.cache.errors import Reason
 from services.cache.flights import Delta, Finished, FlightBoard, Lease
-from services.cache.messages import answer_from_proto, question_from_proto, tag_keywords
+from services.cache.judging import Judging
+from services.cache.messages import answer_from_proto, namespace_to_proto, question_from_proto, tag_keywords
 from services.cache.policy import MODE_WRITE, BypassReason, CachePolicy, bypass_reason, not_stored_reason
+from services.cache.reports import Reports
 from services.cache.store import Condition, Found
 
 MAX_EMBED_TEXTS = 512
@@ -34,8 +37,18 @@ Board = FlightBoard[chat_pb2.CompletionDelta, chat_pb2.Completion]
 class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     """The RPCs. The tenant is always the identity's."""
 
-    def __init__(self, answers: AnswerCache, board: Board, policy: CachePolicy, store_name: str) -> None:
+    def __init__(
+        self,
+        answers: AnswerCache,
+        board: Board,
+        policy: CachePolicy,
+        store_name: str,
+        reports: Reports,
+        judging: Judging | None = None,
+    ) -> None:
         self._answers = answers
+        self._reports = reports
+        self._judging = judging
         self._board = board
         self._policy = policy
         self._store_name = store_name
@@ -55,22 +68,34 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             if not request.dry_run:
                 counts[f"bypass:{reason.value}"] += 1
             return cache_pb2.LookupCompletionResponse(bypass=cache_pb2.Bypass(reason=reason.value))
-        asked = self._answers.ask(question)
+        asked = self._answers.ask(question, request.request.request_id)
         if question.cache_mode == MODE_WRITE:
             annotate({"tenth.cache.outcome": "lease", "tenth.cache.reason": "cache_mode_write"})
             lease = Lease("", 0.0) if request.dry_run else self._board.lead(asked.key, tenant)
             if not request.dry_run:
                 counts["miss"] += 1
             return cache_pb2.LookupCompletionResponse(lease=_lease(lease))
+        evidence = self._reports.evidence
+        suspended = evidence.is_suspended(tenant, question.namespace)
+        if suspended:
+            annotate({"tenth.cache.suspended": suspended})
         # A request that is already in the air is followed without embedding it again.
         outcome = await self._answers.find(
-            asked, count_hit=not request.dry_run, skip_semantic=lambda: bool(self._board.in_flight(asked.key))
+            asked,
+            count_hit=not request.dry_run,
+            skip_semantic=lambda: bool(suspended) or bool(self._board.in_flight(asked.key)),
         )
+        if outcome.vector is not None and not request.dry_run:
+            evidence.looked(tenant, question.namespace, outcome.found is not None and not outcome.exact)
         response = cache_pb2.LookupCompletionResponse(compute_micros=outcome.compute_micros)
         if outcome.vector is not None:
             response.embedding.CopyFrom(_embedding(outcome.vector, self._answers.embedder))
-        annotate({"tenth.cache.reason": outcome.reason, "tenth.cache.compute_micros": outcome.compute_micros})
+        reason_found = _suspended_miss(suspended) if suspended and outcome.found is None else outcome.reason
+        annotate({"tenth.cache.reason": reason_found, "tenth.cache.compute_micros": outcome.compute_micros})
         if outcome.found is None:
+            near = outcome.verdict
+            if near is not None and self._judging is not None and not request.dry_run:
+                self._judging.consider(asked, near.found, near.probability, near.needed)
             self._miss(asked, request.dry_run, response, counts)
             return response
         kind = "exact" if outcome.exact else "semantic"
@@ -109,7 +134,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         try:
             response = await self._keep(asked, request)
         finally:
-            self._board.settle(request.lease_id)
+            if leased_key:
+                self._board.settle(request.lease_id)
         if request.lease_id:
             self._stored[tenant, request.lease_id] = response
             while len(self._stored) > _REMEMBERED_STORES:
@@ -204,14 +230,32 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     async def ReportAnswerQuality(
         self, request: cache_pb2.ReportAnswerQualityRequest, context: Any
     ) -> cache_pb2.ReportAnswerQualityResponse:
-        """Retire an entry that answered wrongly."""
+        """Retire an entry that answered wrongly; count what was right and wrong."""
         if not request.entry_id:
             raise required("entry_id")
-        if request.correct:
-            return cache_pb2.ReportAnswerQualityResponse(retired=False)
-        ids = [_uuid(request.entry_id, "entry_id")]
-        own = (Condition("tenant", (current_identity().tenant_id,)),)
-        return cache_pb2.ReportAnswerQualityResponse(retired=await self._answers.delete(own, ids, False) > 0)
+        outcome = await self._reports.take(
+            current_identity().tenant_id,
+            _uuid(request.entry_id, "entry_id"),
+            request.correct,
+            request.question,
+            request.report_id,
+        )
+        if outcome.suspended:
+            annotate({"tenth.cache.suspended": outcome.suspended})
+        return cache_pb2.ReportAnswerQualityResponse(
+            retired=outcome.retired, namespace_suspended=bool(outcome.suspended)
+        )
+
+    async def RestoreNamespace(
+        self, request: cache_pb2.RestoreNamespaceRequest, context: Any
+    ) -> cache_pb2.RestoreNamespaceResponse:
+        """End a suspension."""
+        if not request.namespace:
+            raise required("namespace")
+        tenant = current_identity().tenant_id
+        standing = await self._reports.restore(tenant, request.namespace)
+        policy = self._reports.policies(tenant, request.namespace)
+        return cache_pb2.RestoreNamespaceResponse(namespace=namespace_to_proto(request.namespace, policy, standing))
 
     async def InspectLookup(
         self, request: cache_pb2.InspectLookupRequest, context: Any
@@ -226,9 +270,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         if bypass is BypassReason.TOO_LARGE:
             response.outcome, response.reason = "bypass", bypass.value
             return response
-        outcome = await self._answers.find(asked, count_hit=False)
+        suspended = self._reports.evidence.is_suspended(question.tenant_id, question.namespace)
+        outcome = await self._answers.find(asked, count_hit=False, skip_semantic=lambda: bool(suspended))
         response.outcome = "hit" if outcome.found is not None else "miss"
         response.reason = outcome.reason
+        if suspended and outcome.found is None:
+            response.reason = _suspended_miss(suspended)
         if bypass is not None:
             response.outcome, response.reason = "bypass", bypass.value
         response.mode = self._answers.rules(question).mode.value
@@ -239,7 +286,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 entry_id=found.entry.entry_id,
                 question=found.entry.question,
                 similarity=found.similarity,
-                would_serve=verdict.serve and bypass is None,
+                would_serve=verdict.serve and bypass is None and not suspended,
                 reasons=verdict.reasons,
                 probability=verdict.probability,
                 features=(
@@ -247,7 +294,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                     for part in verdict.contributions
                 ),
             )
-            if response.outcome == "miss" and len(response.candidates) == 1 and not verdict.serve:
+            if response.outcome == "miss" and len(response.candidates) == 1 and not verdict.serve and not suspended:
                 response.reason = (
                     f"the nearest is {next(line for line in verdict.reasons if line.startswith('refused'))}"
                 )
@@ -267,6 +314,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         if len(conditions) == 1 and not ids and not request.all:
             raise invalid_argument("no filter is set; set `all` to delete every entry of the tenant", field="all")
         count = await self._answers.delete(tuple(conditions), ids, request.dry_run)
+        if ids:
+            count += await self._answers.delete((*conditions, aliases_of_entries(ids)), (), request.dry_run)
         annotate({"tenth.cache.entries": count, "tenth.cache.dry_run": request.dry_run})
         return cache_pb2.InvalidateEntriesResponse(entry_count=count)
 
@@ -277,8 +326,10 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         if not request.user_id:
             raise required("user_id")
         tenant = current_identity().tenant_id
-        conditions = (Condition("tenant", (tenant,)), Condition("user_id", (request.user_id,)))
-        return cache_pb2.DeleteUserEntriesResponse(entry_count=await self._answers.delete(conditions, (), False))
+        own = Condition("tenant", (tenant,))
+        count = await self._answers.delete((own, Condition("user_id", (request.user_id,))), (), False)
+        count += await self._answers.delete((own, aliases_of_user(request.user_id)), (), False)
+        return cache_pb2.DeleteUserEntriesResponse(entry_count=count)
 
     async def GetStats(self, request: cache_pb2.GetStatsRequest, context: Any) -> cache_pb2.GetStatsResponse:
         """Counts of the tenant."""
@@ -377,6 +428,10 @@ def _hit(found: Found, exact: bool, probability: float) -> cache_pb2.CacheHit:
 
 def _embedding(vector: Vector, embedder: Embedder) -> chat_pb2.Embedding:
     return chat_pb2.Embedding(values=vector.tolist(), embedder=embedder.version)
+
+
+def _suspended_miss(why: str) -> str:
+    return f"no exact match; the namespace serves exact hits only: {why}"
 
 
 def _uuid(value: str, field: str) -> str:

@@ -57,10 +57,31 @@ class CacheSettings(BaseSettings):
     )
     sweep_seconds: float = Field(default=15.0, gt=0, description="Time between sweeps of expired entries, seconds")
 
+    inference_address: str = Field(
+        default="127.0.0.1:7104", description="host:port of inference, for the judge of near misses"
+    )
+    gray_zone_floor: float = Field(
+        default=0.5, ge=0, lt=1, description="Least probability of being right that makes a miss worth judging, 0..1"
+    )
+    judge_per_minute: int = Field(default=60, ge=1, description="Most near misses judged per minute and tenant")
+    judge_queue_count: int = Field(default=100, ge=1, description="Most near misses that wait to be judged")
+    judge_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=60, description="Longest wait for the judge's model, seconds, above 0 to 60"
+    )
+    expected_error: float = Field(
+        default=0.01, gt=0, lt=1, description="Share of semantic hits that the calibration expects to be wrong, 0..1"
+    )
+    feedback_flush_seconds: float = Field(
+        default=1.0, gt=0, description="Time between writes of the counts of lookups, seconds; reports are not delayed"
+    )
+
     lease_ttl_seconds: float = Field(
         default=2.0, gt=0, le=60, description="A lease without publish stream or answer passes on after this, seconds"
     )
     max_flight_count: int = Field(default=10_000, ge=1, description="Most flights remembered at once")
     max_flight_bytes: int = Field(
         default=4_194_304, ge=0, description="Most pieces kept of one flight for late followers, bytes"
+    )
+    max_flights_bytes: int = Field(
+        default=268_435_456, ge=0, description="Most pieces kept of all flights together, bytes"
     )

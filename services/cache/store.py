@@ -112,6 +112,9 @@ class VectorStore(Protocol):
     async def touch(self, used: Mapping[str, tuple[int, float]]) -> None:
         """Set hits and time of last use by entry id; ids that are gone are ignored."""
 
+    async def set_counts(self, entry_id: str, right_count: int, wrong_count: int) -> None:
+        """Set the reports of an entry; an id that is gone is ignored."""
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """The ids of the entries whose last use is longest ago."""
 

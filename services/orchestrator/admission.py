@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from random import Random
+from typing import Final
 from uuid import UUID
 
 from tenth.ledger.v1 import ledger_pb2
@@ -23,6 +24,12 @@ from services.orchestrator.validation import validate
 
 _MAX_TRACKED_TENANTS = 100_000
 _SAVING_LAYERS = frozenset(("cache", "routing", "compression"))
+
+DEFAULT_NAMESPACE = "default"
+"""The cache's name for the namespace of requests that name none."""
+_OF_THE_ASKER: Final = ("request_id", "user_id", "project_id", "tags")
+_OF_COST_AND_AGE: Final = ("tier_ceiling", "completion_window", "cache_mode", "cache_max_age", "compression_mode")
+"""Fields that the cache's exact key leaves out."""
 
 
 class RateLimiter:
@@ -125,4 +132,21 @@ def payload_digest(request: chat_pb2.CompletionRequest) -> bytes:
     plain = chat_pb2.CompletionRequest()
     plain.CopyFrom(request)
     plain.ClearField("request_id")
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()
+
+
+def question_digest(request: chat_pb2.CompletionRequest) -> bytes:
+    """SHA-256 of what decides the answer: requests that the cache takes for the same one have the same digest.
+
+    Who asks, what it is filed under, and what the answer may cost or how old it may be are left out.
+    """
+    plain = chat_pb2.CompletionRequest()
+    plain.CopyFrom(request)
+    for label in _OF_THE_ASKER:
+        plain.ClearField(label)
+    for wish in _OF_COST_AND_AGE:
+        plain.policy.ClearField(wish)
+    if not plain.policy.ByteSize():
+        plain.ClearField("policy")  # An empty one asks for nothing, and would not look like none.
+    plain.namespace = plain.namespace or DEFAULT_NAMESPACE
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()

@@ -83,6 +83,8 @@ class Call:
     """False when max_output_tokens is the deployment's default."""
     control: bool | None = None
     """True: of the control share, answered by the baseline model with every layer off; see policy.control_side."""
+    shard: str = ""
+    """Routing key of its cache replica."""
     hops: list[receipt_pb2.Hop] = field(default_factory=list)
     overheads: list[receipt_pb2.OverheadItem] = field(default_factory=list)
     compute_micros: int = 0

@@ -280,7 +280,7 @@ class Flow:
     ) -> receipt_pb2.Receipt:
         """The receipt, durably on its way to the ledger, and on the span."""
         receipt = build_receipt(facts, call.prices, receipt_pb2.RECEIPT_STATE_PENDING)
-        self._outbox.append(call.digest, receipt, completion, entry_id, error, call.request.namespace)
+        self._outbox.append(call.digest, receipt, completion, entry_id, error, call.request.namespace, call.shard)
         telemetry.annotate(_attributes(receipt))
         return receipt
 

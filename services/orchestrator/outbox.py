@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS answers (
     receipt BLOB NOT NULL, completion BLOB NOT NULL, entry_id TEXT NOT NULL,
     error TEXT NOT NULL, namespace TEXT NOT NULL,
     settled INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '', expire_time REAL NOT NULL,
+    shard TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (tenant_id, request_id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS answers_open ON answers (settled) WHERE settled = 0;
@@ -45,6 +46,8 @@ class Kept:
     entry_id: str
     error: str
     namespace: str
+    shard: str
+    """Routing key of the cache replica that was asked."""
     settled: bool
     expire_time: float
 
@@ -58,6 +61,9 @@ class Outbox:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
+        if "shard" not in {row[1] for row in self._db.execute("PRAGMA table_info(answers)")}:
+            # A file of an earlier revision, maybe with receipts that still have to be settled.
+            self._db.execute("ALTER TABLE answers ADD COLUMN shard TEXT NOT NULL DEFAULT ''")
         self._ttl = replay_ttl_seconds
         self._now = now
         self._waiting = asyncio.Event()
@@ -76,11 +82,12 @@ class Outbox:
         entry_id: str = "",
         error: str = "",
         namespace: str = "",
+        shard: str = "",
     ) -> None:
         """Keep a receipt for the ledger and the answer for retries. A later one of the same request replaces it."""
         facts = receipt.facts
         self._db.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '', ?)",
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '', ?, ?)",
             (
                 facts.tenant_id,
                 facts.request_id,
@@ -92,6 +99,7 @@ class Outbox:
                 error,
                 namespace,
                 self._now() + self._ttl,
+                shard,
             ),
         )
         self._waiting.set()
@@ -105,13 +113,13 @@ class Outbox:
     def find(self, tenant_id: str, request_id: str) -> Kept | None:
         """The kept answer of a request, if it has not expired or its receipt is not settled yet."""
         row = self._db.execute(
-            "SELECT digest, receipt, completion, entry_id, error, namespace, settled, expire_time FROM answers "
+            "SELECT digest, receipt, completion, entry_id, error, namespace, settled, expire_time, shard FROM answers "
             "WHERE tenant_id = ? AND request_id = ?",
             (tenant_id, request_id),
         ).fetchone()
         if row is None or (row[6] and row[7] <= self._now()):
             return None
-        digest, receipt, completion, entry_id, error, namespace, settled, expire_time = row
+        digest, receipt, completion, entry_id, error, namespace, settled, expire_time, shard = row
         return Kept(
             digest=digest,
             receipt=receipt_pb2.Receipt.FromString(receipt),
@@ -119,6 +127,7 @@ class Outbox:
             entry_id=entry_id,
             error=error,
             namespace=namespace,
+            shard=shard,
             settled=bool(settled),
             expire_time=expire_time,
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import quote
 
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -14,9 +17,9 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh import deadlines
 from mesh.auth import current_identity, set_identity
-from mesh.channel import routing_key
+from mesh.channel import rendezvous, routing_key
 from mesh.errors import Code, TenthError, invalid_argument, required
-from services.orchestrator.admission import Admission
+from services.orchestrator.admission import DEFAULT_NAMESPACE, Admission, question_digest
 from services.orchestrator.call import Call
 from services.orchestrator.errors import Reason
 from services.orchestrator.explain import Explain
@@ -25,6 +28,8 @@ from services.orchestrator.generation import whole_delta
 from services.orchestrator.outbox import Kept, Outbox
 from services.orchestrator.runs import Answer, Run, Runs, reused
 from services.orchestrator.settings import OrchestratorSettings
+
+log = logging.getLogger("tenth.orchestrator")
 
 pb = orchestrator_pb2
 _CAP_SECONDS = 5.0
@@ -114,8 +119,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Say what each layer would do. Spends nothing."""
         digest = self._admission.identify(request.request)
         call = self._admission.admit(request.request, digest, streaming=False)
+        call.shard = self._shard(call)
         set_identity(call.identity)
-        with routing_key(self._shard(call)):
+        with routing_key(call.shard):
             return await self._explain.explain(call)
 
     async def GetCompletion(self, request: pb.GetCompletionRequest, context: Any) -> pb.GetCompletionResponse:
@@ -162,9 +168,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
         retired = False
         if kept is not None and kept.entry_id:
-            report = cache_pb2.ReportAnswerQualityRequest(entry_id=kept.entry_id, correct=request.score >= 0.5)
-            with routing_key(self._shard_of(kept)):
-                retired = (await self._cache.ReportAnswerQuality(report, timeout=_CAP_SECONDS)).retired
+            retired = await self._report_quality(kept, request)
         return pb.ReportOutcomeResponse(cache_entry_retired=retired)
 
     async def DeleteUserData(self, request: pb.DeleteUserDataRequest, context: Any) -> pb.DeleteUserDataResponse:
@@ -192,6 +196,38 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             completion_count=completions,
         )
 
+    async def _report_quality(self, kept: Kept, request: pb.ReportOutcomeRequest) -> bool:
+        """Tell every cache replica: one served the answer, all keep the evidence. True when the entry is retired.
+
+        Raises when the one that served it is down. The others may be: a report that they miss makes them no worse.
+        """
+        replicas = await self._cache_replicas()
+        owner = rendezvous(kept.shard, replicas)
+        semantic = kept.receipt.facts.cache_hit_kind == "semantic"
+        namespace = quote(kept.namespace or DEFAULT_NAMESPACE, safe="")
+
+        async def tell(replica: str) -> bool:
+            # Only a semantic hit is the cache's own decision, and only where it was made it counts against the bound.
+            kind = ("semantic" if replica == owner else "elsewhere") if semantic else "exact"
+            report = cache_pb2.ReportAnswerQualityRequest(
+                entry_id=kept.entry_id,
+                correct=request.score >= 0.5,
+                report_id=f"{kind}@{namespace}:{request.request_id}",
+            )
+            with routing_key(replica):
+                return (await self._cache.ReportAnswerQuality(report, timeout=_CAP_SECONDS)).retired
+
+        answers = await asyncio.gather(*map(tell, replicas), return_exceptions=True)
+        retired = False
+        for replica, answer in zip(replicas, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                retired = retired or answer
+            elif replica == owner or not isinstance(answer, TenthError):
+                raise answer
+            else:
+                log.info("a cache replica did not hear of a report: %s", answer)
+        return retired
+
     def _begin(self, request: chat_pb2.CompletionRequest, *, streaming: bool) -> Run | Answer:
         """The request's kept answer, the run it joins, or a new run."""
         digest = self._admission.identify(request)
@@ -208,10 +244,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         call = self._admission.admit(request, digest, streaming=streaming)
         if kept is not None:
             call.carry(kept.receipt.facts)
+        call.shard = self._shard(call)
 
         async def work(run: Run) -> None:
             set_identity(call.identity)
-            with routing_key(self._shard(call)):
+            with routing_key(call.shard):
                 await self._flow.answer(run, call)
 
         return self._runs.start(key, digest, work)
@@ -223,18 +260,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             self._runs.release(run)
 
     def _shard(self, call: Call) -> str:
+        tenant_id, namespace = call.identity.tenant_id, call.request.namespace or DEFAULT_NAMESPACE
         if self._settings.cache_shard_by == "request":
-            return call.digest.hex()
-        return _shard_key(call.identity.tenant_id, call.request.namespace)
-
-    def _shard_of(self, kept: Kept) -> str:
-        if self._settings.cache_shard_by == "request":
-            return kept.digest.hex()
-        return _shard_key(kept.receipt.facts.tenant_id, kept.namespace)
-
-
-def _shard_key(tenant_id: str, namespace: str) -> str:
-    return f"{tenant_id}\x00{namespace or 'default'}"  # The two names of one namespace, one shard.
+            return f"{tenant_id}\x00{question_digest(call.request).hex()}"
+        return f"{tenant_id}\x00{namespace}"
 
 
 def _response(event: pb.CompletionStarted | chat_pb2.CompletionDelta) -> pb.StreamGenerateCompletionResponse:

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 import services.cache.servicer as servicer_module
-from services.cache.answers import AnswerCache, NoEvidence
+from mesh.testing import memory_telemetry
+from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder
+from services.cache.feedback import Evidence
+from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
 from services.cache.keys import ROLE_USER, Message, Question
 from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
+from services.cache.reports import Reports
 from services.cache.servicer import CacheServicer
 from services.cache.store import Condition, Entry
 from tests.cache_verifier import VERIFIER
@@ -52,7 +56,7 @@ async def answers(tmp_path: Path) -> AsyncIterator[AnswerCache]:
     await store.open()
     yield AnswerCache(
         store, embedder, CachePolicy(), lambda: 1000.0, rules_of=lambda tenant, namespace: RULES,
-            verifier=VERIFIER, evidence=NoEvidence(), max_entry_count=40, memory_entry_count=10,
+            verifier=VERIFIER, error_factor=lambda *_: 1.0, max_entry_count=40, memory_entry_count=10,
         memory_bytes=10**6, memory_seconds=0,
     )  # fmt: skip
     await store.close()
@@ -95,10 +99,14 @@ async def test_what_was_stored_before_a_deletion_is_not_remembered_after_it(answ
 
 
 async def test_counts_are_kept_for_a_bounded_number_of_namespaces(
-    answers: AnswerCache, monkeypatch: pytest.MonkeyPatch
+    answers: AnswerCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(servicer_module, "_COUNTED_NAMESPACES", 3)
-    servicer = CacheServicer(answers, FlightBoard(1.0, str, lambda _: 1), CachePolicy(), "test")
+    evidence, meter = Evidence(), memory_telemetry()[0].meter
+    reports = Reports(
+        answers, evidence, FeedbackJournal(tmp_path, evidence), lambda tenant, namespace: NamespacePolicy(), meter
+    )
+    servicer = CacheServicer(answers, FlightBoard(1.0, str, lambda _: 1), CachePolicy(), "test", reports)
     for number in range(20):
         question = replace(QUESTION, namespace=f"n{number}")
         servicer._counts_of("acme", question.namespace)["miss"] += 1

@@ -19,12 +19,15 @@ from tenth.type.v1 import chat_pb2
 from mesh.auth import set_identity
 from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, memory_telemetry, running
-from services.cache.answers import AnswerCache, NoEvidence
+from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, Vector
+from services.cache.feedback import Evidence
+from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
 from services.cache.namespaces import NamespacePolicy
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
+from services.cache.reports import Reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from tests.cache_verifier import VERIFIER
 
@@ -91,13 +94,18 @@ async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         policy = CachePolicy()
         answers = AnswerCache(
             store, embedder, policy, clock, rules_of=lambda tenant, namespace: RULES,
-            verifier=VERIFIER, evidence=NoEvidence(), max_entry_count=40, memory_entry_count=10, memory_bytes=10**6,
+            verifier=VERIFIER, error_factor=lambda *_: 1.0, max_entry_count=40, memory_entry_count=10, memory_bytes=10**6,
             memory_seconds=0,
         )  # fmt: skip
         board: Board = FlightBoard(getattr(request, "param", LEASE_TTL), lambda: f"lease-{next(ids)}", piece_size)
         stack.callback(board.close)
         telemetry, spans = memory_telemetry("cache")
-        servicer = CacheServicer(answers, board, policy, store.name)
+        evidence = Evidence()
+        journal = FeedbackJournal(tmp_path, evidence)
+        await journal.open()
+        stack.push_async_callback(journal.close)
+        reports = Reports(answers, evidence, journal, lambda tenant, namespace: NamespacePolicy(), telemetry.meter)
+        servicer = CacheServicer(answers, board, policy, store.name, reports)
         register = cache_pb2_grpc.add_CacheServiceServicer_to_server
         address = await stack.enter_async_context(running(register, servicer, NAME, tmp_path, telemetry=telemetry))
         channel = dial(address)
@@ -472,6 +480,22 @@ async def test_a_wrong_answer_is_served_no_more(cache: Mesh) -> None:
     assert (await cache.stub.ReportAnswerQuality(cache_pb2.ReportAnswerQualityRequest(entry_id=entry_id))).retired
     assert await outcome(cache, ask(RESET)) == "lease"
     assert not (await cache.stub.ReportAnswerQuality(cache_pb2.ReportAnswerQualityRequest(entry_id=entry_id))).retired
+
+
+async def test_a_miss_of_a_suspended_namespace_says_so_on_its_span(cache: Mesh) -> None:
+    for number in range(3):
+        report = cache_pb2.ReportAnswerQualityRequest(
+            entry_id=await put(cache, ask(RESET)), report_id=f"semantic:{number}"
+        )
+        reply = await cache.stub.ReportAnswerQuality(report)
+    assert reply.namespace_suspended
+    assert await outcome(cache, ask(RESET)) == "lease"
+    span = next(span for span in reversed(cache.spans.get_finished_spans()) if span.name.endswith("LookupCompletion"))
+    assert "3 of 3 lookups by meaning were reported wrong" in span.attributes["tenth.cache.suspended"]
+    assert "serves exact hits only" in span.attributes["tenth.cache.reason"]
+    assert await outcome(cache, ask(RESET, namespace="other")) == "lease"
+    span = next(span for span in reversed(cache.spans.get_finished_spans()) if span.name.endswith("LookupCompletion"))
+    assert "tenth.cache.suspended" not in span.attributes
 
 
 async def test_long_and_foreign_questions_hit_exactly_only(cache: Mesh) -> None:

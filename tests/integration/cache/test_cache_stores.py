@@ -60,6 +60,17 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await made.close()
 
 
+async def test_the_reports_of_an_entry_are_set_and_one_that_is_gone_is_ignored(store: VectorStore) -> None:
+    one, other = entry("one", hits=3), entry("other")
+    for each in (one, other):
+        await store.put(each, [1.0, 0.0, 0.0, 0.0])
+    await store.set_counts(one.entry_id, 2, 1)
+    await store.set_counts(entry_id("gone"), 2, 1)
+    assert await store.get(one.entry_id) == replace(one, right_count=2, wrong_count=1)
+    assert await store.get(other.entry_id) == other
+    assert await store.get(entry_id("gone")) is None
+
+
 async def test_what_is_put_is_got_back_whole(store: VectorStore) -> None:
     await store.put(entry("k"), [1, 0, 0, 0])
     assert await store.get(entry_id("k")) == entry("k")

@@ -299,6 +299,26 @@ async def test_identical_namespaces_reach_one_of_two_cache_shards(start: Start) 
     assert set.union(*by_name.values()) == {0, 1}
 
 
+async def test_the_same_question_reaches_one_replica_whoever_asks(start: Start) -> None:
+    mesh = await start(cache_replicas=3, cache_shard_by="request")
+    policies = (
+        None,
+        chat_pb2.RequestPolicy(cache_mode=chat_pb2.CACHE_MODE_READ_WRITE, tier_ceiling=chat_pb2.TIER_COMPLEX),
+        chat_pb2.RequestPolicy(compression_mode=chat_pb2.COMPRESSION_MODE_OFF),
+    )
+    by_question: dict[str, set[int]] = {}
+    for number in range(8):
+        for index, policy in enumerate(policies):
+            fields = {"user_id": f"u{index}", "tags": {"n": str(index)}, "namespace": "default" if index else ""}
+            await mesh.generate(ask(f"Question {number}", policy=policy, **fields))
+    for seen in mesh.fakes.seen:
+        if seen.method == "LookupCompletion":
+            by_question.setdefault(seen.request.request.messages[0].parts[0].text, set()).add(seen.replica)
+    assert len(by_question) == 8
+    assert all(len(replicas) == 1 for replicas in by_question.values())
+    assert len(set.union(*by_question.values())) > 1, "other questions reach other replicas"
+
+
 async def test_many_requests_at_once(mesh: Mesh) -> None:
     mesh.fakes.on("GenerateText", slow(0.05))
     replies = await asyncio.gather(*(mesh.generate(ask(f"Question {number}")) for number in range(20)))

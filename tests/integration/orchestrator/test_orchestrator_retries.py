@@ -236,6 +236,52 @@ async def test_feedback_reaches_router_and_cache(mesh: Mesh, score: float, retir
     assert (told.entry_id, told.correct) == ("entry-stored", not retired)
 
 
+@pytest.mark.parametrize(
+    ("kind", "owner", "others"),
+    [
+        (cache_pb2.HIT_KIND_SEMANTIC, "semantic", "elsewhere"),
+        (cache_pb2.HIT_KIND_EXACT, "exact", "exact"),
+    ],
+)
+async def test_every_cache_replica_hears_of_a_report_and_one_that_it_served_it(
+    start: Start, kind: cache_pb2.HitKind.ValueType, owner: str, others: str
+) -> None:
+    mesh = await start(cache_replicas=3)
+    mesh.fakes.on("LookupCompletion", hit(kind))
+    for namespace, encoded in (("shop", "shop"), ("a-b_c.d", "a-b_c.d"), ("", "default")):
+        mesh.fakes.seen.clear()
+        reply = await mesh.generate(ask(namespace=namespace))
+        served = next(seen.replica for seen in mesh.fakes.seen if seen.method == "LookupCompletion")
+        await mesh.client.ReportOutcome(pb.ReportOutcomeRequest(request_id=reply.request_id, score=0.2))
+        told = {seen.replica: seen.request for seen in mesh.fakes.seen if seen.method == "ReportAnswerQuality"}
+        assert set(told) == {0, 1, 2}
+        for replica, request in told.items():
+            assert (request.entry_id, request.correct) == ("entry-stored", False)
+            expected = owner if replica == served else others
+            assert request.report_id == f"{expected}@{encoded}:{reply.request_id}"
+
+
+@pytest.mark.parametrize("down", ["served", "other"])
+async def test_a_report_with_a_cache_replica_down(start: Start, down: str) -> None:
+    mesh = await start(cache_replicas=2)
+    mesh.fakes.on("LookupCompletion", hit(cache_pb2.HIT_KIND_SEMANTIC))
+    reply = await mesh.generate(ask())
+
+    def answer(request: Any) -> Any:
+        here = request.report_id.startswith("semantic")
+        return DOWN if here == (down == "served") else cache_pb2.ReportAnswerQualityResponse(retired=True)
+
+    mesh.fakes.on("ReportAnswerQuality", answer)
+    report = pb.ReportOutcomeRequest(request_id=reply.request_id, score=0)
+    if down == "other":
+        assert (await mesh.client.ReportOutcome(report)).cache_entry_retired
+    else:
+        with pytest.raises(TenthError) as raised:
+            await mesh.client.ReportOutcome(report)
+        assert raised.value.code is Code.UNAVAILABLE
+    assert mesh.fakes.count("ReportAnswerQuality") == 2, "all are told, whichever is down"
+
+
 async def test_feedback_on_an_answer_that_was_stored_later(mesh: Mesh) -> None:
     reply = await mesh.generate(ask())
     await until(lambda: mesh.fakes.count("StoreCompletion") == 1)

@@ -179,6 +179,55 @@ async def test_a_flight_beyond_its_bytes_gives_late_followers_the_answer_alone(b
     assert await follower == [Finished("whole")]
 
 
+async def test_all_flights_together_keep_a_bounded_number_of_pieces() -> None:
+    board: Board = FlightBoard(10.0, new_ids(), len, max_flight_bytes=100, max_total_bytes=150)
+    leases = [lead(board, key) for key in "abc"]
+    followers = [await started(events(board, flight_of(board, key))) for key in "abc"]
+    for lease in leases:
+        board.open_stream(lease.lease_id, "acme")
+        board.publish(lease.lease_id, "x" * 60)
+        board.publish(lease.lease_id, "y" * 20)
+        assert board._total <= 150
+    for lease, key in zip(leases, "abc", strict=True):
+        board.finish(lease.lease_id, f"whole {key}", settled=True)
+    assert [(await follower)[-1] for follower in followers] == [Finished(f"whole {key}") for key in "abc"]
+    board.close()
+    assert board._total == 0
+
+
+async def test_a_reader_of_a_flight_that_is_forgotten_still_gets_the_whole_answer(board: Board) -> None:
+    lease = lead(board)
+    flight = flight_of(board)
+    board.open_stream(lease.lease_id, "acme")
+    for piece in "abc":
+        board.publish(lease.lease_id, piece)
+    reader = board.follow(flight, "acme")
+    assert await anext(reader) == Delta("a")
+    board.finish(lease.lease_id, "abc", settled=True)
+    await gone(board)
+    assert [event async for event in reader][-1] == Finished("abc")
+
+
+async def test_two_hundred_followers_lose_leader_after_leader_and_all_get_the_last_ones_answer() -> None:
+    board: Board = FlightBoard(30.0, new_ids(), len)
+    lease = lead(board)
+    flight = flight_of(board)
+    followers = {await started(events(board, flight)) for _ in range(200)}
+    for generation in range(5):
+        board.open_stream(lease.lease_id, "acme")
+        board.publish(lease.lease_id, f"piece {generation}")
+        board.close_stream(lease.lease_id)  # The leader is dead.
+        (heir,), followers = await asyncio.wait(followers, return_when=asyncio.FIRST_COMPLETED)
+        promoted = heir.result()[-1]
+        assert isinstance(promoted, Promoted)
+        assert promoted.lease.lease_id != lease.lease_id
+        lease = promoted.lease
+    board.finish(lease.lease_id, "whole", settled=True)
+    assert len(followers) == 195
+    assert {str((await follower)[-1]) for follower in followers} == {str(Finished("whole"))}
+    board.close()
+
+
 async def test_an_unknown_flight_and_another_tenants_have_no_events(board: Board) -> None:
     lead(board)
     assert await events(board, "nothing") == []

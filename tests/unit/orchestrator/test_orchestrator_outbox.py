@@ -74,17 +74,37 @@ def answer(text: str = "Hello.") -> chat_pb2.Completion:
 
 
 def test_a_row_is_found_as_it_was_appended(outbox: Outbox) -> None:
-    outbox.append(b"digest", receipt("r"), answer(), "entry", "", "app")
+    outbox.append(b"digest", receipt("r"), answer(), "entry", "", "app", "acme/app")
     kept = outbox.find("acme", "r")
     assert kept is not None
     assert (kept.digest, kept.receipt, kept.completion) == (b"digest", receipt("r"), answer())
     assert (kept.entry_id, kept.namespace, kept.settled, kept.expire_time) == ("entry", "app", False, 1600.0)
+    assert kept.shard == "acme/app"
     assert outbox.find("other", "r") is None
     outbox.append(b"d", receipt("failed"), None, error="BUDGET_EXCEEDED: none left")
     failed = outbox.find("acme", "failed")
     assert failed is not None
     assert failed.completion is None
     assert failed.error == "BUDGET_EXCEEDED: none left"
+
+
+def test_a_file_of_an_earlier_revision_goes_on(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "outbox.sqlite"
+    outbox = Outbox(path, 600, clock)
+    outbox.append(b"d", receipt("old"), answer())
+    outbox.close()
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE answers DROP COLUMN shard")  # As it was.
+    database.commit()
+    database.close()
+    outbox = Outbox(path, 600, clock)
+    outbox.append(b"d", receipt("new"), answer(), shard="s")
+    old, new = outbox.find("acme", "old"), outbox.find("acme", "new")
+    assert old is not None
+    assert new is not None
+    assert (old.shard, new.shard) == ("", "s")
+    assert (old.completion, outbox.open_count()) == (answer(), 2)
+    outbox.close()
 
 
 def test_the_entry_is_noted_later(outbox: Outbox) -> None:
