@@ -100,10 +100,10 @@ def read(path: Path) -> Packed:
         magic, version = cursor.bytes(4), cursor.take("I")[0]
         if magic != MAGIC or version != 1:
             raise ValueError(f"{path.name}: magic {magic!r} version {version}, expected {MAGIC!r} version 1")
-        *sizes, epsilon, block = cursor.take("7ifi")
+        hidden, layers, heads, inner, vocabulary, positions, types, epsilon, block = cursor.take("7ifi")
         if block != BLOCK_COUNT:
             raise ValueError(f"{path.name}: blocks of {block} weights, expected {BLOCK_COUNT}")
-        shape = Shape(*sizes, float(f"{epsilon:.6g}"))
+        shape = Shape(hidden, layers, heads, inner, vocabulary, positions, types, float(f"{epsilon:.6g}"))
         return Packed(shape, _vocabulary(cursor), _tensors(cursor))
     except struct.error as error:
         raise ValueError(f"{path.name}: the file ends early") from error
