@@ -100,10 +100,10 @@ def read(path: Path) -> Packed:
         magic, version = cursor.bytes(4), cursor.take("I")[0]
         if magic != MAGIC or version != 1:
             raise ValueError(f"{path.name}: magic {magic!r} version {version}, expected {MAGIC!r} version 1")
-        *sizes, epsilon, block = cursor.take("7ifi")
+        hidden, layers, heads, inner, vocabulary, positions, types, epsilon, block = cursor.take("7ifi")
         if block != BLOCK_COUNT:
             raise ValueError(f"{path.name}: blocks of {block} weights, expected {BLOCK_COUNT}")
-        shape = Shape(*sizes, norm_epsilon=float(f"{epsilon:.6g}"))
+        shape = Shape(hidden, layers, heads, inner, vocabulary, positions, types, float(f"{epsilon:.6g}"))
         return Packed(shape, _vocabulary(cursor), _tensors(cursor))
     except struct.error as error:
         raise ValueError(f"{path.name}: the file ends early") from error
@@ -176,8 +176,11 @@ def bert_weights(packed: Packed) -> dict[str, Tensor]:
     not warn of weights made up. Raises ValueError when a tensor is missing or has another size.
     """
     size, inner = packed.shape.hidden_size, packed.shape.inner_size
-    shapes = {"emb.word": (packed.shape.vocabulary_size, size), "emb.pos": (packed.shape.position_count, size)}
-    shapes |= {"emb.type": (packed.shape.type_count, size)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "emb.word": (packed.shape.vocabulary_size, size),
+        "emb.pos": (packed.shape.position_count, size),
+        "emb.type": (packed.shape.type_count, size),
+    }
     names = dict(_OUTER)
     for layer in range(packed.shape.layer_count):
         for short, long in _INNER.items():

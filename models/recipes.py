@@ -61,7 +61,7 @@ def _check_graphs(folder: Path, texts: list[str], least_float: float, least_int8
 
     model = SentenceTransformer(str(folder), device="cpu")
     expected = model.encode(texts, normalize_embeddings=True)
-    prompt = model.prompts[model.default_prompt_name] if model.default_prompt_name else ""
+    prompt = (model.prompts[model.default_prompt_name] or "") if model.default_prompt_name else ""
     encoded = model.tokenizer(
         [prompt + text for text in texts], padding=True, truncation=True, max_length=model.max_seq_length
     )

@@ -177,7 +177,7 @@ async def test_a_paraphrase_hits_and_a_different_question_does_not(cache: Mesh) 
     looked = await cache.stub.LookupCompletion(Lookup(request=ask("How can I reset the alarm?")))
     assert looked.hit.kind == cache_pb2.HIT_KIND_SEMANTIC
     assert 0.95 < looked.hit.similarity < 1
-    assert looked.embedding.embedder == "words@1"
+    assert looked.embedding.embedder == "words@2-fp32"
     assert len(looked.embedding.values) == 64
     assert await outcome(cache, ask("How do I paint the fence?")) == "lease"
     assert await outcome(cache, ask("How do I not reset the alarm?")) == "lease"
@@ -410,7 +410,7 @@ async def test_stats(cache: Mesh) -> None:
     assert (stats.entry_count, stats.exact_hit_count, stats.semantic_hit_count) == (1, 1, 1)
     assert (stats.miss_count, stats.follow_count) == (2, 1)
     assert dict(stats.bypass_counts) == {"time_bound": 1}
-    assert (stats.embedder, stats.store) == ("words@1", "qdrant_edge")
+    assert (stats.embedder, stats.store) == ("words@2-fp32", "qdrant_edge")
     assert (await cache.stub.GetStats(cache_pb2.GetStatsRequest(namespace="x"))).miss_count == 0
 
 
@@ -508,7 +508,7 @@ async def test_long_and_foreign_questions_hit_exactly_only(cache: Mesh) -> None:
 
 async def test_embed_in_order_and_limits(cache: Mesh) -> None:
     embedded = await cache.stub.Embed(cache_pb2.EmbedRequest(texts=["a b", "c", "a b"]))
-    assert [item.embedder for item in embedded.embeddings] == ["words@1"] * 3
+    assert [item.embedder for item in embedded.embeddings] == ["words@2-fp32"] * 3
     assert embedded.embeddings[0] == embedded.embeddings[2]
     assert sum(value * value for value in embedded.embeddings[1].values) == pytest.approx(1, abs=1e-5)
     assert embedded.compute_micros >= 0
