@@ -181,6 +181,11 @@ class AnswerCache:
             tags=tags,
             used=now,
         )
+        await self.put(entry, vector)
+        return entry
+
+    async def put(self, entry: Entry, vector: Sequence[float]) -> None:
+        """Store an entry as it is, and remember it."""
         deletions = self._deletions
         await self._store.put(entry, vector)
         self._used.pop(entry.entry_id, None)
@@ -188,7 +193,20 @@ class AnswerCache:
             self._remember(entry)
         else:
             self._forget(entry.exact_key)
-        return entry
+
+    async def stored(self, entry_id: str) -> Entry | None:
+        """The entry of an id as the store has it, whosever it is, expired or not."""
+        return await self._store.get(entry_id)
+
+    async def page(
+        self, conditions: Conditions, limit: int, after: str = ""
+    ) -> tuple[list[tuple[Entry, list[float]]], str]:
+        """A page of entries with their vectors, and the token of the next one or ""."""
+        return await self._store.scroll(conditions, limit, after)
+
+    def now(self) -> float:
+        """The clock that entries expire by, Unix seconds."""
+        return self._now()
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed texts in the one fixed form."""

@@ -6,6 +6,9 @@ pretend to be a field boundary. The tenant is the first field of either.
 - The exact key covers the tenant and everything that changes the answer.
 - The semantic scope is the hard filter of the vector search: the same, less the tier floor (checked against the
   tier of the stored answer instead) and less the wording of the last user turn, plus the embedder's version.
+
+Either has 64 hex characters. The first 16 are the tenant's mark, a digest of the tenant alone: so it can be checked
+whose a key is, and an import can neither replace another tenant's entry nor crowd the search of another tenant.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from enum import StrEnum
 
 ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL = 1, 2, 3, 4
 """The numbers of tenth.type.v1.Role."""
+MARK_CHARACTERS = 16
+"""Of a key: 64 bits say whose it is, the other 192 which request."""
 
 Value = str | bytes | int | float | bool | None | tuple["Value", ...]
 
@@ -98,9 +103,15 @@ class Question:
         return count + sum(len(tool.description) + len(tool.parameters) for tool in self.tools)
 
 
+def tenant_mark(tenant_id: str) -> str:
+    """The beginning of every key and scope of a tenant, 16 hex characters."""
+    return _digest(("tenant", 1, tenant_id))[:MARK_CHARACTERS]
+
+
 def exact_key(question: Question) -> str:
     """Hex SHA-256 of everything that decides the answer. Requests with the same key are the same request."""
-    return _digest(
+    return _marked(
+        question.tenant_id,
         (
             "exact",
             1,
@@ -109,7 +120,7 @@ def exact_key(question: Question) -> str:
             question.tier_floor,
             *_circumstances(question),
             *(_message(message) for message in question.messages),
-        )
+        ),
     )
 
 
@@ -122,7 +133,8 @@ def semantic_scope(question: Question, embedder: str) -> str:
     last = question.messages[-1]
     # The last turn's text is what similarity is for; its name and role stay hard.
     turn: tuple[Value, ...] = (last.role, last.name)
-    return _digest(
+    return _marked(
+        question.tenant_id,
         (
             "scope",
             1,
@@ -133,7 +145,7 @@ def semantic_scope(question: Question, embedder: str) -> str:
             *_circumstances(question),
             *(_message(message) for message in question.messages[:-1]),
             turn,
-        )
+        ),
     )
 
 
@@ -201,6 +213,10 @@ def _circumstances(question: Question) -> tuple[Value, ...]:
 def _message(message: Message) -> Value:
     parts = tuple((kind, canonical_text(content)) for kind, content in message.parts)
     return (message.role, parts, message.name, message.tool_calls, message.tool_call_id)
+
+
+def _marked(tenant_id: str, values: tuple[Value, ...]) -> str:
+    return tenant_mark(tenant_id) + _digest(values)[MARK_CHARACTERS:]
 
 
 def _digest(values: tuple[Value, ...]) -> str:

@@ -21,6 +21,7 @@ from services.cache.flights import Delta, Finished, FlightBoard, Lease
 from services.cache.messages import answer_from_proto, question_from_proto, tag_keywords
 from services.cache.policy import MODE_WRITE, BypassReason, CachePolicy, bypass_reason, not_stored_reason
 from services.cache.store import Condition, Found
+from services.cache.transfer import Importer, export
 
 MAX_EMBED_TEXTS = 512
 MAX_EMBED_CHARACTERS = 32_768
@@ -293,6 +294,23 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             embedder=self._answers.embedder.version,
             store=self._store_name,
         )
+
+    async def ExportEntries(
+        self, request: cache_pb2.ExportEntriesRequest, context: Any
+    ) -> AsyncIterator[cache_pb2.ExportEntriesResponse]:
+        """The tenant's entries, one message each."""
+        async for entry in export(self._answers, current_identity().tenant_id, request.namespace):
+            yield cache_pb2.ExportEntriesResponse(entry=entry)
+
+    async def ImportEntries(
+        self, requests: AsyncIterator[cache_pb2.ImportEntriesRequest], context: Any
+    ) -> cache_pb2.ImportEntriesResponse:
+        """Exported entries, and pairs as if they had been asked and answered now."""
+        tenant = current_identity().tenant_id
+        importer = Importer(self._answers, self._policy, lambda _: self._policy.ttl_seconds, tenant, self._keep)
+        response = await importer.run(requests)
+        annotate({"tenth.cache.entries": response.stored_count})
+        return response
 
     def _counts_of(self, tenant: str, namespace: str) -> Counter[str]:
         found = self._counts.get((tenant, namespace))

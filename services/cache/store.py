@@ -112,6 +112,11 @@ class VectorStore(Protocol):
     async def touch(self, used: Mapping[str, tuple[int, float]]) -> None:
         """Set hits and time of last use by entry id; ids that are gone are ignored."""
 
+    async def scroll(
+        self, conditions: Conditions, limit: int, after: str = ""
+    ) -> tuple[list[tuple[Entry, list[float]]], str]:
+        """A page of the entries that meet all conditions, with their vectors, and the token of the next page or ""."""
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """The ids of the entries whose last use is longest ago."""
 
