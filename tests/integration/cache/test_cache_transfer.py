@@ -23,7 +23,7 @@ from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.qdrant_server import QdrantServerStore
 from services.cache.store import Condition, VectorStore, entry_id
 from tests.integration.cache.test_cache_service import RESET, Lookup, Mesh, answer, ask, outcome, put
-from tests.integration.cache.test_cache_service import cache as cache  # noqa: PLC0414  (a fixture, used by its name)
+from tests.integration.cache.test_cache_service import cache as cache  # A fixture, used by its name.
 from tests.integration.cache.test_cache_stores import entry
 
 Item = cache_pb2.ImportEntriesRequest
