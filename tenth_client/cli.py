@@ -69,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
         help="model folders (default: %(default)s)",
     )
     up.add_argument(
-        "--deploy-dir", type=Path, default=Path("deploy"), help="catalog.yaml and callers.yaml (default: %(default)s)"
+        "--deploy-dir",
+        type=Path,
+        default=Path("deploy"),
+        help="catalog.yaml, callers.yaml, namespaces.yaml (default: %(default)s)",
     )
     up.add_argument("--no-model", action="store_true", help="without the local model")
     up.add_argument(

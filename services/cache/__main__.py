@@ -6,11 +6,13 @@ import asyncio
 import time
 import uuid
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from tenth.cache.v1 import cache_pb2_grpc
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
 from mesh.auth import Authenticator, read_key
+from mesh.catalog import CatalogError, WatchedFile
 from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
@@ -18,14 +20,25 @@ from mesh.telemetry import start_telemetry
 from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, load_encoder
 from services.cache.flights import FlightBoard
+from services.cache.namespaces import NamespacePolicy, Namespaces, Rules, parse_namespaces
 from services.cache.policy import CachePolicy
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
 
 
+def namespaces_file(path: Path | None, defaults: NamespacePolicy) -> WatchedFile[Rules] | None:
+    """The rules of the file, if there is one. Raises CatalogError or OSError."""
+    return None if path is None else WatchedFile(path, lambda text, name: parse_namespaces(text, name, defaults))
+
+
 async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
     """Run the cache until it is told to stop."""
+    defaults = NamespacePolicy(**settings.model_dump(include=set(NamespacePolicy.__slots__)))
+    try:
+        rules = namespaces_file(settings.namespaces_file, defaults)
+    except (CatalogError, OSError) as error:
+        raise SystemExit(f"setting TENTH_CACHE_NAMESPACES_FILE: {error}") from None
     async with AsyncExitStack() as stack:
         telemetry = start_telemetry("cache", mesh)
         stack.callback(telemetry.close)
@@ -41,15 +54,22 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         stack.push_async_callback(store.close)
         await store.open()
         policy = CachePolicy(**settings.model_dump(include=set(CachePolicy.__slots__)))
+        namespaces = Namespaces(defaults, (lambda: rules.current) if rules is not None else Rules)
         answers = AnswerCache(
             store, embedder, policy, time.time,
             max_entry_count=settings.max_entry_count,
             memory_entry_count=settings.memory_entry_count,
             memory_bytes=int(settings.memory_megabytes * 1_000_000),
             memory_seconds=settings.shared_store_memory_seconds if settings.qdrant_url else 0.0,
+            namespaces=namespaces,
+            max_entry_bytes=settings.max_entry_bytes,
+            agreement_threshold=settings.answer_agreement_threshold,
         )  # fmt: skip
         sweeper = asyncio.create_task(answers.sweep_for_ever(settings.sweep_seconds))
         stack.callback(sweeper.cancel)
+        if rules is not None:
+            watcher = asyncio.create_task(rules.watch(settings.namespaces_check_seconds))
+            stack.callback(watcher.cancel)
         board: Board = FlightBoard(
             settings.lease_ttl_seconds, lambda: uuid.uuid4().hex, piece_size, settings.max_flight_count,
             settings.max_flight_bytes,

@@ -67,14 +67,16 @@ def slow(answers: AnswerCache) -> SlowStore:
 async def test_what_was_read_before_a_deletion_is_not_remembered_after_it(answers: AnswerCache) -> None:
     store, asked = slow(answers), answers.ask(QUESTION)
     store.written.set()
-    await keep(answers)
-    answers._forget(asked.key)
-    reading = asyncio.create_task(answers.find_exact(asked.key, "acme"))
+    store.read.set()
+    entry = await keep(answers)
+    store.read.clear()
+    answers._forget(entry.entry_id)
+    reading = asyncio.create_task(answers.find_exact(asked.key, "acme", "u"))
     await asyncio.sleep(0.05)
     assert await answers.delete(OF_USER, (), False) == 1
     store.read.set()
     await reading
-    assert await answers.find_exact(asked.key, "acme") is None
+    assert await answers.find_exact(asked.key, "acme", "u") is None
 
 
 async def test_what_was_stored_before_a_deletion_is_not_remembered_after_it(answers: AnswerCache) -> None:
@@ -86,7 +88,7 @@ async def test_what_was_stored_before_a_deletion_is_not_remembered_after_it(answ
     assert await answers.delete(OF_USER, (), False) == 1
     store.written.set()
     await storing
-    assert await answers.find_exact(asked.key, "acme") is None
+    assert await answers.find_exact(asked.key, "acme", "u") is None
 
 
 async def test_counts_are_kept_for_a_bounded_number_of_namespaces(
