@@ -355,7 +355,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.ImportEntriesResponse:
         """Exported entries, and pairs as if they had been asked and answered now."""
         tenant = current_identity().tenant_id
-        importer = Importer(self._answers, self._policy, lambda _: self._policy.ttl_seconds, tenant, self._keep)
+        rules = self._answers.namespaces.of
+
+        async def keep(asked: Asked, store: cache_pb2.StoreCompletionRequest) -> cache_pb2.StoreCompletionResponse:
+            return await self._keep(asked, store, rate_limited=False)
+
+        importer = Importer(self._answers, self._policy, lambda name: rules(tenant, name).ttl_seconds, tenant, keep)
         response = await importer.run(requests)
         annotate({"tenth.cache.entries": response.stored_count})
         return response
@@ -396,11 +401,13 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     def _explain(self, asked: Asked) -> Lease | str:
         return self._board.in_flight(asked.key) or Lease("", 0.0)
 
-    async def _keep(self, asked: Asked, request: cache_pb2.StoreCompletionRequest) -> cache_pb2.StoreCompletionResponse:
+    async def _keep(
+        self, asked: Asked, request: cache_pb2.StoreCompletionRequest, rate_limited: bool = True
+    ) -> cache_pb2.StoreCompletionResponse:
         reason: str | None = bypass_reason(asked.question, self._policy)
         answer = answer_from_proto(request.completion, request.request.sampling.max_output_tokens)
         reason = reason or not_stored_reason(asked.question, answer, request.share_only)
-        if reason is None and not self._may_write(asked.question):
+        if reason is None and rate_limited and not self._may_write(asked.question):
             reason = NotStoredReason.WRITE_RATE
         if reason is not None:
             annotate({"tenth.cache.not_stored_reason": str(reason)})

@@ -2,7 +2,8 @@
 
 An exported entry carries keys that hold its tenant (``keys.tenant_mark``): they are refused under any other. Its
 question is not its whole request, so its scope cannot be made anew for another embedder unless the request was
-nothing but that question; the others are then found by their exact key alone.
+nothing but that question; the others are then found by their exact key alone. An entry that one user alone is served
+travels with the scope that it would have for all.
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ from tenth.type.v1 import chat_pb2
 
 from mesh.errors import Code, TenthError, invalid_argument, required
 from services.cache.answers import AnswerCache, Asked
-from services.cache.keys import MARK_CHARACTERS, ROLE_USER, Message, Question, exact_key, semantic_scope, tenant_mark
-from services.cache.messages import answer_from_proto, question_from_proto
+from services.cache.keys import (
+    MARK_CHARACTERS,
+    ROLE_USER,
+    Message,
+    Question,
+    exact_key,
+    own_scope,
+    semantic_scope,
+    tenant_mark,
+)
+from services.cache.messages import answer_from_proto, provenance, question_from_proto, said
 from services.cache.policy import CachePolicy, bypass_reason, not_stored_reason
 from services.cache.store import Condition, Entry, entry_id
 
@@ -64,33 +74,24 @@ async def export(answers: AnswerCache, tenant: str, namespace: str) -> AsyncIter
         page, after = await answers.page(conditions, PAGE_COUNT, after)
         for entry, vector in page:
             if entry.tenant == tenant:
-                yield entry_to_proto(entry, vector, answers.embedder.version)
+                yield entry_to_proto(entry, vector, answers.embedder.version, answers.hit_count(entry))
         if not after:
             return
 
 
-def entry_to_proto(entry: Entry, vector: Sequence[float], embedder: str) -> cache_pb2.CacheEntry:
+def entry_to_proto(entry: Entry, vector: Sequence[float], embedder: str, hit_count: int) -> cache_pb2.CacheEntry:
     """An entry as it travels. One that is found by its exact key alone has no embedding worth carrying."""
     message = cache_pb2.CacheEntry(
         entry_id=entry.entry_id,
         exact_key=entry.exact_key,
-        scope=entry.scope,
+        scope=entry.pool if entry.owner and entry.scope else entry.scope,
         namespace=entry.namespace,
         user_id=entry.user_id,
         question=entry.question,
         turn=entry.turn,
         completion=chat_pb2.Completion.FromString(entry.completion),
         create_time=_timestamp(entry.created),
-        provenance=cache_pb2.Provenance(
-            model=entry.model,
-            tier=entry.tier,
-            price_book_version=entry.price_book_version,
-            hit_count=entry.hits,
-            right_count=entry.right_count,
-            wrong_count=entry.wrong_count,
-            shared=not entry.owner,
-            expire_time=_timestamp(entry.expires),
-        ),
+        provenance=provenance(entry, hit_count),
         document_ids=entry.document_ids,
         tags=entry.tags,
     )
@@ -227,6 +228,9 @@ class Importer:
             return ImportRefusal.ALREADY_STORED
         if entry.scope and not vector:
             entry, vector = await self._embed_anew(entry)
+        if entry.owner:
+            pool = entry.scope or entry.exact_key
+            entry = replace(entry, scope=own_scope(entry.scope, entry.owner) if entry.scope else "", pool=pool)
         # The store wants a vector also for what is found by its exact key alone.
         await self._answers.put(entry, vector or [1.0] + [0.0] * (self._answers.embedder.dimension - 1))
         return ""
@@ -252,7 +256,8 @@ def _check_entry(message: cache_pb2.CacheEntry, where: str) -> None:
         raise invalid_argument("64 lower-case hex characters", field=f"{where}.exact_key")
     if message.scope and not _HEX.fullmatch(message.scope):
         raise invalid_argument("64 lower-case hex characters, or empty", field=f"{where}.scope")
-    if message.entry_id and message.entry_id != entry_id(message.exact_key):
+    owners = ("", message.user_id)
+    if message.entry_id and message.entry_id not in (entry_id(message.exact_key, owner) for owner in owners):
         raise invalid_argument("not the id of its exact key", field=f"{where}.entry_id")
     if not message.namespace:
         raise required(f"{where}.namespace")
@@ -264,11 +269,11 @@ def _check_entry(message: cache_pb2.CacheEntry, where: str) -> None:
         # Without its words an entry with a scope would be served past every guard.
         if message.scope and not getattr(message, name).strip():
             raise required(f"{where}.{name}")
-    provenance = message.provenance
-    if provenance.tier not in chat_pb2.Tier.values():
+    origin = message.provenance
+    if origin.tier not in chat_pb2.Tier.values():
         raise invalid_argument("no known tier", field=f"{where}.provenance.tier")
     for name in ("price_book_version", "hit_count", "right_count", "wrong_count"):
-        if getattr(provenance, name) < 0:
+        if getattr(origin, name) < 0:
             raise invalid_argument("cannot be negative", field=f"{where}.provenance.{name}")
 
 
@@ -281,9 +286,11 @@ def _check_vector(vector: Sequence[float], dimension: int, field: str) -> None:
 
 
 def _entry_from_proto(message: cache_pb2.CacheEntry, tenant: str) -> Entry:
-    provenance = message.provenance
+    origin = message.provenance
+    owner = "" if origin.shared else message.user_id
+    completion = message.completion.SerializeToString()
     return Entry(
-        entry_id=entry_id(message.exact_key),
+        entry_id=entry_id(message.exact_key, owner),
         exact_key=message.exact_key,
         scope=message.scope,
         tenant=tenant,
@@ -291,18 +298,19 @@ def _entry_from_proto(message: cache_pb2.CacheEntry, tenant: str) -> Entry:
         user_id=message.user_id,
         question=message.question,
         turn=message.turn,
-        completion=message.completion.SerializeToString(),
+        completion=completion,
         created=_seconds(message.create_time),
-        expires=_seconds(provenance.expire_time),
-        model=provenance.model or message.completion.model,
-        tier=provenance.tier or int(message.completion.tier),
+        expires=_seconds(origin.expire_time),
+        model=origin.model or message.completion.model,
+        tier=origin.tier or int(message.completion.tier),
         document_ids=tuple(sorted(set(message.document_ids))),
         tags=tuple(sorted(set(message.tags))),
-        hits=provenance.hit_count,
-        owner="" if provenance.shared else message.user_id,
-        price_book_version=provenance.price_book_version,
-        right_count=provenance.right_count,
-        wrong_count=provenance.wrong_count,
+        hits=origin.hit_count,
+        owner=owner,
+        answer_digest=said(completion).digest,
+        price_book_version=origin.price_book_version,
+        right_count=origin.right_count,
+        wrong_count=origin.wrong_count,
     )
 
 

@@ -266,13 +266,21 @@ async def test_a_malformed_item_is_named(cache: Mesh, item: Item, field: str) ->
 async def test_a_private_entry_stays_its_users_own(cache: Mesh) -> None:
     await put(cache, ask(RESET, user_id="u1"))
     (stored,) = await exported(cache)
-    for shared, owner in ((False, "u1"), (True, "")):
+    assert not stored.provenance.shared
+    for shared, others in ((False, "lease"), (True, "hit")):
         await clear(cache)
         stored.provenance.shared = shared
-        await imported(cache, [Item(entry=stored)])
-        kept = await cache.store.get(stored.entry_id)
-        assert kept is not None
-        assert (kept.user_id, kept.owner) == ("u1", owner)
+        assert (await imported(cache, [Item(entry=stored)])).stored_count == 1
+        assert [each.provenance.shared for each in await exported(cache)] == [shared]
+        for text in (RESET, REWORDED):
+            assert await outcome(cache, ask(text, user_id="u1"), dry_run=True) == "hit"
+            assert await outcome(cache, ask(text, user_id="u2"), dry_run=True) == others
+
+
+async def test_pairs_have_no_write_rate(cache: Mesh) -> None:
+    """A user's rate is 60 answers a minute, and a warm-up is larger."""
+    done = await imported(cache, [pair(f"Explain apples number {index}", user_id="u1") for index in range(100)])
+    assert (done.stored_count, dict(done.not_stored_counts)) == (100, {})
 
 
 @pytest.mark.parametrize("kind", ["edge", "memory"])
