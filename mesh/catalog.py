@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -96,6 +97,10 @@ class Entry:
         """True when the key is given."""
         return key in self._values
 
+    def __iter__(self) -> Iterator[str]:
+        """The keys, in the file's order."""
+        return iter(self._values)
+
     def wrong(self, key: str, message: str) -> CatalogError:
         """What to raise for a key's value, or for the whole entry where the key is empty."""
         return self._source.wrong(self._values.get(key, self._node), self._below(key), message)
@@ -135,8 +140,8 @@ class Entry:
         return str(node.value)
 
     def choice(self, key: str, options: Sequence[str], default: str | None = None) -> str:
-        """One of some words."""
-        word = self.text(key, default)
+        """One of some words; one that YAML takes for another kind of value, such as ``off``, needs no quotes."""
+        word = default if key not in self and default is not None else str(self._scalar(key).value)
         if word not in options:
             raise self.wrong(key, f"{word!r} is none of {', '.join(options)}")
         return word
@@ -151,6 +156,20 @@ class Entry:
         if not digits or not least <= int(node.value) <= money.MAX_NANO_USD:
             raise self.wrong(key, f"{node.value!r} is not a whole number of at least {least}")
         return int(node.value)
+
+    def number(self, key: str, default: float | None = None, *, above: float, most: float = math.inf) -> float:
+        """A finite number, whole or with a decimal point, within bounds: above the one, at most the other."""
+        if key not in self and default is not None:
+            return default
+        node = self._scalar(key)
+        # YAML reads 1:30 as ninety and 010 as eight: such spellings are not taken.
+        digits = node.tag in (f"{_TAG}int", f"{_TAG}float") and re.fullmatch(
+            "(?:0|[1-9][0-9]{0,18})(?:[.][0-9]+)?", node.value
+        )
+        if not digits or not above < float(node.value) <= most:
+            bound = f" and at most {most:g}" if math.isfinite(most) else ""
+            raise self.wrong(key, f"{node.value!r} is not a number above {above:g}{bound}")
+        return float(node.value)
 
     def boolean(self, key: str, default: bool) -> bool:
         """True or false, without quotes."""

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import budgets, commands, plans, prices
+from tenth_client import budgets, cache_commands, commands, plans, prices
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -69,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
         help="model folders (default: %(default)s)",
     )
     up.add_argument(
-        "--deploy-dir", type=Path, default=Path("deploy"), help="catalog.yaml and callers.yaml (default: %(default)s)"
+        "--deploy-dir",
+        type=Path,
+        default=Path("deploy"),
+        help="catalog.yaml, callers.yaml, namespaces.yaml (default: %(default)s)",
     )
     up.add_argument("--no-model", action="store_true", help="without the local model")
     up.add_argument(
@@ -164,20 +167,13 @@ def parser() -> argparse.ArgumentParser:
     receipt.add_argument("id", help="request id")
 
     cache = add("cache", _nothing, "look into the semantic cache").add_subparsers(metavar="ACTION", required=True)
-    stats = _connected(cache.add_parser("stats", help="what is stored, hits and misses"))
-    stats.set_defaults(run=with_rpc(commands.cache_stats))
-    stats.add_argument("--namespace", default="")
-    inspect = _connected(cache.add_parser("inspect", help="what a lookup would find, and why"))
-    inspect.set_defaults(run=with_rpc(commands.cache_inspect))
-    inspect.add_argument("request", metavar="FILE|TEXT", help="a JSON file in OpenAI's format, or a question")
-    invalidate = _connected(cache.add_parser("invalidate", help="delete entries; filters are joined by AND"))
-    invalidate.set_defaults(run=with_rpc(commands.cache_invalidate))
-    invalidate.add_argument("--namespace", default="")
-    invalidate.add_argument("--entry", action="append", default=[], help="an entry id; may be repeated")
-    invalidate.add_argument("--document", default="", help="answers that used this document")
-    invalidate.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE")
-    invalidate.add_argument("--all", action="store_true", help="everything of the tenant")
-    invalidate.add_argument("--dry-run", action="store_true", help="only count")
+
+    def cache_action(name: str, command: commands.Command, text: str) -> argparse.ArgumentParser:
+        sub = _connected(cache.add_parser(name, help=text, description=text))
+        sub.set_defaults(run=with_rpc(command))
+        return sub
+
+    cache_commands.add_commands(cache_action)
     _price_commands(add)
     _plan_commands(add)
     return top

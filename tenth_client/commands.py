@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from tenth.trace.v1 import trace_pb2, trace_pb2_grpc
@@ -35,7 +34,6 @@ Command = Callable[[Rpc, argparse.Namespace, Console], Awaitable[int]]
 
 _READ = ledger_pb2_grpc.LedgerReadServiceStub
 _WRITE = ledger_pb2_grpc.LedgerServiceStub
-_CACHE = cache_pb2_grpc.CacheServiceStub
 _OUTCOMES = {
     receipt_pb2.HOP_OUTCOME_OK: "ok",
     receipt_pb2.HOP_OUTCOME_SKIPPED: "skipped",
@@ -205,7 +203,7 @@ async def switch(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> i
 async def explain(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
     """What each layer would do."""
     async with client_of(rpc) as client:
-        response = await client.explain(_request(arguments.request))
+        response = await client.explain(request_of(arguments.request))
     console.print(_hops(response.hops))
     route = response.route
     if route.model:
@@ -265,72 +263,13 @@ def _hops(hops: Iterable[receipt_pb2.Hop]) -> Table:
     return table
 
 
-async def cache_stats(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Counts of every cache replica, summed."""
-    request = cache_pb2.GetStatsRequest(namespace=arguments.namespace)
-    answers = await rpc.call_each("cache", _CACHE, "GetStats", request)
-    table = _table("entries", "exact hits", "semantic hits", "follows", "misses", "bypassed", "embedder", "store")
-    names = ("entry_count", "exact_hit_count", "semantic_hit_count", "follow_count", "miss_count")
-    bypassed: dict[str, int] = {}
-    for answer in answers:
-        for reason, count in answer.bypass_counts.items():
-            bypassed[reason] = bypassed.get(reason, 0) + count
-    table.add_row(
-        *(str(sum(getattr(answer, name) for answer in answers)) for name in names),
-        ", ".join(f"{reason} {count}" for reason, count in sorted(bypassed.items())) or "0",
-        ", ".join(sorted({answer.embedder for answer in answers})),
-        ", ".join(sorted({answer.store for answer in answers})),
-    )
-    console.print(table)
-    return 0
-
-
-async def cache_inspect(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """What a lookup would find, on the replica that knows most."""
-    request = cache_pb2.InspectLookupRequest(request=_request(arguments.request))
-    answers = await rpc.call_each("cache", _CACHE, "InspectLookup", request)
-    answer = max(answers, key=lambda found: (found.outcome == "hit", len(found.candidates)))
-    console.print(f"{answer.outcome}: {answer.reason}", markup=False, soft_wrap=True)
-    console.print(f"embedded text: {answer.embedded_text}\nexact key: {answer.exact_key}", markup=False, soft_wrap=True)
-    table = _table("similarity", "served", "question", "why", "entry")
-    for found in answer.candidates:
-        served = "yes" if found.would_serve else "no"
-        table.add_row(
-            f"{found.similarity:.4f}", served, Text(found.question), Text("\n".join(found.reasons)), found.entry_id
-        )
-    console.print(table)
-    return 0
-
-
-async def cache_invalidate(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
-    """Delete entries on every replica."""
-    tags: dict[str, str] = {}
-    for text in arguments.tag:
-        key, mark, value = text.partition("=")
-        if not mark or not key:
-            raise ValueError(f"--tag {text}: write KEY=VALUE")
-        tags[key] = value
-    request = cache_pb2.InvalidateEntriesRequest(
-        namespace=arguments.namespace,
-        entry_ids=arguments.entry,
-        document_id=arguments.document,
-        tags=tags,
-        all=arguments.all,
-        dry_run=arguments.dry_run,
-    )
-    answers = await rpc.call_each("cache", _CACHE, "InvalidateEntries", request)
-    verb = "would be deleted" if arguments.dry_run else "deleted"
-    console.print(f"{sum(answer.entry_count for answer in answers)} entries {verb}")
-    return 0
-
-
 def client_of(rpc: Rpc) -> Client:
     """A client of the connection's orchestrator."""
     connection = rpc.connection
     return Client(connection.address("orchestrator"), connection.api_key, tls=connection.tls)
 
 
-def _request(text: str) -> chat_pb2.CompletionRequest:
+def request_of(text: str) -> chat_pb2.CompletionRequest:
     """The request in a JSON file (the first line of a JSONL one), or one made of the text itself."""
     path = Path(text)
     try:
@@ -349,8 +288,7 @@ def _request(text: str) -> chat_pb2.CompletionRequest:
 
 def _table(*columns: str) -> Table:
     table = Table(show_edge=False, pad_edge=False)
-    numbers = {"ms", "limit"}
-    numbers |= {"spent", "reserved", "left", "similarity", "running", "entries"}
+    numbers = {"ms", "limit", "spent", "reserved", "left", "running"}
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -43,11 +43,42 @@ class Rpc:
         addresses = replicas(self.connection.address(service))
         return await asyncio.gather(*(self._call(address, stub, method, request, seconds) for address in addresses))
 
+    def replicas(self, service: str) -> list[str]:
+        """The address of every replica of a service. Raises LookupError when none is known."""
+        return replicas(self.connection.address(service))
+
+    async def call_at(
+        self, address: str, stub: Callable[[Any], Any], method: str, request: Any, *, seconds: float = 15.0
+    ) -> Any:
+        """One unary call to one replica."""
+        return await self._call(address, stub, method, request, seconds)
+
+    async def send(
+        self, address: str, stub: Callable[[Any], Any], method: str, requests: Iterable[Any], *, seconds: float = 60.0
+    ) -> Any:
+        """A stream of messages to one replica, and its one answer."""
+        try:
+            return await getattr(stub(self._channel(address)), method)(
+                iter(requests), timeout=seconds, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            raise decode(error) from None
+
     async def stream(
-        self, service: str, stub: Callable[[Any], Any], method: str, request: Any, *, seconds: float = 15.0
+        self,
+        service: str,
+        stub: Callable[[Any], Any],
+        method: str,
+        request: Any,
+        *,
+        seconds: float = 15.0,
+        address: str = "",
     ) -> AsyncGenerator[Any, None]:
-        """The messages of a server's stream; leaving it early cancels it. Raises as ``call`` does."""
-        stub_of = stub(self._channel(self.connection.address(service)))
+        """The messages of a server's stream; leaving it early cancels it. Raises as ``call`` does.
+
+        ``address`` names one replica.
+        """
+        stub_of = stub(self._channel(address or self.connection.address(service)))
         call = getattr(stub_of, method)(request, timeout=seconds, metadata=self._metadata)
         try:
             async for message in call:

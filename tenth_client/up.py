@@ -321,6 +321,10 @@ class Mesh:
             env[prefix + "CATALOG_FILE"] = catalog
         if service in ("cache", "compressor", "inference"):
             env[prefix + "MODELS_DIR"] = models
+        namespaces = self.options.deploy_dir / "namespaces.yaml"
+        if service == "cache" and namespaces.is_file():
+            # Not a copy: the running cache takes what is changed there.
+            env[prefix + "NAMESPACES_FILE"] = str(namespaces.resolve())
         for other in _CALLS.get(service, ()):
             if self._names(other):
                 env[f"{prefix}{other.upper()}_ADDRESS"] = self._address_for_services(other)

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from contextlib import AsyncExitStack
+from pathlib import Path
 from random import SystemRandom
 
 from tenth.cache.v1 import cache_pb2_grpc
@@ -13,6 +14,7 @@ from tenth.inference.v1 import inference_pb2_grpc
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
 from mesh.auth import Authenticator, Signer, read_key
+from mesh.catalog import CatalogError, WatchedFile
 from mesh.channel import connect
 from mesh.process import run
 from mesh.server import MeshServer
@@ -23,7 +25,7 @@ from services.cache.embedding import Embedder, load_encoder
 from services.cache.feedback import Evidence
 from services.cache.flights import FlightBoard
 from services.cache.judging import Judging, judge_settings
-from services.cache.namespaces import NamespacePolicy
+from services.cache.namespaces import NamespacePolicy, Namespaces, Rules, parse_namespaces
 from services.cache.policy import CachePolicy
 from services.cache.reports import keeping_reports
 from services.cache.servicer import Board, CacheServicer, piece_size
@@ -32,8 +34,18 @@ from services.cache.stores import make_store
 from services.cache.verifier import WEIGHTS, load_verifier
 
 
+def namespaces_file(path: Path | None, defaults: NamespacePolicy) -> WatchedFile[Rules] | None:
+    """The rules of the file, if there is one. Raises CatalogError or OSError."""
+    return None if path is None else WatchedFile(path, lambda text, name: parse_namespaces(text, name, defaults))
+
+
 async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
     """Run the cache until it is told to stop."""
+    defaults = NamespacePolicy(**settings.model_dump(include=set(NamespacePolicy.__slots__)))
+    try:
+        rules = namespaces_file(settings.namespaces_file, defaults)
+    except (CatalogError, OSError) as error:
+        raise SystemExit(f"setting TENTH_CACHE_NAMESPACES_FILE: {error}") from None
     async with AsyncExitStack() as stack:
         telemetry = start_telemetry("cache", mesh)
         stack.callback(telemetry.close)
@@ -49,29 +61,25 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         stack.push_async_callback(store.close)
         await store.open()
         policy = CachePolicy(**settings.model_dump(include=set(CachePolicy.__slots__)))
-        rules = NamespacePolicy(
-            settings.mode, settings.max_wrong_hits_per_thousand, settings.ttl_seconds, settings.sharing_user_count
-        )
-
-        def rules_of(tenant: str, namespace: str) -> NamespacePolicy:
-            return rules
-
+        namespaces = Namespaces(defaults, (lambda: rules.current) if rules is not None else Rules)
         verifier = load_verifier(settings.weights_dir or WEIGHTS, embedder.version)
         evidence = Evidence(settings.expected_error)
         answers = AnswerCache(
             store, embedder, policy, time.time,
-            rules_of=rules_of,
             verifier=verifier,
             error_factor=evidence.error_factor,
             max_entry_count=settings.max_entry_count,
             memory_entry_count=settings.memory_entry_count,
             memory_bytes=int(settings.memory_megabytes * 1_000_000),
             memory_seconds=settings.shared_store_memory_seconds if settings.qdrant_url else 0.0,
+            namespaces=namespaces,
+            max_entry_bytes=settings.max_entry_bytes,
+            agreement_threshold=settings.answer_agreement_threshold,
         )  # fmt: skip
 
         reports = await stack.enter_async_context(
             keeping_reports(
-                mesh.data_dir, evidence, answers, rules_of, settings.feedback_flush_seconds, telemetry.meter
+                mesh.data_dir, evidence, answers, namespaces.of, settings.feedback_flush_seconds, telemetry.meter
             )
         )
         key = read_key(mesh.identity_key_file)
@@ -79,13 +87,16 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
             connect(settings.inference_address, mesh, telemetry, Signer(key, "cache"))
         )
         judging = Judging(
-            inference_pb2_grpc.InferenceServiceStub(inference), store, embedder, rules_of, judge_settings(settings),
-            time.time, lambda: uuid.uuid4().hex, SystemRandom().random, telemetry.meter,
+            inference_pb2_grpc.InferenceServiceStub(inference), store, embedder, namespaces.of,
+            judge_settings(settings), time.time, lambda: uuid.uuid4().hex, SystemRandom().random, telemetry.meter,
         )  # fmt: skip
         judge = asyncio.create_task(judging.run())
         stack.callback(judge.cancel)
         sweeper = asyncio.create_task(answers.sweep_for_ever(settings.sweep_seconds))
         stack.callback(sweeper.cancel)
+        if rules is not None:
+            watcher = asyncio.create_task(rules.watch(settings.namespaces_check_seconds))
+            stack.callback(watcher.cancel)
         board: Board = FlightBoard(
             settings.lease_ttl_seconds, lambda: uuid.uuid4().hex, piece_size, settings.max_flight_count,
             settings.max_flight_bytes, settings.max_flights_bytes,

@@ -1,6 +1,7 @@
 """Stored answers: found exactly in memory or by id, found by meaning in the vector store, checked by policy.
 
-Knows no wire messages. An answer found exactly costs no embedding. Hits are counted in memory and written behind.
+Of wire messages it knows only what ``messages.said`` reads off a stored answer. An answer found exactly costs no
+embedding. Hits are counted in memory and written behind.
 """
 
 from __future__ import annotations
@@ -8,16 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mesh.errors import TenthError
 from services.cache.choice import NEIGHBOURS_READ, Verdict, explain, judge
 from services.cache.embedding import Embedded, Embedder, Vector
-from services.cache.keys import Question, embedded_text, exact_key, language, semantic_scope
-from services.cache.namespaces import Mode, NamespacePolicy
+from services.cache.keys import Question, embedded_text, exact_key, language, own_scope, scopes_of, semantic_scope
+from services.cache.messages import said
+from services.cache.namespaces import Mode, NamespacePolicy, Namespaces
+from services.cache.paging import entries
 from services.cache.policy import CachePolicy, ExactOnly, exact_only, fresh
-from services.cache.store import Condition, Conditions, Entry, Found, VectorStore, entry_id
+from services.cache.sharing import Agreement
+from services.cache.store import (
+    SIZE_BITS,
+    SIZE_STEP_BYTES,
+    Condition,
+    Conditions,
+    Entry,
+    Found,
+    VectorStore,
+    entry_bytes,
+    entry_id,
+)
 from services.cache.verifier import Verifier
 
 log = logging.getLogger("tenth.cache")
@@ -62,20 +76,23 @@ class AnswerCache:
         policy: CachePolicy,
         now: Callable[[], float],
         *,
-        rules_of: Callable[[str, str], NamespacePolicy],
+        namespaces: Namespaces,
         verifier: Verifier | None,
         error_factor: ErrorFactor,
         max_entry_count: int,
         memory_entry_count: int,
         memory_bytes: int,
         memory_seconds: float,
+        max_entry_bytes: int | None = None,
+        agreement_threshold: float = 0.9,
     ) -> None:
-        """``rules_of`` gives the rules of a tenant's namespace; without a verifier nothing is served by meaning.
+        """Without a verifier nothing is served by meaning.
 
         ``error_factor`` says what the probability that an entry is wrong is multiplied by, from reports on it.
         ``memory_seconds``: how long an entry in memory is trusted without asking the store; 0: for ever.
+        ``max_entry_bytes``: None for no bound.
         """
-        self._rules_of = rules_of
+        self.namespaces = namespaces
         self._verifier = verifier
         self._error_factor = error_factor
         self._store = store
@@ -83,6 +100,8 @@ class AnswerCache:
         self._policy = policy
         self._now = now
         self._max_entry_count = max_entry_count
+        self._max_entry_bytes = max_entry_bytes
+        self._agreement = Agreement(store, embedder, said, agreement_threshold)
         self._memory_entry_count = memory_entry_count
         self._memory_bytes_most = memory_bytes
         self._memory_seconds = memory_seconds
@@ -104,7 +123,7 @@ class AnswerCache:
     async def find(self, asked: Asked, count_hit: bool, skip_semantic: Callable[[], bool] = lambda: False) -> Outcome:
         """Exact, then semantic unless that is to be skipped. Raises UNAVAILABLE when the store is."""
         now = self._now()
-        entry = await self.find_exact(asked.key, asked.question.tenant_id)
+        entry = await self.find_exact(asked.key, asked.question.tenant_id, asked.question.user_id)
         too_old = fresh(entry, asked.question, now) if entry is not None else ""
         if entry is not None and not too_old:
             if count_hit:
@@ -120,10 +139,10 @@ class AnswerCache:
         verdicts = self._judge(asked, await self._near(asked, vector, NEIGHBOURS_READ, now, self.floor(asked)))
         best = verdicts[0] if verdicts else None
         found, reason = await self._serve(best)
-        stored = self._memory.get(asked.key)
-        if found is None and stored is not None and not fresh(stored[0], asked.question, now):
+        stored = self._remembered(asked.key, asked.question.tenant_id, asked.question.user_id)
+        if found is None and stored is not None and not fresh(stored, asked.question, now):
             # An identical request was answered and stored while this one was embedded.
-            return Outcome(Found(stored[0], 1.0), True, "same canonical request", vector, embedded.compute_micros)
+            return Outcome(Found(stored, 1.0), True, "same canonical request", vector, embedded.compute_micros)
         if found is not None and count_hit:
             self._count_hit(found.entry, now)
         return Outcome(found, False, reason, vector, embedded.compute_micros, best)
@@ -141,7 +160,7 @@ class AnswerCache:
 
     def rules(self, question: Question) -> NamespacePolicy:
         """The rules that hold for a question."""
-        return self._rules_of(question.tenant_id, question.namespace)
+        return self.namespaces.of(question.tenant_id, question.namespace)
 
     def has_meaning(self, asked: Asked) -> bool:
         """True if the question can be compared by meaning at all, whatever its namespace's rules say now."""
@@ -169,36 +188,38 @@ class AnswerCache:
         mode = self.rules(asked.question).mode
         return self._verifier.floor(mode.value, language(asked.question.last_turn).value)
 
-    async def find_exact(self, key: str, tenant_id: str) -> Entry | None:
-        """The entry of an exact key, from memory or by id, if it is this tenant's and has not expired."""
-        now = self._now()
-        known = self._memory.get(key)
-        entry: Entry | None
-        if known is not None and known[1] > now:
-            entry = known[0]
-            self._memory.move_to_end(key)
-        else:
-            deletions = self._deletions
-            entry = await self._store.get(entry_id(key))
-            if entry is not None and deletions == self._deletions:
+    async def find_exact(self, key: str, tenant_id: str, user_id: str = "") -> Entry | None:
+        """The entry of an exact key, from memory or by id, that this user of this tenant may get and that still holds.
+
+        Of a user's own entry and the tenant's, the newer one.
+        """
+        remembered = self._remembered(key, tenant_id, user_id)
+        if remembered is not None:
+            return remembered
+        deletions = self._deletions
+        found = await asyncio.gather(*(self._store.get(one) for one in _ids(key, user_id)))
+        known = [entry for entry in found if entry is not None]
+        if deletions == self._deletions:
+            for entry in known:
                 self._remember(entry)
-        # The key already holds the tenant; asked again all the same, so that no defect of a key can cross tenants.
-        if entry is None or entry.exact_key != key or entry.tenant != tenant_id or now >= entry.expires:
-            return None
-        return entry
+        return self._servable(known, key, tenant_id, user_id)
 
     async def keep(self, asked: Asked, completion: bytes, model: str, tier: int, tags: tuple[str, ...],
-                   vector: Sequence[float] | None) -> Entry:  # fmt: skip
-        """Store an answer; ``vector`` is the question's embedding if the caller has it."""
+                   vector: Sequence[float] | None, price_book_version: int = 0) -> Entry:  # fmt: skip
+        """Store an answer; ``vector`` is the question's embedding if the caller has it.
+
+        An answer made for a user stays that user's own until enough others have got one that agrees with it.
+        """
         question, now = asked.question, self._now()
         # Also where nothing is served by meaning now: rules change, and a suspension ends.
         semantic = self.has_meaning(asked)
+        rules = self.rules(question)
         if not semantic:
             # The store wants a vector; no scope ever finds this one.
             vector = [1.0] + [0.0] * (self._embedder.dimension - 1)
         elif vector is None or self._embedder.remembered(asked.text):
             vector = (await self._embedder.embed([asked.text])).vectors[0].tolist()
-        entry = Entry(
+        shared = Entry(
             entry_id=entry_id(asked.key),
             exact_key=asked.key,
             scope=semantic_scope(question, self._embedder.version) if semantic else "",
@@ -209,28 +230,104 @@ class AnswerCache:
             turn=question.last_turn,
             completion=completion,
             created=now,
-            expires=now + self.rules(question).ttl_seconds,
+            expires=now + rules.ttl_seconds,
             model=model,
             tier=tier,
             document_ids=tuple(sorted({document for _, document, _ in question.chunks if document})),
             tags=tags,
             used=now,
+            answer_digest=said(completion).digest,
+            price_book_version=price_book_version,
         )
+        if not question.user_id or rules.sharing_user_count <= 1:
+            await self.put(shared, vector)
+            return shared
+        own = replace(
+            shared,
+            entry_id=entry_id(asked.key, question.user_id),
+            scope=own_scope(shared.scope, question.user_id) if semantic else "",
+            owner=question.user_id,
+            pool=shared.scope or asked.key,
+        )
+        async with self._agreement.lock(own.pool):
+            return await self._keep_for_user(asked, shared, own, vector, rules.sharing_user_count)
+
+    async def _keep_for_user(
+        self, asked: Asked, shared: Entry, own: Entry, vector: Sequence[float], user_count: int
+    ) -> Entry:
+        known = self._servable([await self._store.get(shared.entry_id)], asked.key, shared.tenant, "")
+        if known is not None and known.answer_digest and known.answer_digest == shared.answer_digest:
+            # The same answer anew. A different one must not take the shared one's place on one user's word.
+            again = replace(shared, hits=known.hits, right_count=known.right_count, wrong_count=known.wrong_count)
+            return await self._share(again, [own], vector)
+        agreeing = await self._agreement.others(
+            own,
+            vector,
+            lambda found: any(verdict.serve for verdict in self._judge(asked, [found])),
+            user_count - 1,
+            own.created,
+        )
+        if len({own.owner, *(entry.owner for entry in agreeing)}) < user_count:
+            await self.put(own, vector)
+            return own
+        # Who asked in other words keeps the entry: it answers that very question, which the shared one may not.
+        return await self._share(shared, [own, *(one for one in agreeing if one.exact_key == asked.key)], vector)
+
+    async def _share(self, entry: Entry, instead_of: Sequence[Entry], vector: Sequence[float]) -> Entry:
+        # First the new one, so that a crash in between loses nothing.
+        await self.put(entry, vector)
+        ids = [one.entry_id for one in instead_of]
+        await self._store.delete((Condition("tenant", (entry.tenant,)),), ids)
+        for identifier in ids:
+            self._forget(identifier)
+        return entry
+
+    async def put(self, entry: Entry, vector: Sequence[float]) -> None:
+        """Store an entry as it is, and remember it."""
         deletions = self._deletions
         await self._store.put(entry, vector)
         self._used.pop(entry.entry_id, None)
         if deletions == self._deletions:
             self._remember(entry)
         else:
-            self._forget(entry.exact_key)
-        return entry
+            self._forget(entry.entry_id)
+
+    async def stored(self, entry_id: str) -> Entry | None:
+        """The entry of an id as the store has it, whosever it is, expired or not."""
+        return await self._store.get(entry_id)
+
+    async def page(
+        self, conditions: Conditions, limit: int, after: str = ""
+    ) -> tuple[list[tuple[Entry, list[float]]], str]:
+        """A page of entries with their vectors, and the token of the next one or ""."""
+        return await self._store.scroll(conditions, limit, after)
+
+    def now(self) -> float:
+        """The clock that entries expire by, Unix seconds."""
+        return self._now()
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed texts in the one fixed form."""
         return await self._embedder.embed(texts)
 
-    async def delete(self, conditions: Conditions, entry_ids: Sequence[str], dry_run: bool) -> int:
-        """Delete entries, or only count them."""
+    async def delete(
+        self,
+        conditions: Conditions,
+        entry_ids: Sequence[str],
+        dry_run: bool,
+        matching: Callable[[Entry], bool] | None = None,
+    ) -> int:
+        """Delete entries, or only count them; ``matching`` tests what the store has no condition for."""
+        if matching is not None:
+            among = set(entry_ids)
+            chosen = [
+                entry.entry_id
+                async for entry in self.entries(conditions)
+                if matching(entry) and (not among or entry.entry_id in among)
+            ]
+            if dry_run or not chosen:
+                return len(chosen)
+            entry_ids = chosen
         if dry_run:
             return await self._store.count(conditions, entry_ids)
         # Memory first: whatever the store answers, nothing of this is served from here any more.
@@ -240,6 +337,10 @@ class AnswerCache:
         finally:
             # Again: a lookup may have read from the store what was about to go.
             self._forget_all()
+
+    def entries(self, conditions: Conditions) -> AsyncIterator[Entry]:
+        """All entries that meet all conditions, expired ones as well."""
+        return entries(self._store, self._embedder.dimension, conditions)
 
     async def count(self, conditions: Conditions) -> int:
         """How many entries meet all conditions."""
@@ -253,32 +354,70 @@ class AnswerCache:
     async def set_counts(self, entry: Entry, right_count: int, wrong_count: int) -> None:
         """Put the reports of an entry on it."""
         await self._store.set_counts(entry.entry_id, right_count, wrong_count)
-        known = self._memory.get(entry.exact_key)
+        known = self._memory.get(entry.entry_id)
         if known is not None:
             counted = replace(known[0], right_count=right_count, wrong_count=wrong_count)
-            self._memory[entry.exact_key] = (counted, known[1])
+            self._memory[entry.entry_id] = (counted, known[1])
+
+    async def size_bytes(self, conditions: Conditions) -> int:
+        """What the entries that meet all conditions take, bytes."""
+        counts = [
+            await self._store.count((*conditions, Condition("size_bits", (str(bit),)))) for bit in range(SIZE_BITS)
+        ]
+        return SIZE_STEP_BYTES * sum(count << bit for bit, count in enumerate(counts))
+
+    def hit_count(self, entry: Entry) -> int:
+        """How often an entry was served, with what is not yet written behind."""
+        return max(entry.hits, self._used.get(entry.entry_id, (0, 0.0))[0])
 
     async def sweep(self) -> None:
-        """Write hits behind, delete what expired, evict the least recently used beyond the bound, flush."""
-        used, self._used = self._used, {}
-        if used:
-            await self._store.touch(used)
+        """Write hits behind, delete what expired, evict the least recently used beyond the bounds, flush."""
+        await self._write_behind()
         now = self._now()
         expired = await self._store.delete((Condition("expires", at_most=now),))
-        over = await self._store.count(()) - self._max_entry_count
-        if over > 0:
-            # A little more than is over, so that a full store is not sorted again for every new entry.
-            chosen = await self._store.least_recently_used(over + int(self._max_entry_count * _EVICT_SHARE))
-            await self._store.delete((), chosen)
-            gone = set(chosen)
-            for key in [key for key, (entry, _) in self._memory.items() if entry.entry_id in gone]:
-                self._forget(key)
-            log.info("evicted %d entries beyond %d", len(chosen), self._max_entry_count)
-        for key in [key for key, (entry, _) in self._memory.items() if entry.expires <= now]:
-            self._forget(key)
+        evicted = 0
+        while over := await self._over():
+            chosen = await self._store.least_recently_used(over)
+            if not chosen:
+                break
+            evicted += await self._store.delete((), chosen)
+            for identifier in chosen:
+                self._forget(identifier)
+        if evicted:
+            log.info("evicted %d entries beyond the bounds", evicted)
+        for identifier in [identifier for identifier, (entry, _) in self._memory.items() if entry.expires <= now]:
+            self._forget(identifier)
         if expired:
             log.info("%d entries expired", expired)
         await self._store.flush()
+
+    async def _write_behind(self) -> None:
+        used, self._used = self._used, {}
+        if not used:
+            return
+        try:
+            await self._store.touch(used)
+        except TenthError:
+            self._used = {**used, **self._used}
+            raise
+        for identifier, (hits, at) in used.items():
+            known = self._memory.get(identifier)
+            if known is not None:
+                # Counting goes on from here.
+                self._memory[identifier] = (replace(known[0], hits=hits, used=at), known[1])
+
+    async def _over(self) -> int:
+        """How many entries have to go."""
+        count = await self._store.count(())
+        over = count - self._max_entry_count
+        # A little more than is over, so that a full store is not sorted again for every new entry.
+        over = over + int(self._max_entry_count * _EVICT_SHARE) if over > 0 else 0
+        if self._max_entry_bytes is not None and count:
+            size = await self.size_bytes(())
+            excess = size - self._max_entry_bytes
+            if excess > 0:
+                over = max(over, -(-count * excess // size) + int(count * _EVICT_SHARE))
+        return min(over, count)
 
     async def sweep_for_ever(self, seconds: float) -> None:
         """Sweep until cancelled; a store that is down is swept when it is back."""
@@ -313,25 +452,49 @@ class AnswerCache:
         question = asked.question
         # The scope begins with the tenant, and both tenant and age are checked below and by policy: every further
         # condition of the search costs as much again as comparing the vectors.
-        conditions: tuple[Condition, ...] = (Condition("scope", (semantic_scope(question, self._embedder.version),)),)
+        scopes = scopes_of(question, self._embedder.version)
+        conditions: tuple[Condition, ...] = (Condition("scope", scopes),)
         if question.tier_floor:
             conditions += (Condition("tier", at_least=float(question.tier_floor)),)
         if question.max_age_seconds is not None:
             conditions += (Condition("created", at_least=now - question.max_age_seconds),)
         found = await self._store.search(vector.tolist(), conditions, count, -1.0 if least is None else least)
-        return [candidate for candidate in found if candidate.entry.tenant == question.tenant_id]
+        whose = ("", question.user_id)
+        return [one for one in found if one.entry.tenant == question.tenant_id and one.entry.owner in whose]
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         hits, _ = self._used.get(entry.entry_id, (entry.hits, 0.0))
         self._used[entry.entry_id] = (hits + 1, now)
 
+    def _remembered(self, key: str, tenant_id: str, user_id: str) -> Entry | None:
+        now = self._now()
+        known = [self._memory[one] for one in _ids(key, user_id) if one in self._memory]
+        entry = self._servable([entry for entry, until in known if until > now], key, tenant_id, user_id)
+        if entry is not None:
+            self._memory.move_to_end(entry.entry_id)
+        return entry
+
+    def _servable(self, found: Sequence[Entry | None], key: str, tenant_id: str, user_id: str) -> Entry | None:
+        # The key already holds the tenant; asked again all the same, so that no defect of a key can cross tenants.
+        now, whose = self._now(), ("", user_id)
+        held = [
+            entry
+            for entry in found
+            if entry is not None
+            and entry.exact_key == key
+            and entry.tenant == tenant_id
+            and entry.owner in whose
+            and now < entry.expires
+        ]
+        return max(held, key=lambda entry: entry.created, default=None)
+
     def _remember(self, entry: Entry) -> None:
-        self._forget(entry.exact_key)
+        self._forget(entry.entry_id)
         if self._memory_entry_count == 0:
             return
         until = self._now() + self._memory_seconds if self._memory_seconds else float("inf")
-        self._memory[entry.exact_key] = (entry, until)
-        self._memory_bytes += _size(entry)
+        self._memory[entry.entry_id] = (entry, until)
+        self._memory_bytes += entry_bytes(entry)
         while self._memory and (
             len(self._memory) > self._memory_entry_count or self._memory_bytes > self._memory_bytes_most
         ):
@@ -342,11 +505,11 @@ class AnswerCache:
         self._memory.clear()
         self._memory_bytes = 0
 
-    def _forget(self, key: str) -> None:
-        known = self._memory.pop(key, None)
+    def _forget(self, identifier: str) -> None:
+        known = self._memory.pop(identifier, None)
         if known is not None:
-            self._memory_bytes -= _size(known[0])
+            self._memory_bytes -= entry_bytes(known[0])
 
 
-def _size(entry: Entry) -> int:
-    return len(entry.completion) + 2 * len(entry.question) + 1500
+def _ids(key: str, user_id: str) -> tuple[str, ...]:
+    return (entry_id(key), entry_id(key, user_id)) if user_id else (entry_id(key),)

@@ -28,7 +28,7 @@ from services.cache.embedding import Embedder, load_encoder
 from services.cache.features import NEIGHBOURHOOD, PAIR, pair_features
 from services.cache.namespaces import Mode
 from services.cache.split import in_training, tenth
-from services.cache.verifier import WEIGHTS, Evidence, Model, RiskPoint, Verifier, to_json
+from services.cache.verifier import WEIGHTS, Basis, Model, RiskPoint, Verifier, to_json
 
 FOLDS = 3
 POINTS = 60
@@ -115,16 +115,16 @@ def main() -> None:
         data = options.data / "cache"
         floor, trained = train(mode, recipe, data, vectors)
         floors[f"{mode.value}/{tongue}"] = floor
-        for evidence, model in trained.items():
-            models[f"{mode.value}/{tongue}/{evidence.value}"] = model
-            print(f"{mode.value}/{tongue}/{evidence.value}: {_summary(model)}", flush=True)
+        for basis, model in trained.items():
+            models[f"{mode.value}/{tongue}/{basis.value}"] = model
+            print(f"{mode.value}/{tongue}/{basis.value}: {_summary(model)}", flush=True)
     options.out.mkdir(exist_ok=True)
     path = options.out / f"{options.embedder}-{options.precision}.json"
     path.write_text(json.dumps(to_json(Verifier(version, models, floors)), indent=1) + "\n", "utf-8")
     print(f"wrote {path}")
 
 
-def train(mode: Mode, recipe: Recipe, data: Path, vectors: Vectors) -> tuple[float, dict[Evidence, Model]]:
+def train(mode: Mode, recipe: Recipe, data: Path, vectors: Vectors) -> tuple[float, dict[Basis, Model]]:
     """The floor and the two models of one mode and language."""
     streams = {name: _rows(data, name) for name in recipe.streams}
     floor = min(_floor(rows, vectors) for rows in streams.values())
@@ -133,8 +133,8 @@ def train(mode: Mode, recipe: Recipe, data: Path, vectors: Vectors) -> tuple[flo
     traps = [trial for name in recipe.contradictions for trial in _traps(data, name, vectors, mode)]
     pairs = [_pairs(data, name, vectors, mode) for name in recipe.pairs]
     return floor, {
-        Evidence.PAIR: _fit(PAIR, [*alone, *pairs], [*(t for t in alone if t.name in recipe.bounded), *traps]),
-        Evidence.NEIGHBOURS: _fit(NEIGHBOURHOOD, repeated, [t for t in repeated if t.name in recipe.bounded]),
+        Basis.PAIR: _fit(PAIR, [*alone, *pairs], [*(t for t in alone if t.name in recipe.bounded), *traps]),
+        Basis.NEIGHBOURS: _fit(NEIGHBOURHOOD, repeated, [t for t in repeated if t.name in recipe.bounded]),
     }
 
 
@@ -213,7 +213,7 @@ def _ask(name: str, rows: Sequence[Row], vectors: Vectors, mode: Mode, floor: fl
                 )
                 for candidate in chosen:
                     right = answers[best[candidate.place]] == rows[row].answer
-                    if alone or candidate.evidence is Evidence.NEIGHBOURS:
+                    if alone or candidate.basis is Basis.NEIGHBOURS:
                         fold = tenth(name, rows[row].group) % FOLDS
                         examples.append(Example(int(row), fold, candidate.values, right, bool(candidate.refusals)))
     return Trial(name, len(rows), examples)

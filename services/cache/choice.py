@@ -16,7 +16,7 @@ from services.cache.keys import Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.policy import fresh
 from services.cache.store import Entry, Found
-from services.cache.verifier import NEVER, Contribution, Evidence, Verifier
+from services.cache.verifier import NEVER, Basis, Contribution, Verifier
 
 NEIGHBOURS_READ = 16
 """Neighbours that are read per lookup; the verifier was fitted on as many."""
@@ -38,7 +38,7 @@ class Candidate:
     """One answer that might be served: ``place`` is that of its speaker among the neighbours."""
 
     place: int
-    evidence: Evidence
+    basis: Basis
     values: tuple[float, ...]
     """Of ``features.PAIR`` or ``features.NEIGHBOURHOOD``."""
     refusals: tuple[str, ...]
@@ -87,9 +87,9 @@ def candidate(
     values = pair_features(asked, stored[place], similarities[place])
     against = refusals(asked, stored[place], mode)
     if not answers[place] or answers.count(answers[place]) == 1:
-        return Candidate(place, Evidence.PAIR, values, against)
+        return Candidate(place, Basis.PAIR, values, against)
     around = neighbourhood_features(place, similarities, answers)
-    return Candidate(place, Evidence.NEIGHBOURS, values + around, against)
+    return Candidate(place, Basis.NEIGHBOURS, values + around, against)
 
 
 def judge(
@@ -151,7 +151,7 @@ def _verdict(
         serve = serve and passed
         reasons.append(f"{'ok' if passed else 'refused'}: {what}")
 
-    model = verifier.model(rules.mode.value, language(question.last_turn).value, item.evidence)
+    model = verifier.model(rules.mode.value, language(question.last_turn).value, item.basis)
     probability, needed = 0.0, NEVER
     contributions: tuple[Contribution, ...] = ()
     if model is not None:
@@ -159,9 +159,9 @@ def _verdict(
         probability = 1 - min(wrong, 1.0)
         needed = model.needed(rules.max_wrong_hits_per_thousand * HEADROOM)
         contributions = model.contributions(item.values)
-    basis = "near entries with the same answer" if item.evidence is Evidence.NEIGHBOURS else "the pair alone"
+    rests_on = "near entries with the same answer" if item.basis is Basis.NEIGHBOURS else "the pair alone"
     wanted = f"needs {needed:.4f}" if needed <= 1 else "no threshold holds the namespace's bound"
-    test(probability >= needed, f"probability {probability:.4f}, {wanted} ({basis})")
+    test(probability >= needed, f"probability {probability:.4f}, {wanted} ({rests_on})")
     if question.is_follow_up:
         overlap = ngram_overlap(question.last_turn, found.entry.turn)
         what = f"follow-up: 2-4-gram overlap of the last turns {overlap:.3f}, needs {FOLLOW_UP_OVERLAP:g}"

@@ -6,11 +6,16 @@ pretend to be a field boundary. The tenant is the first field of either.
 - The exact key covers the tenant and everything that changes the answer.
 - The semantic scope is the hard filter of the vector search: the same, less the tier floor (checked against the
   tier of the stored answer instead) and less the wording of the last user turn, plus the embedder's version.
+- The scope of one user's own entries is the semantic scope and the user. Nobody else's search has it.
+
+Either has 64 hex characters. The first 16 are the tenant's mark, a digest of the tenant alone: so it can be checked
+whose a key is, and an import can neither replace another tenant's entry nor crowd the search of another tenant.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +23,8 @@ from enum import StrEnum
 
 ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL = 1, 2, 3, 4
 """The numbers of tenth.type.v1.Role."""
+MARK_CHARACTERS = 16
+"""Of a key: 64 bits say whose it is, the other 192 which request."""
 
 Value = str | bytes | int | float | bool | None | tuple["Value", ...]
 
@@ -98,9 +105,15 @@ class Question:
         return count + sum(len(tool.description) + len(tool.parameters) for tool in self.tools)
 
 
+def tenant_mark(tenant_id: str) -> str:
+    """The beginning of every key and scope of a tenant, 16 hex characters."""
+    return _digest(("tenant", 1, tenant_id))[:MARK_CHARACTERS]
+
+
 def exact_key(question: Question) -> str:
     """Hex SHA-256 of everything that decides the answer. Requests with the same key are the same request."""
-    return _digest(
+    return _marked(
+        question.tenant_id,
         (
             "exact",
             1,
@@ -109,7 +122,7 @@ def exact_key(question: Question) -> str:
             question.tier_floor,
             *_circumstances(question),
             *(_message(message) for message in question.messages),
-        )
+        ),
     )
 
 
@@ -120,12 +133,13 @@ def semantic_scope(question: Question, embedder: str) -> str:
     conversation so far.
     """
     last = question.messages[-1]
-    # The last turn's text is what similarity is for; its name and role stay hard.
-    turn: tuple[Value, ...] = (last.role, last.name)
-    return _digest(
+    # The last turn's text is what similarity is for; all else of it stays hard.
+    turn: tuple[Value, ...] = (last.role, last.name, last.tool_calls, last.tool_call_id)
+    return _marked(
+        question.tenant_id,
         (
             "scope",
-            1,
+            2,
             question.tenant_id,
             question.namespace,
             embedder,
@@ -133,7 +147,28 @@ def semantic_scope(question: Question, embedder: str) -> str:
             *_circumstances(question),
             *(_message(message) for message in question.messages[:-1]),
             turn,
-        )
+        ),
+    )
+
+
+def own_scope(scope: str, user_id: str) -> str:
+    """Hex SHA-256 of the scope of the entries that one user alone is served."""
+    return _digest(("own", 1, scope, user_id))
+
+
+def scopes_of(question: Question, embedder: str) -> tuple[str, ...]:
+    """The scopes that a question may be answered from: the tenant's, and its user's own."""
+    scope = semantic_scope(question, embedder)
+    return (scope, own_scope(scope, question.user_id)) if question.user_id else (scope,)
+
+
+def answer_digest(text: str, tool_calls: Iterable[tuple[str, str]] = ()) -> str:
+    """Hex SHA-256 of what an answer says: its text, and name and arguments of each tool call.
+
+    Calls have an id of their own each time, and the order of keys in their arguments says nothing.
+    """
+    return _digest(
+        ("answer", 1, canonical_text(text), tuple((name, _arguments(arguments)) for name, arguments in tool_calls))
     )
 
 
@@ -199,8 +234,40 @@ def _circumstances(question: Question) -> tuple[Value, ...]:
 
 
 def _message(message: Message) -> Value:
-    parts = tuple((kind, canonical_text(content)) for kind, content in message.parts)
+    # Addresses are compared by the byte: two spellings of a letter may be two pictures.
+    parts = tuple((kind, canonical_text(content) if kind == "text" else content) for kind, content in message.parts)
     return (message.role, parts, message.name, message.tool_calls, message.tool_call_id)
+
+
+def _marked(tenant_id: str, values: tuple[Value, ...]) -> str:
+    return tenant_mark(tenant_id) + _digest(values)[MARK_CHARACTERS:]
+
+
+def _arguments(text: str) -> Value:
+    try:
+        # Numbers stay as they are written: 1 is not 1.0, and a float would not hold all of them.
+        parsed = json.loads(text, parse_int=_Number, parse_float=_Number, object_pairs_hook=_Object)
+        return ("json", _tagged(parsed))
+    except (ValueError, RecursionError):
+        return ("text", text)
+
+
+class _Number(str):
+    __slots__ = ()
+
+
+class _Object(list[tuple[str, object]]):
+    __slots__ = ()
+
+
+def _tagged(value: object) -> Value:
+    if isinstance(value, _Object):
+        return ("object", *((key, _tagged(item)) for key, item in sorted(value, key=lambda pair: pair[0])))
+    if isinstance(value, list):
+        return ("array", *(_tagged(item) for item in value))
+    if isinstance(value, _Number):
+        return ("number", str(value))
+    return value if value is None or isinstance(value, bool | float) else str(value)
 
 
 def _digest(values: tuple[Value, ...]) -> str:

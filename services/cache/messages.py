@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from google.protobuf.message import DecodeError
 from tenth.cache.v1 import cache_pb2
 from tenth.type.v1 import chat_pb2
 
 from mesh.errors import invalid_argument, required
 from services.cache.feedback import Standing
-from services.cache.keys import Message, Question, Tool, Value
-from services.cache.namespaces import NamespacePolicy
+from services.cache.keys import Message, Question, Tool, Value, answer_digest
+from services.cache.namespaces import MAX_NAMESPACE_CHARACTERS, NamespacePolicy
 from services.cache.policy import Answer
-from services.cache.store import tag
+from services.cache.sharing import Said
+from services.cache.store import Entry, tag
 
 DEFAULT_NAMESPACE = "default"
-_MAX_NAMESPACE_CHARACTERS = 128
 _SAMPLING = ("temperature", "top_p", "max_output_tokens", "seed", "frequency_penalty", "presence_penalty")
 
 
-def question_from_proto(request: chat_pb2.CompletionRequest, tenant_id: str) -> Question:
-    """A request as the cache sees it. Raises INVALID_ARGUMENT naming the field."""
+def question_from_proto(request: chat_pb2.CompletionRequest, tenant_id: str, user_id: str = "") -> Question:
+    """A request as the cache sees it; ``user_id`` is whose it is where it does not say. Raises INVALID_ARGUMENT."""
     if not request.messages:
         raise required("request.messages")
-    if len(request.namespace) > _MAX_NAMESPACE_CHARACTERS:
+    if len(request.namespace) > MAX_NAMESPACE_CHARACTERS:
         raise invalid_argument(
-            f"a namespace has at most {_MAX_NAMESPACE_CHARACTERS} characters", field="request.namespace"
+            f"a namespace has at most {MAX_NAMESPACE_CHARACTERS} characters", field="request.namespace"
         )
     policy = request.policy
     return Question(
@@ -47,7 +48,7 @@ def question_from_proto(request: chat_pb2.CompletionRequest, tenant_id: str) -> 
         tier_floor=int(policy.tier_floor),
         quality_target=policy.quality_target if policy.HasField("quality_target") else None,
         model=policy.model,
-        user_id=request.user_id,
+        user_id=request.user_id or user_id,
         tags=tuple(sorted(request.tags.items())),
         cache_mode=int(policy.cache_mode),
         max_age_seconds=policy.cache_max_age.ToNanoseconds() / 1e9 if policy.HasField("cache_max_age") else None,
@@ -65,6 +66,35 @@ def answer_from_proto(completion: chat_pb2.Completion, limit: int = 0) -> Answer
         is_empty=not text and not message.tool_calls,
         reached_limit=0 < limit <= completion.usage.output_token_count,
     )
+
+
+def said(completion: bytes) -> Said:
+    """What a stored answer says. Nothing that could agree with another where the bytes are no answer."""
+    try:
+        message = chat_pb2.Completion.FromString(completion).message
+    except DecodeError:
+        return Said("", "")
+    text = "".join(part.text for part in message.parts)
+    media = any(part.HasField("image") for part in message.parts)
+    if media or not (text.strip() or message.tool_calls):
+        return Said("", "")
+    digest = answer_digest(text, ((call.name, call.arguments_json) for call in message.tool_calls))
+    return Said(digest, "" if message.tool_calls else text)
+
+
+def provenance(entry: Entry, hit_count: int) -> cache_pb2.Provenance:
+    """Where an entry's answer comes from; ``hit_count`` is how often it was served before."""
+    message = cache_pb2.Provenance(
+        model=entry.model,
+        tier=entry.tier,
+        price_book_version=entry.price_book_version,
+        hit_count=hit_count,
+        right_count=entry.right_count,
+        wrong_count=entry.wrong_count,
+        shared=not entry.owner,
+    )
+    message.expire_time.FromNanoseconds(int(entry.expires * 1e9))
+    return message
 
 
 def tag_keywords(tags: Mapping[str, str]) -> tuple[str, ...]:

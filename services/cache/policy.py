@@ -49,6 +49,8 @@ class NotStoredReason(StrEnum):
     """A weaker tier answered than was asked for."""
     OTHER_MODEL = "other_model"
     """Another model answered than the one demanded."""
+    WRITE_RATE = "write_rate"
+    """More answers in a minute than the namespace, or the user, may store."""
 
 
 class ExactOnly(StrEnum):

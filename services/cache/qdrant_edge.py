@@ -124,6 +124,16 @@ class QdrantEdgeStore:
 
         await self._run(write)
 
+    async def scroll(
+        self, conditions: Conditions, limit: int, after: str = ""
+    ) -> tuple[list[tuple[Entry, list[float]]], str]:
+        """In the order of ids."""
+        request = edge.ScrollRequest(
+            offset=after or None, limit=limit, filter=_filter(conditions), with_payload=True, with_vector=True
+        )
+        records, following = await self._run(lambda shard: shard.scroll(request))
+        return [(_entry(record), _vector(record.vector)) for record in records], str(following or "")
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """Ordered by the index on ``used``."""
         request = edge.ScrollRequest(limit=limit, order_by=edge.OrderBy("used"), with_payload=False)
@@ -197,6 +207,10 @@ def _dimension(shard: edge.EdgeShard) -> int:
 
 def _entry(record: edge.Record | edge.ScoredPoint) -> Entry:
     return from_payload(str(record.id), record.payload or {})
+
+
+def _vector(stored: object) -> list[float]:
+    return [float(value) for value in stored] if isinstance(stored, list) else []
 
 
 def _filter(conditions: Conditions, entry_ids: Sequence[str] = ()) -> edge.Filter:

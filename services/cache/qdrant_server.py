@@ -128,6 +128,22 @@ class QdrantServerStore:
         if known:
             await self._run(self._client.set_payload(self._collection, counts, points=[entry_id], wait=True))
 
+    async def scroll(
+        self, conditions: Conditions, limit: int, after: str = ""
+    ) -> tuple[list[tuple[Entry, list[float]]], str]:
+        """In the order of ids."""
+        records, following = await self._run(
+            self._client.scroll(
+                self._collection,
+                scroll_filter=_filter(conditions),
+                limit=limit,
+                offset=after or None,
+                with_payload=True,
+                with_vectors=True,
+            )
+        )
+        return [(_entry(record), _vector(record.vector)) for record in records], str(following or "")
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """Ordered by the index on ``used``."""
         records, _ = await self._run(
@@ -182,6 +198,10 @@ class QdrantServerStore:
 
 def _entry(record: models.Record | models.ScoredPoint) -> Entry:
     return from_payload(str(record.id), record.payload or {})
+
+
+def _vector(stored: object) -> list[float]:
+    return [float(value) for value in stored] if isinstance(stored, list) else []
 
 
 def _filter(conditions: Conditions, entry_ids: Sequence[str] = ()) -> models.Filter:

@@ -37,7 +37,7 @@ class Outcome:
 async def keeping_reports(
     folder: Path, evidence: Evidence, answers: AnswerCache, policies: Policies, flush_seconds: float, meter: Meter
 ) -> AsyncIterator[Reports]:
-    """Reports, with the evidence filled with what was left in a folder, written down while this is open. Raises UNAVAILABLE."""
+    """Reports; fills the evidence with what was left in a folder and writes it down while open. Raises UNAVAILABLE."""
     journal = FeedbackJournal(folder, evidence)
     await journal.open()
     keeper = asyncio.create_task(journal.flush_for_ever(flush_seconds))

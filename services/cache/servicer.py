@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
@@ -19,17 +20,36 @@ from services.cache.answers import AnswerCache, Asked
 from services.cache.embedding import Embedder, Vector
 from services.cache.errors import Reason
 from services.cache.flights import Delta, Finished, FlightBoard, Lease
+from services.cache.invalidation import selection
 from services.cache.judging import Judging
-from services.cache.messages import answer_from_proto, namespace_to_proto, question_from_proto, tag_keywords
-from services.cache.policy import MODE_WRITE, BypassReason, CachePolicy, bypass_reason, not_stored_reason
+from services.cache.keys import Question
+from services.cache.messages import (
+    DEFAULT_NAMESPACE,
+    answer_from_proto,
+    namespace_to_proto,
+    provenance,
+    question_from_proto,
+    tag_keywords,
+)
+from services.cache.policy import (
+    MODE_WRITE,
+    BypassReason,
+    CachePolicy,
+    NotStoredReason,
+    bypass_reason,
+    not_stored_reason,
+)
+from services.cache.rates import WriteRates
 from services.cache.reports import Reports
 from services.cache.store import Condition, Found
+from services.cache.transfer import Importer, export
 
 MAX_EMBED_TEXTS = 512
 MAX_EMBED_CHARACTERS = 32_768
 MAX_CANDIDATES = 100
 _REMEMBERED_STORES = 4096
 _COUNTED_NAMESPACES = 10_000
+_NOT_STORED = "not_stored:"
 
 Board = FlightBoard[chat_pb2.CompletionDelta, chat_pb2.Completion]
 
@@ -45,10 +65,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         store_name: str,
         reports: Reports,
         judging: Judging | None = None,
+        rates: WriteRates | None = None,
     ) -> None:
         self._answers = answers
         self._reports = reports
         self._judging = judging
+        self._rates = rates or WriteRates(time.monotonic)
         self._board = board
         self._policy = policy
         self._store_name = store_name
@@ -60,7 +82,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
     ) -> cache_pb2.LookupCompletionResponse:
         """Exact, then semantic, then lease or flight."""
         tenant = current_identity().tenant_id
-        question = question_from_proto(request.request, tenant)
+        question = _question(request.request)
         counts = self._counts_of(tenant, question.namespace)
         reason = bypass_reason(question, self._policy)
         if reason is not None:
@@ -100,7 +122,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             return response
         kind = "exact" if outcome.exact else "semantic"
         probability = outcome.verdict.probability if outcome.verdict is not None and not outcome.exact else 1.0
-        response.hit.CopyFrom(_hit(outcome.found, outcome.exact, probability))
+        served = self._answers.hit_count(outcome.found.entry) - (0 if request.dry_run else 1)
+        response.hit.CopyFrom(_hit(outcome.found, outcome.exact, probability, served))
         annotate(
             {
                 "tenth.cache.outcome": "hit",
@@ -123,7 +146,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             return done
         if not request.HasField("completion"):
             raise required("completion")
-        question = question_from_proto(request.request, tenant)
+        question = _question(request.request)
         asked = self._answers.ask(question)
         leased_key = self._board.key_of(request.lease_id, tenant)
         if leased_key and leased_key != asked.key:
@@ -190,7 +213,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                     return
         # The flight is over or was another process's: its id begins with the exact key.
         key = request.flight_id.partition(".")[0]
-        entry = await self._answers.find_exact(key, tenant) if key else None
+        entry = await self._answers.find_exact(key, tenant, current_identity().user_id) if key else None
         if entry is None:
             raise TenthError(Code.NOT_FOUND, Reason.FLIGHT_GONE, "the flight is over; look the request up again")
         annotate({"tenth.cache.outcome": "followed", "tenth.cache.entry_id": entry.entry_id})
@@ -263,7 +286,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         """What a lookup would find, and why."""
         if not 0 <= request.candidate_count <= MAX_CANDIDATES:
             raise invalid_argument(f"0..{MAX_CANDIDATES}", field="candidate_count")
-        question = question_from_proto(request.request, current_identity().tenant_id)
+        question = _question(request.request)
         asked = self._answers.ask(question)
         response = cache_pb2.InspectLookupResponse(exact_key=asked.key, embedded_text=asked.text)
         bypass = bypass_reason(question, self._policy)
@@ -293,6 +316,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                     cache_pb2.FeatureContribution(name=part.name, value=part.value, contribution=part.amount)
                     for part in verdict.contributions
                 ),
+                provenance=provenance(found.entry, self._answers.hit_count(found.entry)),
             )
             if response.outcome == "miss" and len(response.candidates) == 1 and not verdict.serve and not suspended:
                 response.reason = (
@@ -304,18 +328,15 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         self, request: cache_pb2.InvalidateEntriesRequest, context: Any
     ) -> cache_pb2.InvalidateEntriesResponse:
         """Delete by filter, within the tenant."""
-        conditions = [Condition("tenant", (current_identity().tenant_id,))]
-        if request.namespace:
-            conditions.append(Condition("namespace", (request.namespace,)))
-        if request.document_id:
-            conditions.append(Condition("document_ids", (request.document_id,)))
-        conditions.extend(Condition("tags", (keyword,)) for keyword in tag_keywords(request.tags))
+        tenant = current_identity().tenant_id
         ids = [_uuid(value, f"entry_ids[{index}]") for index, value in enumerate(request.entry_ids)]
-        if len(conditions) == 1 and not ids and not request.all:
+        chosen = selection(tenant, request)
+        if len(chosen.conditions) == 1 and chosen.matching is None and not ids and not request.all:
             raise invalid_argument("no filter is set; set `all` to delete every entry of the tenant", field="all")
-        count = await self._answers.delete(tuple(conditions), ids, request.dry_run)
+        count = await self._answers.delete(chosen.conditions, ids, request.dry_run, chosen.matching)
         if ids:
-            count += await self._answers.delete((*conditions, aliases_of_entries(ids)), (), request.dry_run)
+            aliases = (*chosen.conditions, aliases_of_entries(ids))
+            count += await self._answers.delete(aliases, (), request.dry_run, chosen.matching)
         annotate({"tenth.cache.entries": count, "tenth.cache.dry_run": request.dry_run})
         return cache_pb2.InvalidateEntriesResponse(entry_count=count)
 
@@ -352,7 +373,51 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             },
             embedder=self._answers.embedder.version,
             store=self._store_name,
+            entry_bytes=await self._answers.size_bytes(tuple(conditions)),
+            private_entry_count=await self._answers.count((*conditions, Condition("sharing", ("private",)))),
+            not_stored_counts={
+                name.removeprefix(_NOT_STORED): count for name, count in total.items() if name.startswith(_NOT_STORED)
+            },
         )
+
+    async def ListNamespaces(
+        self, request: cache_pb2.ListNamespacesRequest, context: Any
+    ) -> cache_pb2.ListNamespacesResponse:
+        """The namespaces that rules name or that were asked in since the start."""
+        tenant = current_identity().tenant_id
+        seen = {namespace for owner, namespace in self._counts if owner == tenant and namespace}
+        known = self._answers.namespaces.named(tenant).union(self._reports.evidence.namespaces(tenant))
+        names = sorted({DEFAULT_NAMESPACE} | seen | known)
+        return cache_pb2.ListNamespacesResponse(
+            namespaces=[
+                namespace_to_proto(
+                    name, self._answers.namespaces.of(tenant, name), self._reports.evidence.standing(tenant, name)
+                )
+                for name in names
+            ]
+        )
+
+    async def ExportEntries(
+        self, request: cache_pb2.ExportEntriesRequest, context: Any
+    ) -> AsyncIterator[cache_pb2.ExportEntriesResponse]:
+        """The tenant's entries, one message each."""
+        async for entry in export(self._answers, current_identity().tenant_id, request.namespace):
+            yield cache_pb2.ExportEntriesResponse(entry=entry)
+
+    async def ImportEntries(
+        self, requests: AsyncIterator[cache_pb2.ImportEntriesRequest], context: Any
+    ) -> cache_pb2.ImportEntriesResponse:
+        """Exported entries, and pairs as if they had been asked and answered now."""
+        tenant = current_identity().tenant_id
+        rules = self._answers.namespaces.of
+
+        async def keep(asked: Asked, store: cache_pb2.StoreCompletionRequest) -> cache_pb2.StoreCompletionResponse:
+            return await self._keep(asked, store, rate_limited=False)
+
+        importer = Importer(self._answers, self._policy, lambda name: rules(tenant, name).ttl_seconds, tenant, keep)
+        response = await importer.run(requests)
+        annotate({"tenth.cache.entries": response.stored_count})
+        return response
 
     def _counts_of(self, tenant: str, namespace: str) -> Counter[str]:
         found = self._counts.get((tenant, namespace))
@@ -378,15 +443,29 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         if not dry_run:
             counts["miss" if outcome == "lease" else "follow"] += 1
 
+    def _may_write(self, question: Question) -> bool:
+        """Take one from the namespace's rate of stored answers, and from the user's."""
+        key = (question.tenant_id, question.namespace)
+        rules = self._answers.namespaces.of(*key)
+        buckets: list[tuple[tuple[str, ...], float]] = [(key, rules.writes_per_minute)]
+        if question.user_id:
+            buckets.append(((*key, question.user_id), rules.user_writes_per_minute))
+        return self._rates.take(*buckets)
+
     def _explain(self, asked: Asked) -> Lease | str:
         return self._board.in_flight(asked.key) or Lease("", 0.0)
 
-    async def _keep(self, asked: Asked, request: cache_pb2.StoreCompletionRequest) -> cache_pb2.StoreCompletionResponse:
+    async def _keep(
+        self, asked: Asked, request: cache_pb2.StoreCompletionRequest, rate_limited: bool = True
+    ) -> cache_pb2.StoreCompletionResponse:
         reason: str | None = bypass_reason(asked.question, self._policy)
         answer = answer_from_proto(request.completion, request.request.sampling.max_output_tokens)
         reason = reason or not_stored_reason(asked.question, answer, request.share_only)
+        if reason is None and rate_limited and not self._may_write(asked.question):
+            reason = NotStoredReason.WRITE_RATE
         if reason is not None:
             annotate({"tenth.cache.not_stored_reason": str(reason)})
+            self._counts_of(asked.question.tenant_id, asked.question.namespace)[f"{_NOT_STORED}{reason}"] += 1
             return cache_pb2.StoreCompletionResponse(not_stored_reason=str(reason))
         embedder = self._answers.embedder
         given = request.embedding
@@ -398,6 +477,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             int(request.completion.tier),
             tag_keywords(request.request.tags),
             list(given.values) if usable else None,
+            request.price_book_version,
         )
         annotate({"tenth.cache.entry_id": entry.entry_id})
         return cache_pb2.StoreCompletionResponse(entry_id=entry.entry_id)
@@ -414,13 +494,19 @@ def _lease(lease: Lease) -> cache_pb2.Lease:
     return message
 
 
-def _hit(found: Found, exact: bool, probability: float) -> cache_pb2.CacheHit:
+def _question(request: chat_pb2.CompletionRequest) -> Question:
+    identity = current_identity()
+    return question_from_proto(request, identity.tenant_id, identity.user_id)
+
+
+def _hit(found: Found, exact: bool, probability: float, served_count: int) -> cache_pb2.CacheHit:
     hit = cache_pb2.CacheHit(
         completion=chat_pb2.Completion.FromString(found.entry.completion),
         kind=cache_pb2.HIT_KIND_EXACT if exact else cache_pb2.HIT_KIND_SEMANTIC,
         similarity=found.similarity,
         entry_id=found.entry.entry_id,
         probability=probability,
+        provenance=provenance(found.entry, served_count),
     )
     hit.create_time.FromNanoseconds(int(found.entry.created * 1e9))
     return hit

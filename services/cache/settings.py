@@ -35,19 +35,36 @@ class CacheSettings(BaseSettings):
     weights_dir: Path | None = Field(
         default=None, description="Weights made by `python -m services.cache.calibrate`; empty: the shipped ones"
     )
-    mode: Mode = Field(default=Mode.STRICT, description="How answers are found by meaning: strict, faq or off")
-    max_wrong_hits_per_thousand: float = Field(
-        default=5.0, gt=0, le=1000, description="Most wrong semantic hits per thousand lookups that a threshold allows"
-    )
-    sharing_user_count: int = Field(
-        default=2, ge=1, le=10, description="Independent users with the same answer before others get it; 1: at once"
-    )
     temperature_limit: float = Field(default=0.5, ge=0, le=2, description="Explicit temperatures above are bypassed")
     ttl_seconds: float = Field(default=3600.0, gt=0, description="How long an answer is served, seconds")
+    mode: Mode = Field(default=Mode.STRICT, description="How answers are found by meaning: strict, faq or off")
+    max_wrong_hits_per_thousand: float = Field(
+        default=5.0, gt=0, le=1000, description="Most wrong semantic hits per thousand lookups that are allowed"
+    )
+    sharing_user_count: int = Field(
+        default=2, ge=1, description="Users that must have got an agreeing answer before others do; 1: shared at once"
+    )
+    answer_agreement_threshold: float = Field(
+        default=0.9, gt=0, le=1, description="Least cosine at which two answers in free text agree, 0..1"
+    )
+    writes_per_minute: float = Field(default=6000.0, gt=0, description="Answers stored per minute and namespace")
+    user_writes_per_minute: float = Field(
+        default=60.0, gt=0, description="Answers stored per minute for one user of a namespace"
+    )
+    judge_model: str = Field(default="", description="Catalogue id of the judge of near misses; empty: none")
+    namespaces_file: Path | None = Field(
+        default=None, description="YAML of rules by tenant and namespace; absent: the settings hold for all"
+    )
+    namespaces_check_seconds: float = Field(
+        default=1.0, gt=0, description="Time between looks at that file for changes, seconds"
+    )
     max_request_characters: int = Field(
         default=400_000, ge=1, description="Requests with more text than this are bypassed, characters"
     )
     max_entry_count: int = Field(default=100_000, ge=1, description="Most stored entries; the least recently used go")
+    max_entry_bytes: int = Field(
+        default=2_000_000_000, ge=1, description="Most that all stored entries may take, bytes; the same go"
+    )
     memory_entry_count: int = Field(default=10_000, ge=0, description="Entries kept in memory for exact hits")
     memory_megabytes: float = Field(default=64.0, ge=0, description="Most memory for those entries, megabytes")
     shared_store_memory_seconds: float = Field(

@@ -6,6 +6,7 @@ Filters are a small language of their own (``Condition``), so that both adapters
 from __future__ import annotations
 
 import base64
+import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,17 @@ from typing import Any, Protocol
 
 _ENTRY_NAMESPACE = uuid.UUID("6ba9cf06-7d24-4c0c-9a0d-4b2f4d0a6c51")
 
-KEYWORD_FIELDS = ("scope", "tenant", "namespace", "user_id", "document_ids", "tags")
+KEYWORD_FIELDS = (
+    "scope", "tenant", "namespace", "user_id", "document_ids", "tags", "pool", "sharing", "question_head", "size_bits",
+)  # fmt: skip
 """Payload fields with a keyword index; ``tenant`` is the tenant index on a Qdrant server."""
 NUMBER_FIELDS = ("tier", "created", "expires", "used")
 """Payload fields with a float index; times are Unix seconds."""
+HEAD_LETTERS = 32
+"""How much of a question is in its keyword ``question_head``."""
+SIZE_STEP_BYTES = 256
+SIZE_BITS = 20
+"""Sizes are kept in steps of 256 bytes, and an entry counts for at most 256 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,8 @@ class Entry:
     used: float = 0.0
     owner: str = ""
     """The only user it is served to; empty: every user of the tenant."""
+    pool: str = ""
+    """Of an owned entry: where answers of other users to compare with are looked for. Never served from."""
     answer_digest: str = ""
     """Hex SHA-256 of what the answer says: entries with one digest agree."""
     price_book_version: int = 0
@@ -115,6 +125,11 @@ class VectorStore(Protocol):
     async def set_counts(self, entry_id: str, right_count: int, wrong_count: int) -> None:
         """Set the reports of an entry; an id that is gone is ignored."""
 
+    async def scroll(
+        self, conditions: Conditions, limit: int, after: str = ""
+    ) -> tuple[list[tuple[Entry, list[float]]], str]:
+        """A page of the entries that meet all conditions, with their vectors, and the token of the next page or ""."""
+
     async def least_recently_used(self, limit: int) -> list[str]:
         """The ids of the entries whose last use is longest ago."""
 
@@ -122,9 +137,37 @@ class VectorStore(Protocol):
         """Move what the write-ahead log holds into segments, where the store has the two."""
 
 
-def entry_id(exact_key: str) -> str:
-    """The id of a request's entry: the same request has one entry, and finding it by key is finding it by id."""
-    return str(uuid.uuid5(_ENTRY_NAMESPACE, exact_key))
+def entry_id(exact_key: str, owner: str = "") -> str:
+    """The id of a request's entry: the same request has one shared entry, and one for each user that it waits for.
+
+    Finding an entry by key is finding it by id. Keys hold no colon, so that no owner can pretend to be part of one.
+    """
+    return str(uuid.uuid5(_ENTRY_NAMESPACE, f"{exact_key}:{owner}" if owner else exact_key))
+
+
+def entry_bytes(entry: Entry) -> int:
+    """What an entry takes, roughly: its texts twice (payload and index), its answer as base64, vector and fields."""
+    return len(entry.completion) * 4 // 3 + 2 * len(entry.question.encode()) + len(entry.turn.encode()) + 1500
+
+
+def size_bits(size_bytes: int) -> list[str]:
+    """A size as the numbers of the bits that are set in it, in steps and rounded up.
+
+    Stores count entries by keyword and add nothing up; with one count per bit the sum of all sizes follows exactly
+    (bit-sliced index: O'Neil and Quass, "Improved Query Performance with Variant Indexes", SIGMOD 1997).
+    """
+    steps = min(-(-size_bytes // SIZE_STEP_BYTES), 2**SIZE_BITS - 1)
+    return [str(bit) for bit in range(SIZE_BITS) if steps >> bit & 1]
+
+
+def folded(text: str) -> str:
+    """A text for comparing beginnings: without case and white space, composed."""
+    return "".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def question_of(entry: Entry) -> str:
+    """What its user asked last, folded; where that is not known, the text that stands for the question."""
+    return folded(entry.turn or entry.question)
 
 
 def to_payload(entry: Entry) -> dict[str, Any]:
@@ -147,6 +190,10 @@ def to_payload(entry: Entry) -> dict[str, Any]:
         "hits": entry.hits,
         "used": float(entry.used),
         "owner": entry.owner,
+        "pool": entry.pool,
+        "sharing": "private" if entry.owner else "shared",
+        "question_head": question_of(entry)[:HEAD_LETTERS],
+        "size_bits": size_bits(entry_bytes(entry)),
         "answer_digest": entry.answer_digest,
         "price_book_version": entry.price_book_version,
         "right_count": entry.right_count,
@@ -176,6 +223,7 @@ def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
         used=float(payload["used"]),
         # Entries of earlier revisions lack these.
         owner=payload.get("owner", ""),
+        pool=payload.get("pool", ""),
         answer_digest=payload.get("answer_digest", ""),
         price_book_version=int(payload.get("price_book_version", 0)),
         right_count=int(payload.get("right_count", 0)),

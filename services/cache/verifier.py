@@ -25,7 +25,7 @@ NEVER = 2.0
 """A needed probability that nothing reaches."""
 
 
-class Evidence(StrEnum):
+class Basis(StrEnum):
     """What a probability rests on."""
 
     PAIR = "pair"
@@ -93,16 +93,16 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """The models of one embedder, by "mode/language/evidence"."""
+    """The models of one embedder, by "mode/language/basis"."""
 
     embedder: str
     models: Mapping[str, Model]
     floors: Mapping[str, float]
     """By "mode/language": the cosine below which no neighbour was worth serving."""
 
-    def model(self, mode: str, language: str, evidence: Evidence) -> Model | None:
+    def model(self, mode: str, language: str, basis: Basis) -> Model | None:
         """The model, or None: nothing is served by meaning there."""
-        return self.models.get(f"{mode}/{language}/{evidence.value}")
+        return self.models.get(f"{mode}/{language}/{basis.value}")
 
     def floor(self, mode: str, language: str) -> float | None:
         """The least cosine to search for; None when nothing is served by meaning."""

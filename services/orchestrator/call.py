@@ -100,6 +100,17 @@ class Call:
     """True when the caller has received reasoning, tool calls or log probabilities: they cannot be continued."""
 
     @property
+    def asked(self) -> chat_pb2.CompletionRequest:
+        """The request as the cache shall know it: the deployment's default limit is nothing that the caller asked for,
+        and whoever warms or inspects the cache does not know it."""
+        if self.caller_set_limit:
+            return self.request
+        asked = chat_pb2.CompletionRequest()
+        asked.CopyFrom(self.request)
+        asked.sampling.ClearField("max_output_tokens")
+        return asked
+
+    @property
     def began(self) -> bool:
         """True when the caller has received a piece of an answer."""
         return bool(self.sent_text) or self.sent_other

@@ -74,7 +74,7 @@ class Explain:
             call.skip("cache", SKIPPED, "cache_mode_off")
             return False
         with call.hop("cache") as hop:
-            request = cache_pb2.InspectLookupRequest(request=call.request)
+            request = cache_pb2.InspectLookupRequest(request=call.asked)
             reply.cache.CopyFrom(await self._cache.InspectLookup(request, timeout=_CAP_SECONDS))
             hop.reason = f"{reply.cache.outcome}: {reply.cache.reason}"
         return reply.cache.outcome == "hit"

@@ -135,7 +135,7 @@ class Flow:
         # 7. The next one who asks gets it for nothing.
         refusal = self._store_refusal(call, route, completion)
         if lease_id or self._may_store(call, found):
-            entry = leader.finish(call.request, completion, embedding, share_only=bool(refusal))
+            entry = leader.finish(call.asked, completion, embedding, bool(refusal), call.price_book_version)
             entry.add_done_callback(lambda done: self._note_entry(call, done.result()))
         if not call.streaming:
             self._replay(run, call, completion, from_cache=False)

@@ -71,12 +71,17 @@ class Leader:
         completion: chat_pb2.Completion,
         embedding: chat_pb2.Embedding | None,
         share_only: bool,
+        price_book_version: int,
     ) -> asyncio.Future[str]:
         """End the flight with an answer, in the background. The future gets the new entry's id, or ""."""
         entry: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._close(Item(finished=completion))
         message = cache_pb2.StoreCompletionRequest(
-            lease_id=self._lease_id, request=request, completion=completion, share_only=share_only
+            lease_id=self._lease_id,
+            request=request,
+            completion=completion,
+            share_only=share_only,
+            price_book_version=price_book_version,
         )
         if embedding is not None:
             message.embedding.CopyFrom(embedding)

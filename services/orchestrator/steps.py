@@ -70,7 +70,7 @@ class Steps:
         with call.hop("cache") as hop:
             try:
                 found = await self._stubs.cache.LookupCompletion(
-                    cache_pb2.LookupCompletionRequest(request=call.request), timeout=self._settings.lookup_cap_seconds
+                    cache_pb2.LookupCompletionRequest(request=call.asked), timeout=self._settings.lookup_cap_seconds
                 )
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())

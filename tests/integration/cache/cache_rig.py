@@ -20,11 +20,12 @@ from services.cache.feedback import Evidence
 from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
 from services.cache.judging import JudgeSettings, Judging
-from services.cache.namespaces import NamespacePolicy
+from services.cache.namespaces import NamespacePolicy, Namespaces, Rules
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.reports import Reports
 from services.cache.servicer import CacheServicer, piece_size
+from tests.cache_verifier import VERIFIER
 from tests.integration.cache.test_cache_service import NAME, Lookup, Store, WordEncoder, answer, ask
 
 REPORT = cache_pb2.ReportAnswerQualityRequest
@@ -47,6 +48,9 @@ class Rig:
     store: QdrantEdgeStore = field(init=False)
     metrics: Any = field(init=False)
 
+    def _rules(self) -> Rules:
+        return Rules({("*", name): policy for name, policy in self.policies.items()})
+
     async def start(self) -> None:
         encoder, ids = WordEncoder(), itertools.count()
         embedder = Embedder(encoder, "words")
@@ -54,22 +58,20 @@ class Rig:
         self.store = QdrantEdgeStore(self.folder / "cache", encoder.dimension, 5.0)
         await self.store.open()
         self.stack.push_async_callback(self.store.close)
-        policy = CachePolicy(ttl_seconds=100)
+        policy = CachePolicy()
+        self.evidence = Evidence()
         self.answers = AnswerCache(
-            self.store, embedder, policy, lambda: self.now, max_entry_count=1000, memory_entry_count=10,
+            self.store, embedder, policy, lambda: self.now, namespaces=Namespaces(NamespacePolicy(sharing_user_count=1), self._rules),
+            verifier=VERIFIER, error_factor=self.evidence.error_factor, max_entry_count=1000, memory_entry_count=10,
             memory_bytes=10**6, memory_seconds=0,
         )  # fmt: skip
-        self.evidence = Evidence()
         self.journal = FeedbackJournal(self.folder, self.evidence)
         await self.journal.open()
         self.stack.push_async_callback(self.journal.close)
         telemetry, self.metrics = memory_metrics("cache")
         self.stack.callback(telemetry.close)
 
-        def policies(tenant: str, namespace: str) -> NamespacePolicy:
-            return self.policies.get(namespace, NamespacePolicy())
-
-        reports = Reports(self.answers, self.evidence, self.journal, policies, telemetry.meter)
+        reports = Reports(self.answers, self.evidence, self.journal, self.answers.namespaces.of, telemetry.meter)
         board: Any = FlightBoard(30.0, lambda: f"lease-{next(ids)}", piece_size)
         self.stack.callback(board.close)
         servicer = CacheServicer(self.answers, board, policy, self.store.name, reports)
@@ -88,7 +90,7 @@ class Rig:
         channel = dial(address)
         self.stack.push_async_callback(channel.close)
         self.judging = Judging(
-            inference_pb2_grpc.InferenceServiceStub(channel), self.store, embedder, policies,
+            inference_pb2_grpc.InferenceServiceStub(channel), self.store, embedder, self.answers.namespaces.of,
             JudgeSettings(per_minute=60.0, queue_count=3), lambda: self.now, lambda: "fresh", lambda: 0.5,
             telemetry.meter,
         )  # fmt: skip

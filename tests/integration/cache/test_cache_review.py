@@ -17,7 +17,7 @@ from services.cache.feedback import Evidence
 from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
 from services.cache.keys import ROLE_USER, Message, Question
-from services.cache.namespaces import NamespacePolicy
+from services.cache.namespaces import NamespacePolicy, Namespaces
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.reports import Reports
@@ -55,8 +55,9 @@ async def answers(tmp_path: Path) -> AsyncIterator[AnswerCache]:
     store.read, store.written = asyncio.Event(), asyncio.Event()
     await store.open()
     yield AnswerCache(
-        store, embedder, CachePolicy(), lambda: 1000.0, rules_of=lambda tenant, namespace: RULES,
-            verifier=VERIFIER, error_factor=lambda *_: 1.0, max_entry_count=40, memory_entry_count=10,
+        store, embedder, CachePolicy(), lambda: 1000.0, namespaces=Namespaces(RULES),
+            verifier=VERIFIER, error_factor=lambda *_: 1.0,
+            max_entry_count=40, memory_entry_count=10,
         memory_bytes=10**6, memory_seconds=0,
     )  # fmt: skip
     await store.close()
@@ -76,14 +77,16 @@ def slow(answers: AnswerCache) -> SlowStore:
 async def test_what_was_read_before_a_deletion_is_not_remembered_after_it(answers: AnswerCache) -> None:
     store, asked = slow(answers), answers.ask(QUESTION)
     store.written.set()
-    await keep(answers)
-    answers._forget(asked.key)
-    reading = asyncio.create_task(answers.find_exact(asked.key, "acme"))
+    store.read.set()
+    entry = await keep(answers)
+    store.read.clear()
+    answers._forget(entry.entry_id)
+    reading = asyncio.create_task(answers.find_exact(asked.key, "acme", "u"))
     await asyncio.sleep(0.05)
     assert await answers.delete(OF_USER, (), False) == 1
     store.read.set()
     await reading
-    assert await answers.find_exact(asked.key, "acme") is None
+    assert await answers.find_exact(asked.key, "acme", "u") is None
 
 
 async def test_what_was_stored_before_a_deletion_is_not_remembered_after_it(answers: AnswerCache) -> None:
@@ -95,7 +98,7 @@ async def test_what_was_stored_before_a_deletion_is_not_remembered_after_it(answ
     assert await answers.delete(OF_USER, (), False) == 1
     store.written.set()
     await storing
-    assert await answers.find_exact(asked.key, "acme") is None
+    assert await answers.find_exact(asked.key, "acme", "u") is None
 
 
 async def test_counts_are_kept_for_a_bounded_number_of_namespaces(

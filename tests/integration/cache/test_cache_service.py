@@ -24,7 +24,7 @@ from services.cache.embedding import Embedder, Vector
 from services.cache.feedback import Evidence
 from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
-from services.cache.namespaces import NamespacePolicy
+from services.cache.namespaces import NamespacePolicy, Namespaces
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.reports import Reports
@@ -93,8 +93,9 @@ async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         stack.push_async_callback(store.close)
         policy = CachePolicy()
         answers = AnswerCache(
-            store, embedder, policy, clock, rules_of=lambda tenant, namespace: RULES,
-            verifier=VERIFIER, error_factor=lambda *_: 1.0, max_entry_count=40, memory_entry_count=10, memory_bytes=10**6,
+            store, embedder, policy, clock, namespaces=Namespaces(RULES),
+            verifier=VERIFIER, error_factor=lambda *_: 1.0,
+            max_entry_count=40, memory_entry_count=10, memory_bytes=10**6,
             memory_seconds=0,
         )  # fmt: skip
         board: Board = FlightBoard(getattr(request, "param", LEASE_TTL), lambda: f"lease-{next(ids)}", piece_size)

@@ -294,22 +294,25 @@ async def test_explain_and_receipt(bench: Bench, tmp_path: Path) -> None:
     assert "-$0.000000900" in text
 
 
-async def test_cache_reaches_every_replica(bench: Bench) -> None:
+async def test_cache_filters_reach_every_replica(bench: Bench) -> None:
     answers = bench.recorder.answers
     answers["GetStats"] = cache_pb2.GetStatsResponse(entry_count=2, bypass_counts={"temperature": 1}, embedder="e")
     answers["InvalidateEntries"] = cache_pb2.InvalidateEntriesResponse(entry_count=3)
-    answers["InspectLookup"] = cache_pb2.InspectLookupResponse(
-        outcome="miss", reason="below threshold", candidates=[cache_pb2.Candidate(question="q?", similarity=0.91)]
-    )
     _, text = await bench.run("cache", "stats")
-    assert "temperature 2" in text
-    _, text = await bench.run("cache", "invalidate", "--tag", "a=b", "--dry-run")
+    assert "bypassed temperature  2" in text
+    filters = ("--namespace-prefix", "shop-", "--question-prefix", "환불", "--document", "d1", "--entry", "e1")
+    _, text = await bench.run("cache", "invalidate", *filters, "--tag", "a=b=c", "--dry-run")
     assert text.strip() == "6 entries would be deleted"
-    _, text = await bench.run("cache", "inspect", "hi")
-    assert "0.9100" in text
-    assert [len(bench.recorder.sent(name)) for name in ("GetStats", "InvalidateEntries", "InspectLookup")] == [2, 2, 2]
-    with pytest.raises(ValueError, match="KEY=VALUE"):
-        await bench.run("cache", "invalidate", "--tag", "a")
+    expected = cache_pb2.InvalidateEntriesRequest(
+        namespace_prefix="shop-",
+        question_prefix="환불",
+        document_id="d1",
+        entry_ids=["e1"],
+        tags={"a": "b=c"},
+        dry_run=True,
+    )
+    sent = bench.recorder.sent("InvalidateEntries")
+    assert [cache_pb2.InvalidateEntriesRequest.FromString(raw) for raw in sent] == [expected] * 2
 
 
 async def test_an_error_is_typed(bench: Bench) -> None:

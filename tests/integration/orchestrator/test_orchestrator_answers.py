@@ -64,6 +64,9 @@ async def test_a_miss_goes_through_every_layer(mesh: Mesh) -> None:
     assert sent.price_book_version == 7
     assert sent.reservation_id.startswith("reservation-")
     assert sent.sampling.max_output_tokens == 1024
+    # The deployment's default limit is no part of the question: whoever warms the cache does not know it.
+    for method in ("LookupCompletion", "StoreCompletion"):
+        assert not fakes.requests(method)[0].request.sampling.HasField("max_output_tokens"), method
     assert {(seen.identity.tenant_id, seen.identity.user_id) for seen in fakes.seen if seen.request is sent} == {
         ("acme", "u1")
     }

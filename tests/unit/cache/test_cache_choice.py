@@ -11,7 +11,7 @@ from services.cache.features import letters_of, neighbourhood_features, pair_fea
 from services.cache.keys import ROLE_ASSISTANT, ROLE_USER, Message, Question
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.store import Entry, Found
-from services.cache.verifier import NEVER, Evidence
+from services.cache.verifier import NEVER, Basis
 from tests.cache_verifier import VERIFIER
 
 NOW = 1_000_000.0
@@ -95,7 +95,7 @@ def test_of_entries_with_one_answer_the_nearest_that_no_guard_refuses_speaks() -
     stored = ["How do I reset my password in 5 steps?", PARAPHRASE, "Reset of a password?"]
     (one,) = candidates(ASKED, stored, [0.99, 0.97, 0.96], ["a", "a", "a"], Mode.STRICT)
     assert one.place == 1
-    assert one.evidence is Evidence.NEIGHBOURS
+    assert one.basis is Basis.NEIGHBOURS
     assert not one.refusals
 
 
@@ -108,7 +108,7 @@ def test_when_guards_refuse_all_of_them_the_nearest_says_why() -> None:
 
 def test_unnamed_answers_are_all_different() -> None:
     found_ones = candidates(ASKED, [PARAPHRASE, "Reset of a password?"], [0.97, 0.96], ["", ""], Mode.STRICT)
-    assert [one.evidence for one in found_ones] == [Evidence.PAIR, Evidence.PAIR]
+    assert [one.basis for one in found_ones] == [Basis.PAIR, Basis.PAIR]
 
 
 def test_the_surest_answer_wins_not_the_first() -> None:

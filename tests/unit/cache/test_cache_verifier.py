@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.cache.features import NEIGHBOURHOOD, PAIR
-from services.cache.verifier import NEVER, WEIGHTS, Evidence, Model, RiskPoint, from_json, load_verifier, to_json
+from services.cache.verifier import NEVER, WEIGHTS, Basis, Model, RiskPoint, from_json, load_verifier, to_json
 from tests.cache_verifier import VERIFIER
 
 MODEL = Model(
@@ -73,7 +73,7 @@ def test_weights_are_shipped() -> None:
 @pytest.mark.parametrize("verifier", SHIPPED, ids=lambda verifier: verifier.embedder)
 def test_shipped_weights_fit_the_features_of_today(verifier: object) -> None:
     for name, model in verifier.models.items():  # type: ignore[attr-defined]  # pytest hides the type.
-        wanted = PAIR if name.endswith(Evidence.PAIR.value) else NEIGHBOURHOOD
+        wanted = PAIR if name.endswith(Basis.PAIR.value) else NEIGHBOURHOOD
         assert model.names == wanted, name
         assert [point.probability for point in model.curve] == sorted(point.probability for point in model.curve)
         risks = [point.wrong_per_thousand for point in model.curve]

@@ -1,0 +1,88 @@
+"""When an answer made for one user is served to the others of its tenant: when enough of them got the same one.
+
+One wrong or poisoned answer then stays with the user that it was made for. Entries that wait for a second user lie in
+scopes of their own, which no lookup of another user searches; they are compared here, inside a store, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from services.cache.embedding import Embedder
+from services.cache.guards import differences
+from services.cache.keys import Language, language
+from services.cache.store import Condition, Entry, Found, VectorStore
+
+_COMPARED = 24
+"""Entries of other users that are looked at per store, nearest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an answer says."""
+
+    digest: str
+    """Equal digests: the same answer. Empty: it agrees with none."""
+    text: str
+    """Its text where that is all of it; empty: only an equal digest agrees."""
+
+
+class Agreement:
+    """Finds the answers of other users that agree with a new one."""
+
+    def __init__(self, store: VectorStore, embedder: Embedder, said: Callable[[bytes], Said], threshold: float) -> None:
+        """``threshold`` is the least cosine at which two answers in free text agree."""
+        self._store = store
+        self._embedder = embedder
+        self._said = said
+        self._threshold = threshold
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, pool: str) -> asyncio.Lock:
+        """Held while a pool is searched and written to: of two stores at once the later must see the earlier."""
+        lock = self._locks.get(pool)
+        if lock is None:
+            lock = self._locks[pool] = asyncio.Lock()
+        return lock
+
+    async def others(
+        self, entry: Entry, vector: Sequence[float], same_question: Callable[[Found], bool], needed: int, now: float
+    ) -> list[Entry]:
+        """The waiting entries of other users that agree, of at most ``needed`` users.
+
+        ``entry`` is the new one; ``same_question`` says whether its question may be answered by another entry.
+        """
+        conditions = (Condition("pool", (entry.pool,)), Condition("expires", above=now))
+        agreeing: list[Entry] = []
+        users: set[str] = set()
+        for found in await self._store.search(vector, conditions, _COMPARED):
+            other = found.entry
+            if len(users) >= needed:
+                break
+            # The pool holds the tenant; asked again, as everywhere.
+            if other.tenant != entry.tenant or other.owner in ("", entry.owner) or other.expires <= now:
+                continue
+            if other.exact_key != entry.exact_key and not same_question(found):
+                continue
+            if await self._agree(self._said(entry.completion), self._said(other.completion)):
+                agreeing.append(other)
+                users.add(other.owner)
+        return agreeing
+
+    async def _agree(self, one: Said, other: Said) -> bool:
+        if one.digest and one.digest == other.digest:
+            return True
+        if not (self._comparable(one.text) and self._comparable(other.text)):
+            return False
+        # Similar is not the same: a number or a "not" more is another answer.
+        if differences(one.text, other.text):
+            return False
+        first, second = (await self._embedder.embed([one.text, other.text])).vectors
+        return float(first @ second) >= self._threshold
+
+    def _comparable(self, text: str) -> bool:
+        readable = self._embedder.reads_korean or language(text) is Language.ENGLISH
+        return bool(text.strip()) and readable and self._embedder.fits(text)
