@@ -126,3 +126,24 @@ def payload_digest(request: chat_pb2.CompletionRequest) -> bytes:
     plain.CopyFrom(request)
     plain.ClearField("request_id")
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()
+
+
+def question_digest(request: chat_pb2.CompletionRequest) -> bytes:
+    """SHA-256 of what the answer depends on: equal for all users who ask the same in the same namespace.
+
+    By it a replica of the cache is chosen, so that one of them answers and the others follow. What is cleared here is
+    no part of the cache's exact key either; choosing another replica costs a hit, never a wrong answer.
+    """
+    plain = chat_pb2.CompletionRequest()
+    plain.CopyFrom(request)
+    plain.ClearField("request_id")
+    plain.ClearField("user_id")
+    plain.ClearField("project_id")
+    plain.ClearField("tags")
+    plain.policy.ClearField("tier_ceiling")
+    plain.policy.ClearField("completion_window")
+    plain.policy.ClearField("cache_mode")
+    plain.policy.ClearField("cache_max_age")
+    plain.policy.ClearField("compression_mode")
+    plain.namespace = plain.namespace or "default"
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).digest()

@@ -16,7 +16,7 @@ from mesh import deadlines
 from mesh.auth import current_identity, set_identity
 from mesh.channel import routing_key
 from mesh.errors import Code, TenthError, invalid_argument, required
-from services.orchestrator.admission import Admission
+from services.orchestrator.admission import Admission, question_digest
 from services.orchestrator.call import Call
 from services.orchestrator.errors import Reason
 from services.orchestrator.explain import Explain
@@ -224,11 +224,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     def _shard(self, call: Call) -> str:
         if self._settings.cache_shard_by == "request":
-            return call.digest.hex()
+            return question_digest(call.request).hex()
         return _shard_key(call.identity.tenant_id, call.request.namespace)
 
     def _shard_of(self, kept: Kept) -> str:
         if self._settings.cache_shard_by == "request":
+            # Any replica reaches the one store; the question itself is not kept.
             return kept.digest.hex()
         return _shard_key(kept.receipt.facts.tenant_id, kept.namespace)
 

@@ -83,8 +83,10 @@ async def test_a_question_that_the_policy_would_not_serve_corroborates_nothing(c
         ("Hold the red button down.", (1.0, 0.8), False),
         ("Do not press the red button.", (1.0, 0.0), False),
         ("Press the red button 3 times.", (1.0, 0.0), False),
+        ("Somebody will call you back soon.", (1.0, 0.0), False),
+        ("Press it.", (1.0, 0.0), False),
     ],
-    ids=["near", "far", "negated", "another number"],
+    ids=["near", "far", "negated", "another number", "other words", "too short to tell"],
 )
 async def test_answers_in_free_text_agree_when_near_and_no_guard_differs(
     cache: Cache, text: str, vector: tuple[float, float], shared: bool
@@ -270,13 +272,13 @@ async def test_whatever_they_are_called_tenants_and_users_get_their_own(
     """One question, one vector, answers of each tenant and user: everyone gets his own and nobody another's."""
     await same.answers.delete((), (), False)
     same.now[0] += 60
-    for tenant in tenants:
-        for user in users:
-            await same.put(ask(RESET, user), f"{tenant!r} {user!r}", tenant)
+    everyone = [(tenant, user) for tenant in tenants for user in users]
+    for tenant, user in everyone:
+        await same.put(ask(RESET, user), f"Answer {everyone.index((tenant, user))}.", tenant)
     same.answers._forget_all()
+    for tenant, user in everyone:
+        for question in (RESET, SAME):
+            assert await same.text(ask(question, user), tenant) == f"Answer {everyone.index((tenant, user))}."
     for tenant in tenants:
-        for user in users:
-            for question in (RESET, SAME):
-                assert await same.text(ask(question, user), tenant) == f"{tenant!r} {user!r}"
         assert await same.text(ask(RESET), tenant) == ""
         assert await same.answers.count((Condition("tenant", (tenant,)),)) == len(users)
