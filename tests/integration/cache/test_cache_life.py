@@ -14,7 +14,7 @@ from mesh.errors import TenthError
 from mesh.testing import TEST_IDENTITY
 from services.cache.namespaces import Evidence, NamespacePolicy
 from services.cache.paging import entries
-from services.cache.store import SIZE_STEP_BYTES, entry_bytes
+from services.cache.store import SIZE_STEP_BYTES, Conditions, entry_bytes
 from tests.integration.cache.life_cache import START, Cache, answer, ask, running_cache
 
 Invalidate = cache_pb2.InvalidateEntriesRequest
@@ -120,6 +120,31 @@ async def test_the_least_recently_used_go_when_the_bytes_are_too_many(tmp_path: 
         assert await cache.text(ask("Explain part 0", namespace="n0")), "used lately"
         assert await cache.text(ask("Explain part 1", namespace="n1")) == "", "from memory neither"
         assert await cache.text(ask("Explain part 11", namespace="n11"))
+
+
+async def test_a_store_is_measured_again_only_when_it_may_be_too_large(tmp_path: Path) -> None:
+    async with running_cache(tmp_path, max_entry_bytes=20_000, defaults=NamespacePolicy(ttl_seconds=1000)) as cache:
+        measured: list[int] = []
+        size_bytes = cache.answers.size_bytes
+
+        async def counted(conditions: Conditions) -> int:
+            measured.append(await size_bytes(conditions))
+            return measured[-1]
+
+        cache.answers.size_bytes = counted  # type: ignore[method-assign]  # Counts its calls.
+        for number in range(12):
+            cache.now[0] += 1
+            await cache.put(ask(f"Explain part {number}"), "x" * 1000)
+            await cache.answers.sweep()
+            assert await size_bytes(()) <= 20_000
+            if number < 5:
+                assert len(measured) == 1, "at the start, and not while there is room"
+        assert len(measured) > 1
+        assert await cache.text(ask("Explain part 11"))
+        measured.clear()
+        cache.now[0] += 301
+        await cache.answers.sweep()
+        assert len(measured) == 1, "others may have written to the store"
 
 
 async def test_stores_beyond_the_rate_are_refused_and_counted(cache: Cache) -> None:
