@@ -37,6 +37,8 @@ from services.cache.verifier import Verifier
 log = logging.getLogger("tenth.cache")
 
 _EVICT_SHARE = 0.02
+_MEASURE_SECONDS = 300.0
+"""A size is measured again after this long, for who else may write to the store."""
 
 ErrorFactor = Callable[[str, str, str], float]
 """By tenant, namespace and entry id."""
@@ -101,6 +103,10 @@ class AnswerCache:
         self._now = now
         self._max_entry_count = max_entry_count
         self._max_entry_bytes = max_entry_bytes
+        self._measured: tuple[int, float] | None = None
+        """Bytes of all entries and when they were measured."""
+        self._put_bytes = 0
+        """What was put since."""
         self._agreement = Agreement(store, embedder, said, agreement_threshold)
         self._memory_entry_count = memory_entry_count
         self._memory_bytes_most = memory_bytes
@@ -286,6 +292,7 @@ class AnswerCache:
         """Store an entry as it is, and remember it."""
         deletions = self._deletions
         await self._store.put(entry, vector)
+        self._put_bytes += entry_bytes(entry) + SIZE_STEP_BYTES
         self._used.pop(entry.entry_id, None)
         if deletions == self._deletions:
             self._remember(entry)
@@ -406,6 +413,18 @@ class AnswerCache:
                 # Counting goes on from here.
                 self._memory[identifier] = (replace(known[0], hits=hits, used=at), known[1])
 
+    async def _size_at_most(self, bound: int) -> int:
+        """What all entries take, or a number from there up to the bound: a large store is not measured for nothing."""
+        now = self._now()
+        if self._measured is not None:
+            size, at = self._measured
+            if size + self._put_bytes <= bound and now - at < _MEASURE_SECONDS:
+                return size + self._put_bytes
+        self._put_bytes = 0
+        size = await self.size_bytes(())
+        self._measured = (size, now)
+        return size
+
     async def _over(self) -> int:
         """How many entries have to go."""
         count = await self._store.count(())
@@ -413,7 +432,7 @@ class AnswerCache:
         # A little more than is over, so that a full store is not sorted again for every new entry.
         over = over + int(self._max_entry_count * _EVICT_SHARE) if over > 0 else 0
         if self._max_entry_bytes is not None and count:
-            size = await self.size_bytes(())
+            size = await self._size_at_most(self._max_entry_bytes)
             excess = size - self._max_entry_bytes
             if excess > 0:
                 over = max(over, -(-count * excess // size) + int(count * _EVICT_SHARE))

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from services.cache.embedding import Embedder
-from services.cache.guards import differences
+from services.cache.guards import differences, ngram_overlap
 from services.cache.keys import Language, language
 from services.cache.store import Condition, Entry, Found, VectorStore
 
 _COMPARED = 24
 """Entries of other users that are looked at per store, nearest first."""
+_LEAST_CHARACTERS = 20
+"""Shorter answers agree when they are equal: "yes" and "no" are near, and no guard reads a single letter."""
+_LEAST_OVERLAP = 0.4
+"""Least overlap of character 2-4-grams of two answers that agree without being equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,12 @@ class Agreement:
             return True
         if not (self._comparable(one.text) and self._comparable(other.text)):
             return False
-        # Similar is not the same: a number or a "not" more is another answer.
-        if differences(one.text, other.text):
+        # Similar is not the same: a number or a "not" more is another answer, and "Paris" is near "London".
+        if ngram_overlap(one.text, other.text) < _LEAST_OVERLAP or differences(one.text, other.text):
             return False
         first, second = (await self._embedder.embed([one.text, other.text])).vectors
         return float(first @ second) >= self._threshold
 
     def _comparable(self, text: str) -> bool:
         readable = self._embedder.reads_korean or language(text) is Language.ENGLISH
-        return bool(text.strip()) and readable and self._embedder.fits(text)
+        return len(text.strip()) >= _LEAST_CHARACTERS and readable and self._embedder.fits(text)

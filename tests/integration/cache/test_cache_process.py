@@ -109,6 +109,17 @@ async def test_a_missing_model_folder_ends_the_start_naming_the_remedy(tmp_path:
         assert str(tmp_path / "none" / "multilingual-e5-small").encode() in errors
 
 
+async def test_a_wrong_namespaces_file_ends_the_start_naming_variable_line_and_key(tmp_path: Path) -> None:
+    file = tmp_path / "namespaces.yaml"
+    file.write_text("tenants:\n  acme:\n    desk: {ttl: 3}")
+    for path, said in ((file, f"{file}:3: tenants.acme.desk.ttl: unknown key"), (tmp_path / "none", "No such file")):
+        async with process(tmp_path, TENTH_CACHE_NAMESPACES_FILE=str(path)) as (child, _):
+            _, errors = await asyncio.wait_for(child.communicate(), 60)
+            assert child.returncode not in (0, None)
+            assert "setting TENTH_CACHE_NAMESPACES_FILE: " in errors.decode()
+            assert said in errors.decode()
+
+
 @pytest.mark.parametrize("folder", [MODEL, ENGLISH], ids=lambda folder: folder.name)
 def test_vectors_are_those_of_sentence_transformers(folder: Path) -> None:
     from services.cache.onnx import OnnxEncoder

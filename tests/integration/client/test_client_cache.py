@@ -26,13 +26,18 @@ from mesh.settings import MeshSettings
 from mesh.testing import KEY, memory_telemetry
 from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder
+from services.cache.feedback import Evidence
+from services.cache.feedback_journal import FeedbackJournal
 from services.cache.flights import FlightBoard
+from services.cache.namespaces import NamespacePolicy, Namespaces
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
+from services.cache.reports import Reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from tenth_client import cli
 from tenth_client.errors import TenthClientError
 from tenth_client.openai_format import FormatError
+from tests.cache_verifier import VERIFIER
 from tests.integration.cache.test_cache_service import WordEncoder, answer, ask
 
 API_KEY = "a key for tests"
@@ -109,16 +114,21 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             store = QdrantEdgeStore(tmp_path / f"cache-{number}", encoder.dimension, 5.0)
             await store.open()
             stack.push_async_callback(store.close)
-            policy = CachePolicy()
+            policy, evidence = CachePolicy(), Evidence()
             answers = AnswerCache(
-                store, embedder, policy, lambda: 1_700_000_000.0, max_entry_count=1000, memory_entry_count=10,
+                store, embedder, policy, lambda: 1_700_000_000.0, namespaces=Namespaces(NamespacePolicy()),
+                verifier=VERIFIER, error_factor=evidence.error_factor, max_entry_count=1000, memory_entry_count=10,
                 memory_bytes=10**6, memory_seconds=0,
             )  # fmt: skip
             board: Board = FlightBoard(30.0, lambda: "lease", piece_size)
             stack.callback(board.close)
             settings = MeshSettings(unready_seconds=0, drain_seconds=0.5)
             server = MeshServer(settings, memory_telemetry()[0], Authenticator(callers, KEY), {})
-            replica = Replica(answers, board, policy, store.name)
+            journal = FeedbackJournal(tmp_path / f"cache-{number}", evidence)
+            await journal.open()
+            stack.push_async_callback(journal.close)
+            reports = Reports(answers, evidence, journal, answers.namespaces.of, memory_telemetry("cache")[0].meter)
+            replica = Replica(answers, board, policy, store.name, reports)
             server.add(cache_pb2_grpc.add_CacheServiceServicer_to_server, replica, NAMESPACE)
             addresses.append(f"127.0.0.1:{await server.start()}")
             stack.push_async_callback(server.drain)

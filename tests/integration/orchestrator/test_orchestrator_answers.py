@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from tenth.cache.v1 import cache_pb2
+from tenth.inference.v1 import inference_pb2
 from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
-from mesh.errors import TenthError
+from mesh.errors import Code, TenthError
+from services.orchestrator.generation import Assembly
 from tests.integration.orchestrator.conftest import Start
 from tests.integration.orchestrator.orchestrator_fakes import (
     DOWN,
@@ -58,6 +60,7 @@ async def test_a_miss_goes_through_every_layer(mesh: Mesh) -> None:
         assert fakes.requests(method)[0].embedding == EMBEDDING, method
     assert fakes.requests("StoreCompletion")[0].lease_id.startswith("lease-")
     assert not fakes.requests("StoreCompletion")[0].share_only
+    assert fakes.requests("StoreCompletion")[0].price_book_version == reply.receipt.facts.price_book_version == 7
     # The compressed prompt is what is sent; the identity of the end user travels with every call.
     sent = fakes.requests("GenerateText")[0]
     assert sent.messages[0].parts[0].text == "short"
@@ -139,6 +142,61 @@ async def test_tool_calls_and_reasoning_survive_the_stream(mesh: Mesh) -> None:
     assert whole.completion.message.reasoning == "hm"
     assert whole.completion.message.tool_calls[0].arguments_json == '{"a":1}'
     assert mesh.fakes.count("GenerateText") == 0
+
+
+async def test_a_hit_streams_tool_calls_reasoning_and_usage_as_they_were(mesh: Mesh) -> None:
+    stored = completion("", model=MINI, tier=chat_pb2.TIER_MEDIUM, baseline_input_token_count=110)
+    stored.message.parts[0].text = "네, 찾아볼게요. 👩‍💻 " + "\u1112\u1161\u11ab"
+    stored.message.reasoning = "먼저 값을 확인하고, 그다음 도구를 부른다."
+    for number, argument in enumerate(("한글 'ㄱ'", "", "끝")):
+        arguments = f'{{"q": "{argument}"}}'
+        stored.message.tool_calls.add(id=f"c{number}", name="find", arguments_json=arguments)
+    stored.logprobs.add(token="네", logprob=-0.5).alternatives.add(token="예", logprob=-1.5)
+    stored.finish_reason = chat_pb2.FINISH_REASON_TOOL_CALLS
+    stored.usage.reasoning_output_token_count = 4
+    stored.usage.cached_input_token_count = 8
+    scripted = hit()
+    scripted.hit.completion.CopyFrom(stored)
+    mesh.fakes.on("LookupCompletion", scripted)
+    request = ask(tools=[chat_pb2.Tool(name="find")])
+    events = await mesh.events(request)
+    folded = Assembly()
+    for event in events[1:-1]:
+        folded.add(event.delta)
+    finished = events[-1].finished
+    end = inference_pb2.GenerationFinished(finish_reason=finished.finish_reason, usage=finished.usage)
+    again = folded.completion(finished.model, end)
+    again.tier, again.baseline_input_token_count = stored.tier, stored.baseline_input_token_count
+    assert again == stored
+    whole = await mesh.generate(ask(tools=[chat_pb2.Tool(name="find")]))
+    assert whole.completion == stored
+    # The same request again: the kept answer, as the same stream.
+    repeated = await mesh.events(request)
+    assert [event.delta for event in repeated[1:-1]] == [event.delta for event in events[1:-1]]
+    assert repeated[-1].finished.usage == stored.usage
+
+
+async def test_a_stream_that_breaks_off_is_not_stored(mesh: Mesh) -> None:
+    mesh.fakes.on("StreamGenerateText", [piece("Hel"), DOWN])
+    with pytest.raises(TenthError) as caught:
+        await mesh.events(ask())
+    assert caught.value.code is Code.UNAVAILABLE
+    await until(lambda: mesh.fakes.count("ReleaseLease") == 1)
+    assert mesh.fakes.count("StoreCompletion") == 0
+
+
+async def test_users_who_ask_the_same_reach_one_of_two_replicas_over_one_store(start: Start) -> None:
+    mesh = await start(cache_replicas=2, cache_shard_by="request")
+    for number in range(12):
+        for user in ("ann", "bob", ""):
+            await mesh.generate(ask(f"Question {number}?", user_id=user, tags={"who": user or "nobody"}))
+    by_question: dict[str, set[int]] = {}
+    for seen in mesh.fakes.seen:
+        if seen.method == "LookupCompletion":
+            by_question.setdefault(seen.request.request.messages[0].parts[0].text, set()).add(seen.replica)
+    assert len(by_question) == 12
+    assert all(len(replicas) == 1 for replicas in by_question.values())
+    assert set.union(*by_question.values()) == {0, 1}
 
 
 async def test_a_follower_gets_the_leaders_answer_for_nothing(mesh: Mesh) -> None:

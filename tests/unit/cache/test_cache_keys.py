@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -16,13 +17,17 @@ from services.cache.keys import (
     Message,
     Question,
     Tool,
+    answer_digest,
     canonical,
     canonical_text,
     embedded_text,
     exact_key,
     language,
+    own_scope,
+    scopes_of,
     semantic_scope,
 )
+from services.cache.store import entry_id
 
 EMBEDDER = "test@1"
 
@@ -149,3 +154,96 @@ def test_moving_a_boundary_between_messages_changes_the_key(one: list[str], othe
         replace(BASE, messages=tuple(map(user, other)))
     )
     assert same == (texts_one == texts_other)
+
+
+SEPARATE = [
+    ("What is 2² ?", "What is 22 ?"),
+    ("１０ percent", "10 percent"),
+    ("ＡＢＣ", "ABC"),
+    ("ﬁle", "file"),
+    ("x ≠ y", "x = y"),
+    ("½ cup", "1/2 cup"),
+    ("US", "us"),
+    ("re-sign", "resign"),
+    ("if a:\n    b\nc", "if a:\n    b\n    c"),
+    ("a  b", "a b"),
+    ("a\u00a0b", "a b"),
+    ("a\u200bb", "ab"),
+    ("ㄱ", "\u1100"),
+    ("정수", "점수"),
+    ("I", "İ"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SEPARATE, ids=ascii)
+def test_canonical_text_merges_no_two_questions(one: str, other: str) -> None:
+    """What compatibility forms (NFKC), case folding or squeezed white space would merge stays apart."""
+    assert exact_key(replace(BASE, messages=(user(one),))) != exact_key(replace(BASE, messages=(user(other),)))
+
+
+@given(st.text(), st.text())
+def test_texts_with_one_key_look_the_same(one: str, other: str) -> None:
+    def seen(text: str) -> str:
+        return unicodedata.normalize("NFD", text.replace("\r\n", "\n")).strip()
+
+    same = canonical_text(one) == canonical_text(other)
+    assert same == (seen(one) == seen(other))
+
+
+def test_addresses_of_pictures_are_compared_by_the_byte() -> None:
+    one, other = (
+        Message(ROLE_USER, (("image", f"auto https://x/{name}.png"),)) for name in ("한", "\u1112\u1161\u11ab")
+    )
+    assert exact_key(replace(BASE, messages=(one,))) != exact_key(replace(BASE, messages=(other,)))
+
+
+@given(nasty, nasty, nasty, nasty, nasty, nasty)
+def test_scopes_and_entries_of_two_users_or_tenants_never_meet(a: str, b: str, c: str, d: str, e: str, f: str) -> None:
+    one = replace(BASE, tenant_id=a, user_id=b, namespace=c)
+    other = replace(BASE, tenant_id=d, user_id=e, namespace=f)
+    mine, others = scopes_of(one, EMBEDDER), scopes_of(other, EMBEDDER)
+    if a != d:
+        assert set(mine).isdisjoint(others)
+        ids = {entry_id(exact_key(one)), entry_id(exact_key(one), b)}
+        assert ids.isdisjoint({entry_id(exact_key(other)), entry_id(exact_key(other), e)})
+    elif c == f and b != e and b and e:
+        assert set(mine) & set(others) == {semantic_scope(one, EMBEDDER)}
+        assert entry_id(exact_key(one), b) != entry_id(exact_key(other), e)
+    assert (len(mine) == 2) == bool(b)
+
+
+def test_nobody_can_be_called_like_another_scope() -> None:
+    scope = semantic_scope(BASE, EMBEDDER)
+    assert own_scope(scope, "a") not in (scope, own_scope(scope, "b"), own_scope(own_scope(scope, "a"), ""))
+    assert scopes_of(BASE, EMBEDDER) == (scope,)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ('{"a":1,"b":[2]}', '{"b": [2], "a": 1}', True),
+        ('{"a":1}', '{"a":"1"}', False),
+        ('{"a":1}', '{"a":1.0}', False),
+        ('{"a":1}', '{"a":true}', False),
+        ('{"a":null}', '{"a":"null"}', False),
+        ('{"a":["number","1"]}', '{"a":1}', False),
+        ('{"a":{}}', '{"a":["object"]}', False),
+        ('{"a":1,"a":2}', '{"a":2}', False),
+        ('{"a":[1,2]}', '{"a":[2,1]}', False),
+        ("{", "{ ", False),
+        ("x", '"x"', False),
+        ("[" * 100_000, "[" * 100_001, False),
+    ],
+    ids=str,
+)
+def test_arguments_of_tool_calls_agree_by_what_they_say(one: str, other: str, same: bool) -> None:
+    assert (answer_digest("", [("f", one)]) == answer_digest("", [("f", other)])) == same
+
+
+@given(nasty, nasty, nasty, nasty, nasty, nasty)
+def test_the_digest_of_an_answer_keeps_text_and_calls_apart(a: str, b: str, c: str, d: str, e: str, f: str) -> None:
+    same = answer_digest(a, [(b, c)]) == answer_digest(d, [(e, f)])
+    if same:
+        assert (canonical_text(a), b) == (canonical_text(d), e)
+    assert answer_digest(a, [(b, c)]) != answer_digest(a, [(b, c), (e, f)])
+    assert answer_digest(a) != answer_digest(a, [(b, c)])

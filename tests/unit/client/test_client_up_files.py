@@ -112,6 +112,14 @@ def test_environment_of_a_service(deploy: Path) -> None:
     }
 
 
+def test_the_cache_reads_the_namespaces_file_of_the_deploy_folder(deploy: Path) -> None:
+    mesh = prepared(deploy)
+    assert "TENTH_CACHE_NAMESPACES_FILE" not in mesh._env("cache", "cache"), "there is none"
+    (deploy / "namespaces.yaml").write_text("tenants: {}")
+    assert mesh._env("cache", "cache")["TENTH_CACHE_NAMESPACES_FILE"] == str(deploy / "namespaces.yaml")
+    assert not any("NAMESPACES" in name for name in mesh._env("router", "router"))
+
+
 def test_missing_local_model(deploy: Path, tmp_path: Path) -> None:
     reason = missing_local_model(deploy, tmp_path)
     assert reason

@@ -31,6 +31,8 @@ time: 2025-01-01T09:00:00+09:00
     assert found.instant("time") == datetime(2025, 1, 1, 9, tzinfo=timezone(timedelta(hours=9)))
     assert (found.text("absent", ""), found.integer("absent", 3), found.boolean("absent", True)) == ("", 3, True)
     assert found.choice("text", ("a", "b")) == "a"
+    assert found.choice("absent", ("a", "b"), "b") == "b"
+    assert list(found) == ["text", "number", "no", "usd", "day", "time"]
     assert "text" in found
     assert "absent" not in found
 
@@ -54,6 +56,16 @@ both: {<<: [*one, *two], c: 3}
     assert [both.integer(key) for key in "abc"] == [1, 1, 3]
     with pytest.raises(CatalogError, match=r"^c\.yaml:3: both\.c: unknown key$"):
         root.mapping("both", {"a", "b"})
+
+
+def test_numbers_with_a_decimal_point_and_words_that_yaml_takes_for_others() -> None:
+    found = entry("{whole: 3, part: 0.25, word: off}")
+    assert (found.number("whole", above=0), found.number("part", above=0, most=1)) == (3.0, 0.25)
+    assert found.number("absent", 1.5, above=0) == 1.5
+    assert found.choice("word", ("on", "off")) == "off"
+    for value in ("0", "-1", "1.5.0", "1e3", ".5", "010", "1:30", ".nan", "'2'", "[2]", "11", "x"):
+        with pytest.raises(CatalogError, match=r"^c\.yaml:1: x: "):
+            entry(f"x: {value}").number("x", above=0, most=10)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -62,6 +63,37 @@ def test_pieces_add_up_to_the_answer_and_back(texts: list[str], thoughts: list[s
     assert "".join(part.text for part in completion.message.parts) == seen
     again = whole_delta(completion)
     assert (again.text, again.reasoning) == (seen, "".join(thoughts))
+
+
+KOREAN = "첫째, 비밀번호를 바꾸세요 (“설정” → 보안) 👩‍💻. \u1112\u1161\u11ab글 끝."
+ARGUMENTS = '{"질문": "환불은 어떻게 하나요?", "수": 3}'
+
+
+@given(st.lists(st.integers(0, len(KOREAN)), max_size=12), st.lists(st.integers(0, len(ARGUMENTS)), max_size=8))
+def test_korean_cut_anywhere_comes_together_the_same(cuts: list[int], argument_cuts: list[int]) -> None:
+    """Also within a decomposed syllable or an emoji of several code points."""
+
+    def pieces(text: str, at: list[int]) -> list[str]:
+        edges = [0, *sorted(at), len(text)]
+        return [text[begin:end] for begin, end in pairwise(edges)]
+
+    answer = Assembly()
+    for text in pieces(KOREAN, cuts):
+        answer.add(Delta(reasoning=text))
+    for number, text in enumerate(pieces(KOREAN, cuts)):
+        answer.add(Delta.FromString(Delta(text=text).SerializeToString()))
+        if number == 0:
+            answer.add(Delta(tool_calls=[ToolPiece(index=0, id="c", name="find")]))
+    for text in pieces(ARGUMENTS, argument_cuts):
+        answer.add(Delta(tool_calls=[ToolPiece(index=0, arguments_json=text)]))
+    usage = usage_pb2.Usage(output_token_count=5, reasoning_output_token_count=2)
+    finished = inference_pb2.GenerationFinished(finish_reason=chat_pb2.FINISH_REASON_TOOL_CALLS, usage=usage)
+    completion = answer.completion("m", finished)
+    assert completion.message.parts[0].text == completion.message.reasoning == KOREAN
+    assert completion.message.tool_calls[0].arguments_json == ARGUMENTS
+    replayed = Assembly()
+    replayed.add(whole_delta(chat_pb2.Completion.FromString(completion.SerializeToString())))
+    assert replayed.completion("m", finished) == completion
 
 
 def test_tool_calls_come_together_by_index() -> None:
