@@ -66,6 +66,16 @@ class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
         _operator_of(budget.tenant_id, "request.budget.tenant_id")
         return ledger_pb2.SetBudgetResponse(status=budget_status(await self._admin.set_budget(budget)))
 
+    async def DeleteBudget(
+        self, request: ledger_pb2.DeleteBudgetRequest, context: Any
+    ) -> ledger_pb2.DeleteBudgetResponse:
+        """Delete a budget."""
+        check_name(request.tenant_id, "request.tenant_id")
+        check_name(request.name, "request.name")
+        _operator_of(request.tenant_id, "request.tenant_id")
+        deleted = await self._admin.delete_budget(request.tenant_id, request.name)
+        return ledger_pb2.DeleteBudgetResponse(deleted=deleted)
+
     async def AddPrices(self, request: ledger_pb2.AddPricesRequest, context: Any) -> ledger_pb2.AddPricesResponse:
         """Add dated prices."""
         _operator_of(ALL_TENANTS, "identity.tenant_id")

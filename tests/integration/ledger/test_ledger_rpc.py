@@ -184,6 +184,14 @@ async def test_the_snapshot_changes_its_version_with_every_change(ledger: Ledger
     assert list(on.disabled_layers) == []
 
 
+async def test_a_budget_is_deleted_once(ledger: Ledger) -> None:
+    writes, reads = ledger.stubs()
+    await writes.SetBudget(budget())
+    wanted = pb.DeleteBudgetRequest(tenant_id="acme", name="all")
+    assert [(await writes.DeleteBudget(wanted)).deleted for _ in range(2)] == [True, False]
+    assert not (await reads.ListBudgets(pb.ListBudgetsRequest())).budgets
+
+
 async def test_prices_are_dated_and_never_change(ledger: Ledger) -> None:
     writes, reads = ledger.stubs()
     assert (await writes.AddPrices(price())).price_book_version == 2
@@ -232,6 +240,7 @@ async def test_a_tenant_sees_and_sets_its_own_only(ledger: Ledger) -> None:
         lambda: reads.ListReceipts(pb.ListReceiptsRequest(filter=pb.ReceiptFilter(tenant_id="acme"))),
         lambda: reads.ListBudgets(pb.ListBudgetsRequest(tenant_id="acme")),
         lambda: writes.SetBudget(budget()),
+        lambda: writes.DeleteBudget(pb.DeleteBudgetRequest(tenant_id="acme", name="all")),
         lambda: writes.SetLayerSwitch(pb.SetLayerSwitchRequest(tenant_id="*", layer="cache", disabled=True)),
         lambda: writes.AddPrices(price()),
         lambda: writes.RecordAttempts(
@@ -337,6 +346,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("SetBudget", budget(window=0), "INVALID_FIELD", "request.budget.window"),
     ("SetBudget", budget(window=99), "INVALID_FIELD", "request.budget.window"),
     ("SetBudget", budget(model=LONG), "INVALID_FIELD", "request.budget.model"),
+    ("SetBudget", budget(model="nobody"), "PRICE_NOT_FOUND", "request.budget.model"),
     ("SetBudget", budget(tag_key="a\0"), "INVALID_FIELD", "request.budget.tag_key"),
     ("SetBudget", budget(tag_key="a", tag_value=LONG), "INVALID_FIELD", "request.budget.tag_value"),
     ("SetBudget", budget(tag_value="a"), "REQUIRED_FIELD", "request.budget.tag_key"),
@@ -364,6 +374,10 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
         "INVALID_FIELD",
         "request.budget.ladder",
     ),
+    ("DeleteBudget", pb.DeleteBudgetRequest(name="all"), "REQUIRED_FIELD", "request.tenant_id"),
+    ("DeleteBudget", pb.DeleteBudgetRequest(tenant_id="acme"), "REQUIRED_FIELD", "request.name"),
+    ("DeleteBudget", pb.DeleteBudgetRequest(tenant_id="acme", name=LONG), "INVALID_FIELD", "request.name"),
+    ("DeleteBudget", pb.DeleteBudgetRequest(tenant_id="no", name="all"), "UNKNOWN_TENANT", "request.tenant_id"),
     ("AddPrices", pb.AddPricesRequest(), "REQUIRED_FIELD", "request.prices"),
     ("AddPrices", price(source=" "), "REQUIRED_FIELD", "request.prices[0].source"),
     ("AddPrices", price(model=""), "REQUIRED_FIELD", "request.prices[0].model"),
