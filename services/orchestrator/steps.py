@@ -115,7 +115,7 @@ class Steps:
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
         """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
         unchanged = self._estimated_prompt(call)
-        if call.control:
+        if call.in_control:
             call.skip("compressor", *call.why_disabled)
             return replace(unchanged, baseline_tokens=0)
         off = call.disabled("compression") or call.request.policy.compression_mode == chat_pb2.COMPRESSION_MODE_OFF

@@ -1732,7 +1732,7 @@ class GetMeasuredSavingsResponse(_message.Message):
     STATED_SAVING_FIELD_NUMBER: _builtins.int
     MEASURED_FIELD_NUMBER: _builtins.int
     control_count: _builtins.int
-    """Requests of the control share (really sent to the baseline model)."""
+    """Requests drawn for the control share: sent to the baseline model, and with every layer only where that failed."""
     treated_count: _builtins.int
     """All other requests."""
     control_mean_nano_usd: _builtins.float
