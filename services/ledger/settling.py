@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from mesh.errors import TenthError
 from services.ledger.balances import Balances, scope_of
 from services.ledger.errors import request_id_reused
+from services.ledger.partitions import first_id, month_of
 from services.ledger.policy import Scope
 from services.ledger.receipts import Settlement, made_ns
 from services.ledger.tables import OPEN, attempts, open_requests, receipt_events, receipts, reservations
@@ -272,7 +273,12 @@ def _write_receipts(
     now: int,
 ) -> None:
     # Ids are counted here, not by the database: there is one writer, and a receipt names its event.
-    event_id = int((connection.execute(_LAST_EVENT)).scalar_one())
+    # Each month begins with an id of its own, which is how events are partitioned. Only this month's need be looked at
+    # for the newest; where it has none (or the clock was put back and it is of a later month) all of them.
+    first = first_id(month_of(now))
+    event_id = connection.execute(_LAST_EVENT.where(receipt_events.c.id >= first)).scalar_one()
+    if event_id is None:
+        event_id = max(connection.execute(_LAST_EVENT).scalar_one() or 0, first - 1)
     events, rows, changes = [], [], []
     for each, before in (*((each, None) for each in fresh), *corrected):
         event_id += 1
@@ -342,4 +348,4 @@ _ATTEMPT_NUMBERS = (
     .where(attempts.c.request_id.in_(bindparam("requests", expanding=True)))
     .distinct()
 )
-_LAST_EVENT = select(func.coalesce(func.max(receipt_events.c.id), 0))
+_LAST_EVENT = select(func.max(receipt_events.c.id))
