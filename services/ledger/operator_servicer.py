@@ -10,6 +10,7 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from mesh.auth import current_identity
 from mesh.errors import invalid_argument, required
+from mesh.money import MAX_NANO_USD
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
@@ -153,8 +154,8 @@ def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
                 for rung in budget.ladder
             ],
         ),
-        spent_nano_usd=position.spent,
-        reserved_nano_usd=position.reserved,
+        spent_nano_usd=min(position.spent, MAX_NANO_USD),
+        reserved_nano_usd=min(position.reserved, MAX_NANO_USD),
     )
     if budget.rolling_seconds:
         status.budget.rolling.FromSeconds(budget.rolling_seconds)

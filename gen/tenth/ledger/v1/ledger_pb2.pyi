@@ -349,7 +349,7 @@ class BudgetStatus(_message.Message):
     RESERVED_NANO_USD_FIELD_NUMBER: _builtins.int
     WINDOW_START_TIME_FIELD_NUMBER: _builtins.int
     spent_nano_usd: _builtins.int
-    """Settled in the current window."""
+    """Settled in the current window; at most 2^63 - 1, as all amounts here."""
     reserved_nano_usd: _builtins.int
     """Reserved and not yet settled."""
     @_builtins.property

@@ -764,7 +764,7 @@ class LedgerReadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetIdleCost(self, request, context):
-        """What own hardware cost while it was idle, by node.
+        """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

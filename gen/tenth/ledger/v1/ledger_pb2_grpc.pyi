@@ -261,7 +261,7 @@ class LedgerReadServiceStub:
     PlanBreakEven: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.PlanBreakEvenRequest, _ledger_pb2.PlanBreakEvenResponse]
     """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
     GetIdleCost: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetIdleCostRequest, _ledger_pb2.GetIdleCostResponse]
-    """What own hardware cost while it was idle, by node."""
+    """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64."""
     GetMeasuredSavings: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetMeasuredSavingsRequest, _ledger_pb2.GetMeasuredSavingsResponse]
     """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
     GetBooksStatus: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetBooksStatusRequest, _ledger_pb2.GetBooksStatusResponse]
@@ -289,7 +289,7 @@ class LedgerReadServiceAsyncStub(LedgerReadServiceStub):
     PlanBreakEven: _aio.UnaryUnaryMultiCallable[_ledger_pb2.PlanBreakEvenRequest, _ledger_pb2.PlanBreakEvenResponse]  # type: ignore[assignment]
     """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
     GetIdleCost: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetIdleCostRequest, _ledger_pb2.GetIdleCostResponse]  # type: ignore[assignment]
-    """What own hardware cost while it was idle, by node."""
+    """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64."""
     GetMeasuredSavings: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetMeasuredSavingsRequest, _ledger_pb2.GetMeasuredSavingsResponse]  # type: ignore[assignment]
     """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
     GetBooksStatus: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetBooksStatusRequest, _ledger_pb2.GetBooksStatusResponse]  # type: ignore[assignment]
@@ -368,7 +368,7 @@ class LedgerReadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.GetIdleCostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.GetIdleCostResponse, _abc.Awaitable[_ledger_pb2.GetIdleCostResponse]]:
-        """What own hardware cost while it was idle, by node."""
+        """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64."""
 
     @_abc_1.abstractmethod
     def GetMeasuredSavings(
