@@ -54,6 +54,8 @@ class Reserve:
     payload_digest: str = ""
     batch: bool = False
     tier: int = 0
+    create_ns: int | None = None
+    """When the request was made, at which its receipt will be priced; None: now. A retry may say another time."""
 
     @property
     def payload(self) -> str:
@@ -104,8 +106,7 @@ class Book:
         """
         now = self.now_ns()
         dated = await self.prices.version(wanted.price_book_version)
-        price = price_of(wanted.model, dated.at(now))
-        amount = worst_case(price, wanted.input_tokens, wanted.max_output_tokens, batch=wanted.batch)
+        amount = _worst_case(wanted, dated, now)
         reservation_id = self._new_id()
 
         def operation(connection: Connection) -> Reservation:
@@ -221,6 +222,22 @@ class Book:
                     raise
                 found[version] = Version(())  # The record is kept all the same: the spend is real.
         return found
+
+
+def _worst_case(wanted: Reserve, dated: Version, now: int) -> int:
+    """The worst case at the dearest price that can come to be on the request's receipt. Raises PRICE_UNKNOWN.
+
+    The receipt is priced at the request's creation, by a clock that may differ; where it is lost, its attempts are at
+    theirs, until the reservation's end.
+    """
+    price_of(wanted.model, dated.at(now))
+    created = now if wanted.create_ns is None else wanted.create_ns
+    possible = dated.between(wanted.model, min(created, now), max(created, now + wanted.ttl_ns))
+    return max(
+        worst_case(price, wanted.input_tokens, wanted.max_output_tokens, batch=wanted.batch)
+        for price in possible
+        if price.confirmed
+    )
 
 
 def _reserve(

@@ -46,6 +46,10 @@ class Version:
         """The prices that hold at an instant."""
         return self._indexed.at(at_ns)
 
+    def between(self, model: str, first_ns: int, last_ns: int) -> list[Price]:
+        """Every price of a model that holds at some instant from one to another, both included."""
+        return self._indexed.prices_between(model, first_ns, last_ns)
+
 
 Versions = dict[int, Version]
 """Versions at hand in one operation of the writer, by number."""

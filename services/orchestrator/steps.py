@@ -178,6 +178,8 @@ class Steps:
             batch=False,  # This path answers online; what may wait goes another way.
             tier=route.tier,
         )
+        # As on the receipt, which is priced then.
+        request.create_time.FromNanoseconds(int(call.created * 1e9))
         request.ttl.FromMilliseconds(int(self._settings.reservation_ttl_seconds * 1000))
         with call.hop("ledger") as hop:
             try:

@@ -205,6 +205,18 @@ async def test_prices_are_dated_and_never_change(ledger: Ledger) -> None:
         await writes.AddPrices(price(input_nano_usd_per_million_tokens=7))
 
 
+async def test_a_reservation_holds_the_price_of_its_requests_creation(ledger: Ledger) -> None:
+    writes, _ = ledger.stubs()
+    await writes.AddPrices(price(valid_from_time=at(1), input_nano_usd_per_million_tokens=5 * 10**8))
+    ledger.books.clock.advance(2)
+    amounts = []
+    for index, created in enumerate(({"create_time": at(0)}, {"create_time": at(2)}, {})):
+        made = await writes.ReserveFunds(reserve(request_id=f"r{index}", price_book_version=2, **created))
+        amounts.append(made.reserved_nano_usd)
+    assert amounts[0] == 3_000_000
+    assert amounts[1] == amounts[2] < 1_000_000
+
+
 async def test_receipts_come_in_pages_newest_first(ledger: Ledger) -> None:
     writes, reads = ledger.stubs()
     names = []
@@ -309,6 +321,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("ReserveFunds", reserve(max_output_token_count=2**62), "AMOUNT_OUT_OF_RANGE", "usage"),
     ("ReserveFunds", reserve(price_book_version=7), "UNKNOWN_PRICE_BOOK_VERSION", "request.price_book_version"),
     ("ReserveFunds", reserve(ttl={"seconds": -1}), "INVALID_FIELD", "request.ttl"),
+    ("ReserveFunds", reserve(create_time=Timestamp(seconds=2**62)), "INVALID_FIELD", "request.create_time"),
     ("ReserveFunds", reserve(model="nobody"), "PRICE_UNKNOWN", ""),
     ("ReserveFunds", reserve(tags={"": "x"}), "REQUIRED_FIELD", "request.tags"),
     ("ReserveFunds", reserve(tags={LONG: "x"}), "INVALID_FIELD", "request.tags"),

@@ -414,6 +414,7 @@ class ReserveFundsRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     model: _builtins.str
@@ -442,6 +443,12 @@ class ReserveFundsRequest(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The request's labels, for budgets by tag."""
 
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """The request's create_time, at which its receipt will be priced; absent: now. The dearest price that holds between
+        it and the reservation's expiry is reserved.
+        """
+
     def __init__(
         self,
         *,
@@ -457,10 +464,11 @@ class ReserveFundsRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         batch: _builtins.bool = ...,
         tier: _chat_pb2.Tier.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "tags", b"tags", "tier", b"tier", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "tags", b"tags", "tier", b"tier", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
