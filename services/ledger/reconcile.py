@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Row, exists, literal, select, tuple_
@@ -30,6 +30,7 @@ from services.ledger.settling import (
     Visible,
     close_reservations,
     complete_in,
+    computed_anew,
     forget,
     put_off,
     settle_in,
@@ -194,16 +195,12 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = self._book.prices.version_in(connection, facts.price_book_version).at(
-                facts.create_time.ToNanoseconds()
-            )
-            receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
+            completed = computed_anew(facts, self._book.prices.version_in(connection, facts.price_book_version), before)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
             put_off(connection, key, now)
             return _release(connection, held, now)
-        # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
-        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now, changes)
+        complete_in(connection, completed, before, now, changes)
         return Swept(released=len(held), reconciled=1)
 
     def _settlement(

@@ -13,7 +13,7 @@ from mesh.errors import TenthError, invalid_argument
 from mesh.receipt import PRICE_UNKNOWN, PriceBook
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
-from services.ledger.book import Book, Reserve
+from services.ledger.book import Book
 from services.ledger.errors import Reason, cross_tenant
 from services.ledger.operator_servicer import OperatorServicer, check_count
 from services.ledger.policy import NANOS_PER_SECOND, Scope, Verdict
@@ -27,6 +27,7 @@ from services.ledger.receipts import (
     instant,
     settlement,
 )
+from services.ledger.reserving import Reserve
 
 SPENDERS = frozenset({"orchestrator", "inference"})
 """Services that may name the tenant in what they send: they serve all of them."""
