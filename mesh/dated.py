@@ -60,6 +60,18 @@ class DatedPrices(Generic[T]):
             found = self._prices[key] = self._price(self._rows[model][index])
         return found
 
+    def prices_between(self, model: str, first_ns: int, last_ns: int) -> list[Price]:
+        """Every price of a model that holds at some instant from one to another, both included; oldest first."""
+        starts, rows = self._starts.get(model, []), self._rows.get(model, [])
+        found = []
+        # The row that begins last before the first instant may still hold then; earlier ones do not.
+        for index in range(max(bisect_right(starts, first_ns) - 1, 0), bisect_right(starts, last_ns)):
+            end = self._ends(rows[index])
+            price = self.price(model, starts[index])
+            if price is not None and (end is None or end > first_ns):
+                found.append(price)
+        return found
+
     def models(self) -> Iterator[str]:
         """Every model that has a row at any time."""
         return iter(self._rows)

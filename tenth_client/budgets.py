@@ -1,4 +1,4 @@
-"""``tenth budget``: budgets set and shown, over RPC alone."""
+"""``tenth budget``: budgets set, deleted and shown, over RPC alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
@@ -56,6 +57,15 @@ async def budget_set(rpc: Rpc, arguments: argparse.Namespace, console: Console) 
         budget.rolling.FromSeconds(_span(arguments.rolling))
     response = await rpc.call("ledger", _WRITE, "SetBudget", ledger_pb2.SetBudgetRequest(budget=budget))
     console.print(_budgets([response.status]))
+    return 0
+
+
+async def budget_delete(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
+    """Delete a budget; one that is not there is no error."""
+    request = ledger_pb2.DeleteBudgetRequest(tenant_id=arguments.tenant, name=arguments.name)
+    response = await rpc.call("ledger", _WRITE, "DeleteBudget", request)
+    name, tenant = escape(arguments.name), escape(arguments.tenant)
+    console.print(f"deleted budget {name} of {tenant}" if response.deleted else f"{tenant} has no budget {name}")
     return 0
 
 

@@ -157,6 +157,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="STEP=PERCENT,...",
         help="what is left before refusal: cache-only, batch, cheaper-tier, each from a percent of the limit on",
     )
+    deleting = _connected(budget.add_parser("delete", help="delete a budget; callers.yaml must not name it any more"))
+    deleting.set_defaults(run=with_rpc(budgets.budget_delete))
+    deleting.add_argument("name")
+    deleting.add_argument("--tenant", default="demo", help="the tenant (default: %(default)s)")
 
     explain = _connected(
         add("explain", with_rpc(commands.explain), "what each layer would do with a request; spends nothing")

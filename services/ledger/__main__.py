@@ -22,6 +22,7 @@ from services.ledger.alerts import Alerter
 from services.ledger.book import Book
 from services.ledger.metrics import BookGauges, MoneyMetrics
 from services.ledger.migrate import database_password, migrate
+from services.ledger.partitions import Partitions
 from services.ledger.pricebook import PriceBooks
 from services.ledger.read_servicer import LedgerReadServicer
 from services.ledger.reconcile import Sweeper
@@ -44,6 +45,7 @@ async def main() -> None:
         store = await stack.enter_async_context(
             open_store(url, password=password, read_connection_count=settings.read_connection_count)
         )
+        await Partitions(store).make(time.time_ns())
         prices = PriceBooks(store)
         admin = Admin(store, prices, time.time_ns)
         money = MoneyMetrics(telemetry.meter)

@@ -10,11 +10,11 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from services.ledger import nodes
 from services.ledger.balances import Balances, load_budgets
-from services.ledger.errors import unknown_tenant
+from services.ledger.errors import price_not_found, unknown_tenant
 from services.ledger.hardware import Utilization
 from services.ledger.limits import ladder_text, percents_text
 from services.ledger.policy import ALL_TENANTS, LAYERS, Budget, Position
-from services.ledger.pricebook import PriceBooks
+from services.ledger.pricebook import PriceBooks, is_priced
 from services.ledger.prices import DatedPrice
 from services.ledger.store import Store
 from services.ledger.tables import alerts, books, budget_windows, budgets, layer_switches, tenants
@@ -89,11 +89,17 @@ class Admin:
         await self._store.write(operation)
 
     async def set_budget(self, budget: Budget) -> Position:
-        """Create or replace a budget; its window counts what was spent in it already. Raises UNKNOWN_TENANT."""
+        """Create or replace a budget; its window counts what was spent in it already.
+
+        Raises UNKNOWN_TENANT, and PRICE_NOT_FOUND for one by a model that the price book has never had.
+        """
         now = self._now_ns()
 
         def operation(connection: Connection) -> Position:
             _require_tenant(connection, budget.tenant_id, "request.budget.tenant_id")
+            if budget.model and not is_priced(connection, budget.model):
+                # It would cover nothing, for ever, and nobody would notice.
+                raise price_not_found(budget.model, "request.budget.model", "at any time")
             of = {each.name: each for each in load_budgets(connection, [budget.tenant_id])}
             before = of.get(budget.name)
             if before is None:
@@ -104,11 +110,28 @@ class Admin:
                 )
                 if not before.same_scope(budget):
                     # The running sums count other requests now: they are derived again, and its marks are ahead.
-                    connection.execute(delete(alerts).where(alerts.c.budget_id == before.budget_id))
-                    connection.execute(delete(budget_windows).where(budget_windows.c.budget_id == before.budget_id))
+                    _forget_windows(connection, before)
             _changed(connection)
             stored = [each for each in load_budgets(connection, [budget.tenant_id]) if each.name == budget.name]
             return (_positions(connection, stored, now))[0]
+
+        return await self._store.write(operation)
+
+    async def delete_budget(self, tenant_id: str, name: str) -> bool:
+        """Delete a budget with its windows and alerts; False when there is none. Raises UNKNOWN_TENANT.
+
+        Reservations and receipts name no budget: what it held goes on, in the budgets that are left.
+        """
+
+        def operation(connection: Connection) -> bool:
+            _require_tenant(connection, tenant_id, "request.tenant_id")
+            before = next((each for each in load_budgets(connection, [tenant_id]) if each.name == name), None)
+            if before is None:
+                return False
+            _forget_windows(connection, before)
+            connection.execute(delete(budgets).where(budgets.c.id == before.budget_id))
+            _changed(connection)
+            return True
 
         return await self._store.write(operation)
 
@@ -182,6 +205,11 @@ def baseline_model(connection: Connection, tenant_id: str) -> str:
 
 def _positions(connection: Connection, of: Iterable[Budget], now: int) -> list[Position]:
     return [Balances(connection, [each]).position(each, now) for each in of]
+
+
+def _forget_windows(connection: Connection, budget: Budget) -> None:
+    for table in (alerts, budget_windows):
+        connection.execute(delete(table).where(table.c.budget_id == budget.budget_id))
 
 
 def _require_tenant(connection: Connection, tenant_id: str, field: str) -> None:

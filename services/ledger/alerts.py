@@ -102,7 +102,7 @@ class Alerter:
             "budget %r of %s: %d%% of %d nano-USD is spent", budget.name, budget.tenant_id, alert.percent, budget.limit
         )
         if not budget.alert_url or not key:
-            await self._store.write(lambda connection: _note(connection, alert.alert_id, None))
+            await self._store.write(lambda connection: _note(connection, alert, None))
             return False
         timestamp = self._now_ns() // NANOS_PER_SECOND
         body = body_of(alert)
@@ -113,9 +113,9 @@ class Alerter:
             what = str(error) or type(error).__name__
             log.warning("alert %d was not delivered (try %d of %d): %s", alert.alert_id, alert.tries, TRY_COUNT, what)
             due = None if given_up else self._now_ns() + pause_seconds(alert.tries) * NANOS_PER_SECOND
-            await self._store.write(lambda connection: _note(connection, alert.alert_id, due))
+            await self._store.write(lambda connection: _note(connection, alert, due))
             return False
-        await self._store.write(lambda connection: _note(connection, alert.alert_id, None))
+        await self._store.write(lambda connection: _note(connection, alert, None))
         return True
 
     def _key(self) -> bytes:
@@ -142,7 +142,8 @@ def body_of(alert: Alert) -> bytes:
     budget = alert.budget
     return json.dumps(
         {
-            "alert_id": str(alert.alert_id),
+            # SQLite gives the number of an alert whose budget was deleted to a later one.
+            "alert_id": f"{alert.alert_id}-{alert.create_ns // NANOS_PER_SECOND}",
             "tenant_id": budget.tenant_id,
             "budget": budget.name,
             "percent": alert.percent,
@@ -214,8 +215,9 @@ def _claim(connection: Connection, now: int) -> list[Alert]:
     return claimed
 
 
-def _note(connection: Connection, alert_id: int, due_ns: int | None) -> None:
-    connection.execute(update(alerts).where(alerts.c.id == alert_id).values(next_try_ns=due_ns))
+def _note(connection: Connection, alert: Alert, due_ns: int | None) -> None:
+    same = (alerts.c.id == alert.alert_id) & (alerts.c.create_ns == alert.create_ns)
+    connection.execute(update(alerts).where(same).values(next_try_ns=due_ns))
 
 
 def _time_text(at_ns: int) -> str:

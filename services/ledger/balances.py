@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, delete, func, insert, select, update
 
 from mesh.money import MAX_NANO_USD
 from services.ledger.labels import has_tag, tags_pairs
@@ -21,6 +21,7 @@ from services.ledger.policy import Scope as Scope
 from services.ledger.tables import OPEN, alerts, budget_windows, budgets, receipts, reservations
 
 _Key = tuple[int, int]
+_HALF = 2**31
 
 
 @dataclass(slots=True)
@@ -83,9 +84,8 @@ class Balances:
             {
                 "budget": key[0],
                 "start": key[1],
-                # A sum past int64 (9.2 billion USD) stays at the end of the range rather than break the books.
-                "new_spent": min(max(sums.spent, 0), MAX_NANO_USD),
-                "new_reserved": min(max(sums.reserved, 0), MAX_NANO_USD),
+                "new_spent": _kept(sums.spent),
+                "new_reserved": _kept(sums.reserved),
                 "new_alerted": sums.alerted,
             }
             for key, sums in self._sums.items()
@@ -95,8 +95,8 @@ class Balances:
             {
                 "budget_id": key[0],
                 "window_start_ns": key[1],
-                "spent": sums.spent,
-                "reserved": sums.reserved,
+                "spent": _kept(sums.spent),
+                "reserved": _kept(sums.reserved),
                 "alerted_percent": sums.alerted,
             }
             for key, sums in self._sums.items()
@@ -158,10 +158,8 @@ class Balances:
 
     def _derive(self, budget: Budget, start: int, end: int | None) -> tuple[dict[int, int], dict[int, int]]:
         """Spent and reserved in a stretch, by the start of the stored window."""
-        spent = select(func.coalesce(func.sum(receipts.c.actual), 0).label("amount"))
-        reserved = select(func.coalesce(func.sum(reservations.c.amount), 0).label("amount")).where(
-            reservations.c.state == OPEN
-        )
+        spent = select(*_halves(receipts.c.actual))
+        reserved = select(*_halves(reservations.c.amount)).where(reservations.c.state == OPEN)
         found = []
         for query, table in ((spent, receipts), (reserved, reservations)):
             narrowed = query.where(table.c.tenant_id == budget.tenant_id, table.c.create_ns >= start)
@@ -181,9 +179,9 @@ class Balances:
             if budget.window is Window.ROLLING:
                 bucket = table.c.create_ns - table.c.create_ns % budget.bucket_ns
                 rows = self._connection.execute(narrowed.add_columns(bucket.label("start")).group_by(bucket))
-                found.append({int(row.start): int(row.amount) for row in rows})
+                found.append({int(row.start): _whole(row) for row in rows})
             else:
-                found.append({start: int(self._connection.execute(narrowed).scalar_one())})
+                found.append({start: _whole(self._connection.execute(narrowed).one())})
         return found[0], found[1]
 
     def _alert(self, now_ns: int) -> None:
@@ -215,6 +213,20 @@ class Balances:
                 )
         if new:
             self._connection.execute(insert(alerts), new)
+
+
+def _kept(amount: int) -> int:
+    """A sum as the row keeps it: past int64 (9.2 billion USD) it stays at the end of the range."""
+    return min(max(amount, 0), MAX_NANO_USD)
+
+
+def _halves(amount: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """A sum in two parts: SQLite's own fails past 64 bits."""
+    return func.sum(amount // _HALF).label("high"), func.sum(amount % _HALF).label("low")
+
+
+def _whole(row: Any) -> int:
+    return int(row.high or 0) * _HALF + int(row.low or 0)
 
 
 def load_budgets(connection: Connection, tenant_ids: Iterable[str]) -> list[Budget]:

@@ -19,11 +19,11 @@ from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
 from mesh.receipt import Usage
-from mesh.wire import build_receipt, usage_to_proto
+from mesh.wire import usage_to_proto
 from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
 from services.ledger.pricebook import Versions, version_among
-from services.ledger.receipts import AttemptRecord, flatten, parse_attempt
-from services.ledger.settling import Change, Key, Visible, replace_in, visible
+from services.ledger.receipts import AttemptRecord, parse_attempt
+from services.ledger.settling import Change, Key, Visible, computed_anew, replace_in, visible
 from services.ledger.tables import attempts, receipt_events
 
 log = logging.getLogger("tenth.ledger")
@@ -156,15 +156,11 @@ def _correct(
     if not apply_truths(facts, truths):
         return False
     try:
-        version = version_among(connection, facts.price_book_version, versions)
-        book = version.at(facts.create_time.ToNanoseconds())
-        receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
+        corrected = computed_anew(facts, version_among(connection, facts.price_book_version, versions), before)
     except TenthError as error:
         # The estimate stands; the record is kept, and the next one of this request tries again.
         log.warning("request %s of %s cannot be corrected: %s", facts.request_id, facts.tenant_id, error)
         return False
-    # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
-    corrected = replace(flatten(receipt, before.create_ns), digest=before.digest)
     replace_in(connection, corrected, before, now, changes)
     log.info(
         "request %s of %s: an estimate is corrected by %d nano-USD",

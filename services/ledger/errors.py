@@ -27,7 +27,7 @@ class Reason(StrEnum):
     PRICE_CONFLICT = "PRICE_CONFLICT"
     """A price file and the book differ on a model, and nobody said which shall hold; `models` names up to 20."""
     PRICE_NOT_FOUND = "PRICE_NOT_FOUND"
-    """The price book has no price of that model at that time."""
+    """The price book has no price of that model at that time, or, for a budget by model, at any."""
     PRICE_FILE_INVALID = "PRICE_FILE_INVALID"
     """A price file cannot be read: no JSON or YAML of the form that was named, or too large."""
     RATE_NOT_LATER = "RATE_NOT_LATER"
@@ -70,13 +70,13 @@ def too_many(field: str, most: int) -> TenthError:
     return TenthError(Code.INVALID_ARGUMENT, Reason.TOO_MANY_ITEMS, f"at most {most} items", field)
 
 
-def price_not_found(model: str) -> TenthError:
+def price_not_found(model: str, field: str = "request.model", when: str = "at that time") -> TenthError:
     """The book has no such price."""
     return TenthError(
         Code.NOT_FOUND,
         Reason.PRICE_NOT_FOUND,
-        f"the price book has no price of {model!r} at that time",
-        "request.model",
+        f"the price book has no price of {model!r} {when}",
+        field,
         metadata={"model": model},
     )
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from tenth.ledger.v1 import ledger_pb2
 
 from mesh.auth import current_identity
-from mesh.errors import invalid_argument
+from mesh.errors import Code, TenthError, invalid_argument
+from mesh.money import MAX_NANO_USD
+from mesh.receipt import AMOUNT_OUT_OF_RANGE
 from services.ledger.breakeven import Machine, Plan, Request
 from services.ledger.errors import cross_tenant
 from services.ledger.hardware import NodeCost, Utilization, check
@@ -63,8 +65,17 @@ def idle_window(request: ledger_pb2.GetIdleCostRequest, now_ns: int) -> tuple[in
 
 
 def idle_response(costs: Iterable[NodeCost]) -> ledger_pb2.GetIdleCostResponse:
-    """Idle cost for the wire."""
-    response = ledger_pb2.GetIdleCostResponse()
+    """Idle cost for the wire. Raises AMOUNT_OUT_OF_RANGE for a sum past int64."""
+    costs = list(costs)
+    total = sum(each.idle for each in costs)
+    if total > MAX_NANO_USD:
+        raise TenthError(
+            Code.OUT_OF_RANGE,
+            AMOUNT_OUT_OF_RANGE,
+            "the idle cost of all nodes does not fit 64 bits",
+            "request.end_time",
+        )
+    response = ledger_pb2.GetIdleCostResponse(idle_nano_usd=total)
     for each in costs:
         node = response.nodes.add(
             node=each.node,
@@ -74,7 +85,6 @@ def idle_response(costs: Iterable[NodeCost]) -> ledger_pb2.GetIdleCostResponse:
             idle_nano_usd=each.idle,
         )
         node.duration.FromNanoseconds(each.covered_ns)
-        response.idle_nano_usd += each.idle
     return response
 
 

@@ -1,7 +1,9 @@
 """Measured savings: what a control share, really sent to the baseline model, says about the savings.
 
 Pure statistics. Both sides are samples of independent requests; a request's side was drawn by a hash of its id, so
-the two differ in nothing else. The measured saving is 1 - R with R = mean cost treated / mean cost control.
+the two differ in nothing else, and it stays there even where the baseline could not answer it and the layers did
+(intention to treat: leaving those out of one side alone would compare other requests). The measured saving is 1 - R
+with R = mean cost treated / mean cost control.
 
 The interval is Fieller's for a ratio of two independent means (E. C. Fieller, "Some problems in interval
 estimation", JRSS B 16 (1954) 175-185): all R for which treated - R * control is not significantly different from 0,

@@ -10,6 +10,7 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from mesh.auth import current_identity
 from mesh.errors import invalid_argument, required
+from mesh.money import MAX_NANO_USD
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
 from services.ledger.errors import cross_tenant, too_many
@@ -65,6 +66,16 @@ class OperatorServicer(ledger_pb2_grpc.LedgerServiceServicer):
         budget = _budget(request.budget)
         _operator_of(budget.tenant_id, "request.budget.tenant_id")
         return ledger_pb2.SetBudgetResponse(status=budget_status(await self._admin.set_budget(budget)))
+
+    async def DeleteBudget(
+        self, request: ledger_pb2.DeleteBudgetRequest, context: Any
+    ) -> ledger_pb2.DeleteBudgetResponse:
+        """Delete a budget."""
+        check_name(request.tenant_id, "request.tenant_id")
+        check_name(request.name, "request.name")
+        _operator_of(request.tenant_id, "request.tenant_id")
+        deleted = await self._admin.delete_budget(request.tenant_id, request.name)
+        return ledger_pb2.DeleteBudgetResponse(deleted=deleted)
 
     async def AddPrices(self, request: ledger_pb2.AddPricesRequest, context: Any) -> ledger_pb2.AddPricesResponse:
         """Add dated prices."""
@@ -143,8 +154,8 @@ def budget_status(position: Position) -> ledger_pb2.BudgetStatus:
                 for rung in budget.ladder
             ],
         ),
-        spent_nano_usd=position.spent,
-        reserved_nano_usd=position.reserved,
+        spent_nano_usd=min(position.spent, MAX_NANO_USD),
+        reserved_nano_usd=min(position.reserved, MAX_NANO_USD),
     )
     if budget.rolling_seconds:
         status.budget.rolling.FromSeconds(budget.rolling_seconds)

@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from mesh.errors import Code, TenthError
-from mesh.receipt import Price, PriceBook
+from mesh.receipt import CPU, Price, PriceBook
 from services.ledger.errors import Reason, price_not_found
 from services.ledger.exchange import Rates
 from services.ledger.importing import Choice, FileRow, Plan, compare
 from services.ledger.prices import (
     AMOUNT_FIELDS,
+    GPU_PREFIX,
     DatedPrice,
     add,
     check,
@@ -44,6 +45,10 @@ class Version:
     def at(self, at_ns: int) -> PriceBook:
         """The prices that hold at an instant."""
         return self._indexed.at(at_ns)
+
+    def between(self, model: str, first_ns: int, last_ns: int) -> list[Price]:
+        """Every price of a model that holds at some instant from one to another, both included."""
+        return self._indexed.prices_between(model, first_ns, last_ns)
 
 
 Versions = dict[int, Version]
@@ -172,6 +177,14 @@ def _replace(connection: Connection, version: int, replaced: Sequence[int], adde
 def current_version(connection: Connection) -> int:
     """The newest version of the price book; 0 while it is empty."""
     return int((connection.execute(select(books.c.price_book_version))).scalar_one())
+
+
+def is_priced(connection: Connection, model: str) -> bool:
+    """True for a model that the price book has at whatever time; an hour of hardware is no model."""
+    if model == CPU or model.startswith(GPU_PREFIX):
+        return False
+    # Every version keeps the models of the one before it, so any row will do.
+    return connection.execute(select(prices.c.id).where(prices.c.model == model).limit(1)).first() is not None
 
 
 def load_version(connection: Connection, version: int) -> Version:

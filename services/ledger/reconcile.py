@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, exists, literal, select, tuple_
 from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
@@ -26,9 +26,11 @@ from services.ledger.settling import (
     ORCHESTRATOR,
     RECONCILED,
     Change,
+    Key,
     Visible,
     close_reservations,
     complete_in,
+    computed_anew,
     forget,
     put_off,
     settle_in,
@@ -38,8 +40,8 @@ from services.ledger.tables import OPEN, attempts, open_requests, receipt_events
 
 log = logging.getLogger("tenth.ledger")
 
-_AT_ONCE = 1000
-"""Most requests looked at in one sweep; the others come with the next."""
+_PAGE = 1000
+"""Most requests read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,11 @@ class Swept:
 class Sweeper:
     """Reconciles expired reservations, and attempts that no reservation and no receipt covers."""
 
-    def __init__(self, book: Book, *, attempt_ttl_seconds: float, unfinished_grace_seconds: float) -> None:
+    def __init__(
+        self, book: Book, *, attempt_ttl_seconds: float, unfinished_grace_seconds: float, page: int = _PAGE
+    ) -> None:
         self._book = book
+        self._page = page
         self._attempt_ttl_ns = int(attempt_ttl_seconds * NANOS_PER_SECOND)
         self._grace_ns = int(unfinished_grace_seconds * NANOS_PER_SECOND)
 
@@ -73,39 +78,48 @@ class Sweeper:
     async def sweep(self) -> Swept:
         """Reconcile what is due now."""
         now = self._book.now_ns()
-        async with self._book.store.read() as connection:
-            expired = (
-                await connection.execute(
-                    select(reservations)
-                    .where(reservations.c.state == OPEN, reservations.c.expire_ns <= now)
-                    .order_by(reservations.c.expire_ns)
-                    .limit(_AT_ONCE)
-                )
-            ).all()
-            quiet = (
-                await connection.execute(
-                    select(open_requests)
-                    .where(open_requests.c.last_seen_ns <= now - self._attempt_ttl_ns)
-                    .order_by(open_requests.c.last_seen_ns)
-                    .limit(_AT_ONCE)
-                )
-            ).all()
-        keys = dict.fromkeys((row.tenant_id, row.request_id) for row in (*expired, *quiet))
         results = []
-        for key in keys:
-            try:
-                results.append(await self._reconcile(*key))
-            except TenthError:
-                raise  # The store is away: the next sweep will do.
-            except Exception:
-                # One broken record must not stop the reconciling of all others; the log has it.
-                log.exception("request %s of %s could not be reconciled", key[1], key[0])
+        # Reservations first: what they end is no longer among the quiet requests.
+        expired = reservations.c.state == OPEN, reservations.c.expire_ns <= now
+        quiet = (
+            open_requests.c.last_seen_ns <= now - self._attempt_ttl_ns,
+            ~exists().where(  # Its turn comes with the reservation's end.
+                reservations.c.tenant_id == open_requests.c.tenant_id,
+                reservations.c.request_id == open_requests.c.request_id,
+                reservations.c.state == OPEN,
+                reservations.c.expire_ns > now,
+            ),
+        )
+        for at, due in ((reservations.c.expire_ns, expired), (open_requests.c.last_seen_ns, quiet)):
+            async for key in self._due(at, due):
+                try:
+                    results.append(await self._reconcile(*key))
+                except TenthError:
+                    raise  # The store is away: the next sweep will do.
+                except Exception:
+                    # One broken record must not stop the reconciling of all others; the log has it.
+                    log.exception("request %s of %s could not be reconciled", key[1], key[0])
         swept = Swept(
             released=sum(each.released for each in results), reconciled=sum(each.reconciled for each in results)
         )
         if swept != Swept():
             log.info("released %d expired reservations, reconciled %d requests", swept.released, swept.reconciled)
         return swept
+
+    async def _due(self, at: Column[int], due: Sequence[ColumnElement[bool]]) -> AsyncIterator[Key]:
+        """What is due, oldest first, page by page: those that can only wait stay due, and are passed over."""
+        order = at, at.table.c.tenant_id, at.table.c.request_id
+        query = select(*order).where(*due).order_by(*order).limit(self._page)
+        after: Row[Any] | None = None
+        while True:
+            following = query if after is None else query.where(tuple_(*order) > tuple_(*map(literal, after)))
+            async with self._book.store.read() as connection:
+                rows = (await connection.execute(following)).all()
+            for row in rows:
+                yield row.tenant_id, row.request_id
+            if len(rows) < self._page:
+                return
+            after = rows[-1]
 
     async def _reconcile(self, tenant_id: str, request_id: str) -> Swept:
         now = self._book.now_ns()
@@ -181,16 +195,12 @@ class Sweeper:
         add_spent(facts, owed)
         facts.attempts_unknown = False
         try:
-            book = self._book.prices.version_in(connection, facts.price_book_version).at(
-                facts.create_time.ToNanoseconds()
-            )
-            receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
+            completed = computed_anew(facts, self._book.prices.version_in(connection, facts.price_book_version), before)
         except TenthError as error:
             log.warning("attempts of request %s of %s cannot be priced: %s", request_id, key[0], error)
             put_off(connection, key, now)
             return _release(connection, held, now)
-        # The digest stays that of the receipt as it was settled: delivered again, it is still the same one.
-        complete_in(connection, replace(flatten(receipt, before.create_ns), digest=before.digest), before, now, changes)
+        complete_in(connection, completed, before, now, changes)
         return Swept(released=len(held), reconciled=1)
 
     def _settlement(

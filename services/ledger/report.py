@@ -21,7 +21,7 @@ from services.ledger.policy import ENDS
 from services.ledger.reading import Filter as Filter
 from services.ledger.reading import narrowed
 from services.ledger.rollup_rows import read_state
-from services.ledger.rollups import rolled, shown_before
+from services.ledger.rollup_steps import rolled, shown_before
 from services.ledger.spend import DIMENSIONS as DIMENSIONS
 from services.ledger.spend import Spend, check_groups, past_retention
 from services.ledger.spend import SpendRow as SpendRow

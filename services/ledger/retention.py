@@ -2,7 +2,8 @@
 
 A day's receipts go in this order: all of their events are rolled in; rollups and receipts of that day are compared, to
 the nano-dollar; the day is marked as one whose receipts may be gone; receipts, events and attempts are deleted in
-small steps. Reports by names and whole hours answer as before; what is lost is the single receipt and its tags.
+small steps. On Postgres events go with the partition of their month, once all of it is past. Reports by names and
+whole hours answer as before; what is lost is the single receipt and its tags.
 
 Also pruned: closed reservations, which carry no money, and the counts of past minutes.
 """
@@ -20,6 +21,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, exists, func, select
 
 from mesh.errors import TenthError
 from services.ledger.grains import DAY, HOUR
+from services.ledger.partitions import Partitions, deletes
 from services.ledger.policy import NANOS_PER_SECOND
 from services.ledger.rollup_check import check_rollups
 from services.ledger.rollup_rows import read_state, save_state, stored_state
@@ -70,6 +72,7 @@ class Retention:
         self, store: Store, now_ns: Callable[[], int], *, receipt_days: float, reservation_days: float
     ) -> None:
         self._store = store
+        self._partitions = Partitions(store)
         self._now_ns = now_ns
         self._receipt_ns = int(receipt_days * DAY)
         self._reservation_ns = int(reservation_days * DAY)
@@ -90,6 +93,7 @@ class Retention:
         """Delete what is past its time now."""
         now = self._now_ns()
         await self._store.write(lambda connection: _forget_minutes(connection, now))
+        await self._partitions.make(now)
         gone = 0
         if self._reservation_ns:
             gone = await self._prune_reservations(now - self._reservation_ns)
@@ -97,6 +101,7 @@ class Retention:
         if self._receipt_ns:
             await self._keep(now - self._receipt_ns)
             count = await self._prune_receipts()
+            await self._partitions.drop(now - self._receipt_ns)
         if count or gone:
             log.info("deleted %d receipts and %d closed reservations past their time", count, gone)
         return Pruned(count, gone)
@@ -181,7 +186,8 @@ def _delete(connection: Connection, ids: Sequence[int]) -> int:
     last = connection.execute(select(func.max(attempts.c.id))).scalar_one()
     keys = [{"tenant": row.tenant_id, "request": row.request_id} for row in still]
     connection.execute(delete(receipts).where(receipts.c.id.in_([row.id for row in still])))
-    connection.execute(_EVENTS, keys)
+    for events in deletes(connection.dialect.name, request_id=bindparam("request"), tenant_id=bindparam("tenant")):
+        connection.execute(events, keys)
     # The newest attempt stays for its id, and those not counted yet stay until they are.
     known = [{**key, "counted": min(state.attempt_id, (last or 0) - 1)} for key in keys]
     connection.execute(_ATTEMPTS, known)
@@ -199,12 +205,6 @@ def _forget_minutes(connection: Connection, now: int) -> None:
 
 _STILL = select(receipts.c.id, receipts.c.tenant_id, receipts.c.request_id).where(
     receipts.c.id.in_(bindparam("ids", expanding=True)), receipts.c.event_id <= bindparam("rolled")
-)
-_EVENTS = delete(receipt_events).where(
-    and_(
-        receipt_events.c.request_id == bindparam("request"),
-        receipt_events.c.tenant_id == bindparam("tenant"),
-    )
 )
 _ATTEMPTS = delete(attempts).where(
     and_(

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.ledger.grains import HOUR, Grain
 from services.ledger.reading import summed
 from services.ledger.rollup_rows import KEY, PEOPLE, SUMS, Key, read_state
-from services.ledger.rollups import level_of, rolled, shown_before
+from services.ledger.rollup_steps import level_of, rolled, shown_before
 from services.ledger.store import Store
 from services.ledger.tables import ROLLED, receipts, rollups
 

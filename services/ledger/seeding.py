@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,10 +16,19 @@ from mesh.catalog import WatchedFile
 from mesh.errors import TenthError
 from services.ledger.admin import Admin
 from services.ledger.pricebook import PriceBooks
+from services.ledger.prices import DatedPrice
 from services.ledger.seeds import parse_prices, parse_self_hosted, parse_tenants
 
 T = TypeVar("T")
 log = logging.getLogger("tenth.ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What the ledger takes from the catalogue."""
+
+    prices: tuple[DatedPrice, ...]
+    self_hosted: frozenset[str]
 
 
 class Seeder:
@@ -28,18 +38,17 @@ class Seeder:
         """Read the files. Raises CatalogError or OSError."""
         self._prices = prices
         self._admin = admin
-        self._catalog = _watched(catalog, parse_prices)
+        self._catalog = _watched(catalog, _parse_catalog)
         self._callers = _watched(callers, parse_tenants)
-        self._own = _watched(catalog, parse_self_hosted)
 
     def self_hosted(self) -> frozenset[str]:
         """The models that own hardware serves, as the catalogue says now."""
-        return self._own.current if self._own is not None else frozenset()
+        return self._catalog.current.self_hosted if self._catalog is not None else frozenset()
 
     async def seed(self) -> None:
         """Add what is absent; a tenant's own values follow the file."""
         if self._catalog is not None:
-            await self._prices.add(self._catalog.current, only_absent=True)
+            await self._prices.add(self._catalog.current.prices, only_absent=True)
         if self._callers is not None:
             await self._admin.seed_tenants(self._callers.current)
 
@@ -48,8 +57,6 @@ class Seeder:
         due = False
         while True:
             await asyncio.sleep(interval_seconds)
-            if self._own is not None:
-                await self._own.refresh()
             for file in (self._catalog, self._callers):
                 due = (file is not None and await file.refresh()) or due
             if not due:
@@ -59,6 +66,10 @@ class Seeder:
                 due = False
             except (OSError, TenthError) as error:
                 log.warning("not seeded: %s", error)
+
+
+def _parse_catalog(text: str, name: str) -> Catalog:
+    return Catalog(tuple(parse_prices(text, name)), parse_self_hosted(text, name))
 
 
 def _watched(path: Path | None, parse: Callable[[str, str], T]) -> WatchedFile[T] | None:

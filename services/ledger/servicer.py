@@ -13,12 +13,21 @@ from mesh.errors import TenthError, invalid_argument
 from mesh.receipt import PRICE_UNKNOWN, PriceBook
 from mesh.telemetry import annotate
 from services.ledger.admin import Admin
-from services.ledger.book import Book, Reserve
+from services.ledger.book import Book
 from services.ledger.errors import Reason, cross_tenant
 from services.ledger.operator_servicer import OperatorServicer, check_count
 from services.ledger.policy import NANOS_PER_SECOND, Scope, Verdict
 from services.ledger.price_rpc import price_message
-from services.ledger.receipts import Settlement, attempt_record, check_digest, check_name, check_tags, settlement
+from services.ledger.receipts import (
+    Settlement,
+    attempt_record,
+    check_digest,
+    check_name,
+    check_tags,
+    instant,
+    settlement,
+)
+from services.ledger.reserving import Reserve
 
 SPENDERS = frozenset({"orchestrator", "inference"})
 """Services that may name the tenant in what they send: they serve all of them."""
@@ -73,6 +82,7 @@ class LedgerServicer(OperatorServicer):
             payload_digest=check_digest(request.payload_digest, "request.payload_digest"),
             batch=request.batch,
             tier=request.tier,
+            create_ns=instant(request.create_time, "request.create_time") if request.HasField("create_time") else None,
         )
         made = await self._book.reserve(wanted)
         decision = made.decision

@@ -16,12 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from tenth.type.v1 import receipt_pb2
 
 from mesh.errors import TenthError
+from mesh.wire import build_receipt
 from services.ledger.balances import Balances, scope_of
 from services.ledger.errors import request_id_reused
+from services.ledger.partitions import first_id, month_of
 from services.ledger.policy import Scope
-from services.ledger.receipts import Settlement, made_ns
+from services.ledger.pricebook import Version
+from services.ledger.receipts import Settlement, flatten, made_ns
 from services.ledger.tables import OPEN, attempts, open_requests, receipt_events, receipts, reservations
 
 ORCHESTRATOR = "given"
@@ -112,6 +116,17 @@ def settle_in(
     covered |= {key: (origin, winner.attempts) for key, winner in winners.items()}
     track(connection, accepted, covered, now)
     return results
+
+
+def computed_anew(facts: receipt_pb2.ReceiptFacts, prices: Version, before: Visible) -> Settlement:
+    """The receipt of changed facts, at the prices of its own time, to take the place of the one that shows.
+
+    Its digest stays that of the receipt as it was settled: delivered again, that is still the same one. Raises
+    PRICE_UNKNOWN and what else cannot be computed.
+    """
+    book = prices.at(facts.create_time.ToNanoseconds())
+    receipt = build_receipt(facts, book, receipt_pb2.RECEIPT_STATE_FINAL)
+    return replace(flatten(receipt, before.create_ns), digest=before.digest)
 
 
 def complete_in(
@@ -272,7 +287,12 @@ def _write_receipts(
     now: int,
 ) -> None:
     # Ids are counted here, not by the database: there is one writer, and a receipt names its event.
-    event_id = int((connection.execute(_LAST_EVENT)).scalar_one())
+    # Each month begins with an id of its own, which is how events are partitioned. Only this month's need be looked at
+    # for the newest; where it has none (or the clock was put back and it is of a later month) all of them.
+    first = first_id(month_of(now))
+    event_id = connection.execute(_LAST_EVENT.where(receipt_events.c.id >= first)).scalar_one()
+    if event_id is None:
+        event_id = max(connection.execute(_LAST_EVENT).scalar_one() or 0, first - 1)
     events, rows, changes = [], [], []
     for each, before in (*((each, None) for each in fresh), *corrected):
         event_id += 1
@@ -342,4 +362,4 @@ _ATTEMPT_NUMBERS = (
     .where(attempts.c.request_id.in_(bindparam("requests", expanding=True)))
     .distinct()
 )
-_LAST_EVENT = select(func.coalesce(func.max(receipt_events.c.id), 0))
+_LAST_EVENT = select(func.max(receipt_events.c.id))

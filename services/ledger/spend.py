@@ -43,7 +43,7 @@ from services.ledger.grains import (
 )
 from services.ledger.reading import MISS, Filter, named, summed, tag_of, tagged
 from services.ledger.rollup_rows import KEY, PEOPLE, SUMS, State, read_state
-from services.ledger.rollups import Rolled, level_of, rolled, shown_before
+from services.ledger.rollup_steps import Rolled, level_of, rolled, shown_before
 from services.ledger.tables import SAVINGS, exchange_rates, receipts, rollups
 
 AMOUNTS = ("baseline", *SAVINGS, "overhead", "actual", "input_tokens", "output_tokens", "baseline_prompt_cached")

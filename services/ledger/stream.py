@@ -17,7 +17,7 @@ from tenth.type.v1 import receipt_pb2
 
 from services.ledger.reading import Filter, narrowed
 from services.ledger.receipts import flatten
-from services.ledger.rollups import counted_at, shown_before
+from services.ledger.rollup_steps import counted_at, shown_before
 from services.ledger.store import Store
 from services.ledger.tables import receipt_events, receipts
 

@@ -246,8 +246,11 @@ receipt_events = Table(
     Column("receipt", LargeBinary, nullable=False),
     Column("counted_ns", BigInteger),
     Index(None, "request_id", "tenant_id"),
+    postgresql_partition_by="RANGE (id)",
 )
-"""``counted_ns``: when it counts, by the ledger's clock (``receipts.create_ns``); NULL: the receipt's own time."""
+"""By month on Postgres, see ``partitions.py``.
+
+``counted_ns``: when it counts, by the ledger's clock (``receipts.create_ns``); NULL: the receipt's own time."""
 
 SAVINGS = (
     "saving_cache",

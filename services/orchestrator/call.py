@@ -82,7 +82,9 @@ class Call:
     caller_set_limit: bool = True
     """False when max_output_tokens is the deployment's default."""
     control: bool | None = None
-    """True: of the control share, answered by the baseline model with every layer off; see policy.control_side."""
+    """The side that it was drawn for, which its receipt says whatever became of it; see policy.control_side."""
+    left_control: bool = False
+    """True when it was drawn for the control share and goes on with every layer all the same."""
     shard: str = ""
     """Routing key of its cache replica."""
     hops: list[receipt_pb2.Hop] = field(default_factory=list)
@@ -125,14 +127,19 @@ class Call:
         self.overheads.extend(earlier.overheads)
         self.attempts_unknown = earlier.attempts_unknown
 
+    @property
+    def in_control(self) -> bool:
+        """True while the baseline model shall answer with every layer off, to measure the savings against."""
+        return bool(self.control) and not self.left_control
+
     def disabled(self, layer: str) -> bool:
         """True when a kill switch turned a layer off for this tenant, or the request is of the control share."""
-        return bool(self.control) or layer in self.tenant.disabled_layers
+        return self.in_control or layer in self.tenant.disabled_layers
 
     @property
     def why_disabled(self) -> tuple[receipt_pb2.HopOutcome.ValueType, str]:
         """Outcome and reason of the hop of a disabled layer. With a switch off a request is in no control share."""
-        return (SKIPPED, "control share") if self.control else (DISABLED, "kill switch")
+        return (SKIPPED, "control share") if self.in_control else (DISABLED, "kill switch")
 
     @property
     def tags(self) -> dict[str, str]:
@@ -141,9 +148,13 @@ class Call:
         return {**self.request.tags, **own}
 
     def leave_control(self, why: str) -> None:
-        """Go on with every layer: measuring must not cost a caller its answer. No effect outside the control share."""
-        if self.control:
-            self.control = None
+        """Go on with every layer: measuring must not cost a caller its answer. No effect outside the control share.
+
+        It stays on its side of the comparison: without those that the baseline cannot answer, or a budget does not
+        hold, that side would be of other requests than the other one.
+        """
+        if self.in_control:
+            self.left_control = True
             self.skip("control", SKIPPED, f"left the control share: {why}")
 
     @contextmanager

@@ -171,7 +171,7 @@ class Flow:
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
                 call.excluded.append(route.model)
-                may_go_on = _try_next(error) or call.control
+                may_go_on = _try_next(error) or call.in_control
                 if call.began or not may_go_on or len(call.excluded) >= self._settings.max_attempts:
                     raise
                 call.leave_control(error.reason)
@@ -185,7 +185,7 @@ class Flow:
         ceiling: chat_pb2.Tier.ValueType,
     ) -> chat_pb2.Tier.ValueType:
         """The ceiling for the next try, lower than the last; else the ledger's refusal, as an error."""
-        if call.control:
+        if call.in_control:
             call.leave_control(f"budget {funds.budget_name}")
             raise _OutOfControl
         tier = min(route.tier, ceiling) if ceiling else route.tier

@@ -115,7 +115,7 @@ class Steps:
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
         """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
         unchanged = self._estimated_prompt(call)
-        if call.control:
+        if call.in_control:
             call.skip("compressor", *call.why_disabled)
             return replace(unchanged, baseline_tokens=0)
         off = call.disabled("compression") or call.request.policy.compression_mode == chat_pb2.COMPRESSION_MODE_OFF
@@ -178,6 +178,8 @@ class Steps:
             batch=False,  # This path answers online; what may wait goes another way.
             tier=route.tier,
         )
+        # As on the receipt, which is priced then.
+        request.create_time.FromNanoseconds(int(call.created * 1e9))
         request.ttl.FromMilliseconds(int(self._settings.reservation_ttl_seconds * 1000))
         with call.hop("ledger") as hop:
             try:

@@ -236,6 +236,12 @@ async def test_switch_and_budgets(bench: Bench) -> None:
     assert "soft" in text
     with pytest.raises(ValueError, match="USD"):
         await bench.run("budget", "set", "m", "--limit=-1")
+    for deleted, said in ((True, "deleted budget m of acme"), (False, "acme has no budget m")):
+        answers["DeleteBudget"] = ledger_pb2.DeleteBudgetResponse(deleted=deleted)
+        status, text = await bench.run("budget", "delete", "m", "--tenant", "acme")
+        assert (status, text.strip()) == (0, said)
+    wanted = ledger_pb2.DeleteBudgetRequest.FromString(bench.recorder.sent("DeleteBudget")[0])
+    assert (wanted.tenant_id, wanted.name) == ("acme", "m")
 
 
 async def test_a_budget_with_everything(bench: Bench) -> None:

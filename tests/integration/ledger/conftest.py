@@ -106,5 +106,10 @@ async def _empty(url: str) -> None:
     names = ", ".join(f'"{table.name}"' for table in metadata.sorted_tables if table.name != "books")
     async with engine.begin() as connection:
         await connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+        # A migration makes no month's partition.
+        query = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^receipt_events_[0-9]'"
+        for name in (await connection.execute(text(query))).scalars().all():
+            await connection.execute(text(f"ALTER TABLE receipt_events DETACH PARTITION {name}"))
+            await connection.execute(text(f"DROP TABLE {name}"))
         await connection.execute(update(tables.books).values(price_book_version=0, policy_version=0))
     await engine.dispose()

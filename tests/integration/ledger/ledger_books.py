@@ -14,12 +14,13 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.wire import build_receipt
 from services.ledger.admin import Admin, Tenant
-from services.ledger.book import Book, Reserve
+from services.ledger.book import Book
 from services.ledger.policy import Budget, Position, Scope, Window
 from services.ledger.pricebook import PriceBooks
 from services.ledger.receipts import Settlement, attempt_record, settlement
 from services.ledger.reconcile import Sweeper
 from services.ledger.report import Reports
+from services.ledger.reserving import Reserve
 from services.ledger.seeds import parse_prices
 from services.ledger.store import Store, open_store
 

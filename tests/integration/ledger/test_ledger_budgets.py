@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from tenth.type.v1 import receipt_pb2
+from tenth.type.v1 import receipt_pb2, usage_pb2
 
+from mesh.money import MAX_NANO_USD
 from mesh.wire import build_receipt
 from services.ledger.balances import Balances, load_budgets
 from services.ledger.limits import parse_ladder
+from services.ledger.operator_servicer import budget_status
 from services.ledger.policy import Position, Scope, Verdict
 from services.ledger.tables import budget_windows, receipts
 from tests.integration.ledger.ledger_books import SECOND, Books
@@ -225,3 +228,23 @@ async def test_an_overspent_window_refuses_until_it_is_over(books: Books) -> Non
     assert await verdict(books) is Verdict.REFUSED
     books.clock.advance(62)
     assert (await books.position()).remaining == ACTUAL
+
+
+@pytest.mark.parametrize("window", [{}, {"window": "rolling", "rolling_seconds": 60}], ids=["total", "rolling"])
+async def test_sums_past_64_bits_stay_at_the_end_of_the_range(books: Books, window: dict[str, Any]) -> None:
+    dear = usage_pb2.Usage(input_token_count=6 * 10**14)  # 6e18 nano-USD on the big model.
+    for step in range(2):
+        facts = {"model": "big", "usage": dear, "original_input_token_count": 6 * 10**14}
+        assert await books.settle(await books.receipt(f"r{step}", **facts)) == [""]
+        if window and not step:
+            books.clock.advance(2)
+    # Derived from the receipts, and written as it is derived; then read back.
+    derived = await books.budget(COST, **window)
+    assert derived.spent >= MAX_NANO_USD
+    assert budget_status(derived).spent_nano_usd == MAX_NANO_USD
+    await verdict(books)
+    assert (await books.position()).spent >= MAX_NANO_USD
+    assert await verdict(books) is Verdict.REFUSED
+    # What is added to a sum at the end of the range leaves it there.
+    assert await books.settle(await books.receipt("small")) == [""]
+    assert budget_status(await books.position()).spent_nano_usd == MAX_NANO_USD

@@ -184,6 +184,14 @@ async def test_the_snapshot_changes_its_version_with_every_change(ledger: Ledger
     assert list(on.disabled_layers) == []
 
 
+async def test_a_budget_is_deleted_once(ledger: Ledger) -> None:
+    writes, reads = ledger.stubs()
+    await writes.SetBudget(budget())
+    wanted = pb.DeleteBudgetRequest(tenant_id="acme", name="all")
+    assert [(await writes.DeleteBudget(wanted)).deleted for _ in range(2)] == [True, False]
+    assert not (await reads.ListBudgets(pb.ListBudgetsRequest())).budgets
+
+
 async def test_prices_are_dated_and_never_change(ledger: Ledger) -> None:
     writes, reads = ledger.stubs()
     assert (await writes.AddPrices(price())).price_book_version == 2
@@ -195,6 +203,18 @@ async def test_prices_are_dated_and_never_change(ledger: Ledger) -> None:
     assert [each.prices[0].input_nano_usd_per_million_tokens for each in (now, later)] == [10**9, 5]
     with pytest.raises(TenthError, match="PRICE_NOT_LATER"):
         await writes.AddPrices(price(input_nano_usd_per_million_tokens=7))
+
+
+async def test_a_reservation_holds_the_price_of_its_requests_creation(ledger: Ledger) -> None:
+    writes, _ = ledger.stubs()
+    await writes.AddPrices(price(valid_from_time=at(1), input_nano_usd_per_million_tokens=5 * 10**8))
+    ledger.books.clock.advance(2)
+    amounts = []
+    for index, created in enumerate(({"create_time": at(0)}, {"create_time": at(2)}, {})):
+        made = await writes.ReserveFunds(reserve(request_id=f"r{index}", price_book_version=2, **created))
+        amounts.append(made.reserved_nano_usd)
+    assert amounts[0] == 3_000_000
+    assert amounts[1] == amounts[2] < 1_000_000
 
 
 async def test_receipts_come_in_pages_newest_first(ledger: Ledger) -> None:
@@ -232,6 +252,7 @@ async def test_a_tenant_sees_and_sets_its_own_only(ledger: Ledger) -> None:
         lambda: reads.ListReceipts(pb.ListReceiptsRequest(filter=pb.ReceiptFilter(tenant_id="acme"))),
         lambda: reads.ListBudgets(pb.ListBudgetsRequest(tenant_id="acme")),
         lambda: writes.SetBudget(budget()),
+        lambda: writes.DeleteBudget(pb.DeleteBudgetRequest(tenant_id="acme", name="all")),
         lambda: writes.SetLayerSwitch(pb.SetLayerSwitchRequest(tenant_id="*", layer="cache", disabled=True)),
         lambda: writes.AddPrices(price()),
         lambda: writes.RecordAttempts(
@@ -300,6 +321,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("ReserveFunds", reserve(max_output_token_count=2**62), "AMOUNT_OUT_OF_RANGE", "usage"),
     ("ReserveFunds", reserve(price_book_version=7), "UNKNOWN_PRICE_BOOK_VERSION", "request.price_book_version"),
     ("ReserveFunds", reserve(ttl={"seconds": -1}), "INVALID_FIELD", "request.ttl"),
+    ("ReserveFunds", reserve(create_time=Timestamp(seconds=2**62)), "INVALID_FIELD", "request.create_time"),
     ("ReserveFunds", reserve(model="nobody"), "PRICE_UNKNOWN", ""),
     ("ReserveFunds", reserve(tags={"": "x"}), "REQUIRED_FIELD", "request.tags"),
     ("ReserveFunds", reserve(tags={LONG: "x"}), "INVALID_FIELD", "request.tags"),
@@ -337,6 +359,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("SetBudget", budget(window=0), "INVALID_FIELD", "request.budget.window"),
     ("SetBudget", budget(window=99), "INVALID_FIELD", "request.budget.window"),
     ("SetBudget", budget(model=LONG), "INVALID_FIELD", "request.budget.model"),
+    ("SetBudget", budget(model="nobody"), "PRICE_NOT_FOUND", "request.budget.model"),
     ("SetBudget", budget(tag_key="a\0"), "INVALID_FIELD", "request.budget.tag_key"),
     ("SetBudget", budget(tag_key="a", tag_value=LONG), "INVALID_FIELD", "request.budget.tag_value"),
     ("SetBudget", budget(tag_value="a"), "REQUIRED_FIELD", "request.budget.tag_key"),
@@ -364,6 +387,10 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
         "INVALID_FIELD",
         "request.budget.ladder",
     ),
+    ("DeleteBudget", pb.DeleteBudgetRequest(name="all"), "REQUIRED_FIELD", "request.tenant_id"),
+    ("DeleteBudget", pb.DeleteBudgetRequest(tenant_id="acme"), "REQUIRED_FIELD", "request.name"),
+    ("DeleteBudget", pb.DeleteBudgetRequest(tenant_id="acme", name=LONG), "INVALID_FIELD", "request.name"),
+    ("DeleteBudget", pb.DeleteBudgetRequest(tenant_id="no", name="all"), "UNKNOWN_TENANT", "request.tenant_id"),
     ("AddPrices", pb.AddPricesRequest(), "REQUIRED_FIELD", "request.prices"),
     ("AddPrices", price(source=" "), "REQUIRED_FIELD", "request.prices[0].source"),
     ("AddPrices", price(model=""), "REQUIRED_FIELD", "request.prices[0].model"),

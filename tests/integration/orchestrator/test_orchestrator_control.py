@@ -153,8 +153,9 @@ async def test_a_budget_too_tight_for_the_baseline_gets_every_layer(
     mesh.fakes.then("ReserveFunds", ledger_pb2.ReserveFundsResponse(decision=decision, budget_name="b"))
     receipt = await settled(mesh, ask())
     assert receipt.facts.model == MINI
-    # In neither share: it was drawn, but does not show what the baseline costs.
-    assert "tenth.control" not in receipt.facts.tags
+    # It stays on the side that it was drawn for: those that a budget holds are not the same requests as all.
+    assert receipt.facts.tags["tenth.control"] == "true"
+    assert [seen.tags["tenth.control"] for seen in mesh.fakes.requests("ReserveFunds")] == ["true", "true"]
     assert reasons(receipt)["control"] == "left the control share: budget b"
     assert mesh.fakes.count("LookupCompletion") == 1
     assert [seen.model for seen in mesh.fakes.requests("ReserveFunds")] == [OPUS, MINI]
@@ -170,6 +171,7 @@ async def test_a_control_request_that_the_cache_could_answer_is_answered_by_it_w
     receipt = await settled(mesh, ask())
     assert receipt.facts.cache_hit
     assert receipt.actual_nano_usd == 0
+    assert receipt.facts.tags["tenth.control"] == "true"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,9 @@ async def test_a_baseline_that_cannot_answer_is_not_the_callers_problem(mesh: Me
     mesh.fakes.then("GenerateText", failure)
     receipt = await settled(mesh, ask())
     assert receipt.facts.model == MINI
-    assert "tenth.control" not in receipt.facts.tags
+    # It stays on the side that it was drawn for, or that side would know only what the baseline can answer.
+    assert receipt.facts.tags["tenth.control"] == "true"
+    assert reasons(receipt)["control"].startswith("left the control share: P")
     assert adds_up(receipt)
     (selected,) = mesh.fakes.requests("SelectModel")
     assert list(selected.excluded_models) == [OPUS]

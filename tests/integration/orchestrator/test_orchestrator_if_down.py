@@ -359,9 +359,12 @@ async def test_a_budget_that_holds_no_allowed_tier(
 
 async def test_what_the_ledger_needs_to_pick_budgets_goes_with_the_reservation(mesh: Mesh) -> None:
     mesh.fakes.then("SelectModel", router_pb2.SelectModelResponse(model=MINI, tier=chat_pb2.TIER_MEDIUM))
-    await mesh.generate(ask(tags={"team": "search"}))
+    request = ask(tags={"team": "search"})
+    await mesh.generate(request)
     [asked] = mesh.fakes.requests("ReserveFunds")
     assert (dict(asked.tags), asked.batch, asked.tier) == ({"team": "search"}, False, chat_pb2.TIER_MEDIUM)
+    # The instant at which the receipt is priced.
+    assert asked.create_time == (await mesh.settled(request.request_id)).facts.create_time
 
 
 async def test_the_limit_of_all_replicas_is_typed_and_says_when_to_come_back(mesh: Mesh) -> None:

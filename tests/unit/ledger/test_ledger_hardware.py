@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.errors import TenthError
+from mesh.errors import Code, TenthError
+from mesh.money import MAX_NANO_USD
 from mesh.receipt import Price
-from services.ledger.hardware import Utilization, admit, check, hour_prices, idle_cost
+from services.ledger.hardware import NodeCost, Utilization, admit, check, hour_prices, idle_cost
+from services.ledger.hardware_rpc import idle_response
 from services.ledger.prices import DatedPrice
 from services.ledger.seeds import parse_prices, parse_self_hosted
 
@@ -155,3 +157,12 @@ def test_the_shipped_catalogue_prices_a_gpu_and_names_its_own_models() -> None:
     assert month_usd * 1400 == pytest.approx(4_000_000, rel=1e-6)  # As its source says: KRW a month.
     assert parse_self_hosted(text) == {"smollm2-135m"}
     assert parse_self_hosted("") == frozenset()
+
+
+def test_a_sum_over_nodes_past_64_bits_is_a_typed_error() -> None:
+    most = [NodeCost(name, "cpu", 10**9, 0.5, 0, MAX_NANO_USD // 2) for name in "ab"]
+    assert idle_response(most).idle_nano_usd == MAX_NANO_USD - 1
+    with pytest.raises(TenthError) as caught:
+        idle_response([*most, NodeCost("c", "cpu", 10**9, 0.5, 0, 2)])
+    assert (caught.value.code, caught.value.reason) == (Code.OUT_OF_RANGE, "AMOUNT_OUT_OF_RANGE")
+    assert caught.value.field == "request.end_time"

@@ -59,3 +59,25 @@ def test_one_nanosecond_is_enough() -> None:
 
 def test_a_price_is_read_from_its_message() -> None:
     assert dated_prices([message("m", 0, None, 7)]).at(START)["m"] == Price("m", 7, 0)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(1, 9)), max_size=6),
+    st.integers(-2, 40),
+    st.integers(0, 12),
+)
+def test_a_stretch_finds_every_row_that_holds_at_one_of_its_instants(
+    rows: list[tuple[int, int | None]], first: int, length: int
+) -> None:
+    starts = sorted(dict(rows).items())
+    messages = []
+    for index, (start, lasts) in enumerate(starts):
+        following = starts[index + 1][0] if index + 1 < len(starts) else None
+        end = following if lasts is None else min(start + lasts, following or start + lasts)
+        messages.append(message("a", start, end, start))
+    prices = dated_prices(messages)
+    holding = [prices.price("a", START + at) for at in range(first, first + length + 1)]
+    found = prices.prices_between("a", START + first, START + first + length)
+    assert [each.input for each in found] == sorted({each.input for each in holding if each is not None})
+    assert prices.prices_between("b", START, START + 40) == []

@@ -292,7 +292,7 @@ class Budget(_message.Message):
     hard: _builtins.bool
     """True refuses what would pass the limit; false only reports it."""
     model: _builtins.str
-    """Only this model's requests; empty: all."""
+    """Only this model's requests; empty: all. One that the price book has, at whatever time: a misspelt name covers nothing."""
     tag_key: _builtins.str
     """Only requests with this tag; empty: all."""
     tag_value: _builtins.str
@@ -349,7 +349,7 @@ class BudgetStatus(_message.Message):
     RESERVED_NANO_USD_FIELD_NUMBER: _builtins.int
     WINDOW_START_TIME_FIELD_NUMBER: _builtins.int
     spent_nano_usd: _builtins.int
-    """Settled in the current window."""
+    """Settled in the current window; at most 2^63 - 1, as all amounts here."""
     reserved_nano_usd: _builtins.int
     """Reserved and not yet settled."""
     @_builtins.property
@@ -414,6 +414,7 @@ class ReserveFundsRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     model: _builtins.str
@@ -442,6 +443,12 @@ class ReserveFundsRequest(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The request's labels, for budgets by tag."""
 
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """The request's create_time, at which its receipt will be priced; absent: now. The dearest price that holds between
+        it and the reservation's expiry is reserved.
+        """
+
     def __init__(
         self,
         *,
@@ -457,10 +464,11 @@ class ReserveFundsRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         batch: _builtins.bool = ...,
         tier: _chat_pb2.Tier.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "tags", b"tags", "tier", b"tier", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "input_token_count", b"input_token_count", "max_output_token_count", b"max_output_token_count", "model", b"model", "payload_digest", b"payload_digest", "price_book_version", b"price_book_version", "project_id", b"project_id", "request_id", b"request_id", "tags", b"tags", "tier", b"tier", "ttl", b"ttl", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -964,6 +972,54 @@ class SetBudgetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetBudgetResponse: _TypeAlias = SetBudgetResponse  # noqa: Y015
+
+@_typing.final
+class DeleteBudgetRequest(_message.Message):
+    """A budget to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant. Required."""
+    name: _builtins.str
+    """Its name. Required."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBudgetRequest: _TypeAlias = DeleteBudgetRequest  # noqa: Y015
+
+@_typing.final
+class DeleteBudgetResponse(_message.Message):
+    """The result of deleting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.bool
+    """False when the tenant had no such budget: nothing changed."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBudgetResponse: _TypeAlias = DeleteBudgetResponse  # noqa: Y015
 
 @_typing.final
 class AddPricesRequest(_message.Message):
@@ -1684,7 +1740,7 @@ class GetMeasuredSavingsResponse(_message.Message):
     STATED_SAVING_FIELD_NUMBER: _builtins.int
     MEASURED_FIELD_NUMBER: _builtins.int
     control_count: _builtins.int
-    """Requests of the control share (really sent to the baseline model)."""
+    """Requests drawn for the control share: sent to the baseline model, and with every layer only where that failed."""
     treated_count: _builtins.int
     """All other requests."""
     control_mean_nano_usd: _builtins.float

@@ -70,6 +70,11 @@ class LedgerServiceStub:
                 request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.SetBudgetRequest.SerializeToString,
                 response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.SetBudgetResponse.FromString,
                 _registered_method=True)
+        self.DeleteBudget = channel.unary_unary(
+                '/tenth.ledger.v1.LedgerService/DeleteBudget',
+                request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.DeleteBudgetRequest.SerializeToString,
+                response_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.DeleteBudgetResponse.FromString,
+                _registered_method=True)
         self.AddPrices = channel.unary_unary(
                 '/tenth.ledger.v1.LedgerService/AddPrices',
                 request_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.AddPricesRequest.SerializeToString,
@@ -147,7 +152,16 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetBudget(self, request, context):
-        """Creates or replaces a budget.
+        """Creates or replaces a budget. PRICE_NOT_FOUND for one by a model that the price book has never had.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBudget(self, request, context):
+        """Deletes a budget with its windows and alerts. What it held goes on: reservations are settled and released as
+        before, and count in the budgets that are left. Idempotent. A budget that the callers file names comes back with
+        the next seeding unless it is taken out there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,6 +241,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.SetBudget,
                     request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.SetBudgetRequest.FromString,
                     response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.SetBudgetResponse.SerializeToString,
+            ),
+            'DeleteBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBudget,
+                    request_deserializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.DeleteBudgetRequest.FromString,
+                    response_serializer=tenth_dot_ledger_dot_v1_dot_ledger__pb2.DeleteBudgetResponse.SerializeToString,
             ),
             'AddPrices': grpc.unary_unary_rpc_method_handler(
                     servicer.AddPrices,
@@ -444,6 +463,33 @@ class LedgerService:
             '/tenth.ledger.v1.LedgerService/SetBudget',
             tenth_dot_ledger_dot_v1_dot_ledger__pb2.SetBudgetRequest.SerializeToString,
             tenth_dot_ledger_dot_v1_dot_ledger__pb2.SetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.ledger.v1.LedgerService/DeleteBudget',
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.DeleteBudgetRequest.SerializeToString,
+            tenth_dot_ledger_dot_v1_dot_ledger__pb2.DeleteBudgetResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -718,7 +764,7 @@ class LedgerReadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetIdleCost(self, request, context):
-        """What own hardware cost while it was idle, by node.
+        """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

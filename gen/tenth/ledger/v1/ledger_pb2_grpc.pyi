@@ -51,7 +51,12 @@ class LedgerServiceStub:
     SetLayerSwitch: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SetLayerSwitchRequest, _ledger_pb2.SetLayerSwitchResponse]
     """Turns a layer off or on for a tenant (kill switch)."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SetBudgetRequest, _ledger_pb2.SetBudgetResponse]
-    """Creates or replaces a budget."""
+    """Creates or replaces a budget. PRICE_NOT_FOUND for one by a model that the price book has never had."""
+    DeleteBudget: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.DeleteBudgetRequest, _ledger_pb2.DeleteBudgetResponse]
+    """Deletes a budget with its windows and alerts. What it held goes on: reservations are settled and released as
+    before, and count in the budgets that are left. Idempotent. A budget that the callers file names comes back with
+    the next seeding unless it is taken out there.
+    """
     AddPrices: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AddPricesRequest, _ledger_pb2.AddPricesResponse]
     """Adds dated prices. A price is never changed: a new one starts later."""
     ImportPrices: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.ImportPricesRequest, _ledger_pb2.ImportPricesResponse]
@@ -90,7 +95,12 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     SetLayerSwitch: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SetLayerSwitchRequest, _ledger_pb2.SetLayerSwitchResponse]  # type: ignore[assignment]
     """Turns a layer off or on for a tenant (kill switch)."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SetBudgetRequest, _ledger_pb2.SetBudgetResponse]  # type: ignore[assignment]
-    """Creates or replaces a budget."""
+    """Creates or replaces a budget. PRICE_NOT_FOUND for one by a model that the price book has never had."""
+    DeleteBudget: _aio.UnaryUnaryMultiCallable[_ledger_pb2.DeleteBudgetRequest, _ledger_pb2.DeleteBudgetResponse]  # type: ignore[assignment]
+    """Deletes a budget with its windows and alerts. What it held goes on: reservations are settled and released as
+    before, and count in the budgets that are left. Idempotent. A budget that the callers file names comes back with
+    the next seeding unless it is taken out there.
+    """
     AddPrices: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AddPricesRequest, _ledger_pb2.AddPricesResponse]  # type: ignore[assignment]
     """Adds dated prices. A price is never changed: a new one starts later."""
     ImportPrices: _aio.UnaryUnaryMultiCallable[_ledger_pb2.ImportPricesRequest, _ledger_pb2.ImportPricesResponse]  # type: ignore[assignment]
@@ -168,7 +178,18 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.SetBudgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.SetBudgetResponse, _abc.Awaitable[_ledger_pb2.SetBudgetResponse]]:
-        """Creates or replaces a budget."""
+        """Creates or replaces a budget. PRICE_NOT_FOUND for one by a model that the price book has never had."""
+
+    @_abc_1.abstractmethod
+    def DeleteBudget(
+        self,
+        request: _ledger_pb2.DeleteBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.DeleteBudgetResponse, _abc.Awaitable[_ledger_pb2.DeleteBudgetResponse]]:
+        """Deletes a budget with its windows and alerts. What it held goes on: reservations are settled and released as
+        before, and count in the budgets that are left. Idempotent. A budget that the callers file names comes back with
+        the next seeding unless it is taken out there.
+        """
 
     @_abc_1.abstractmethod
     def AddPrices(
@@ -240,7 +261,7 @@ class LedgerReadServiceStub:
     PlanBreakEven: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.PlanBreakEvenRequest, _ledger_pb2.PlanBreakEvenResponse]
     """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
     GetIdleCost: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetIdleCostRequest, _ledger_pb2.GetIdleCostResponse]
-    """What own hardware cost while it was idle, by node."""
+    """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64."""
     GetMeasuredSavings: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetMeasuredSavingsRequest, _ledger_pb2.GetMeasuredSavingsResponse]
     """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
     GetBooksStatus: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetBooksStatusRequest, _ledger_pb2.GetBooksStatusResponse]
@@ -268,7 +289,7 @@ class LedgerReadServiceAsyncStub(LedgerReadServiceStub):
     PlanBreakEven: _aio.UnaryUnaryMultiCallable[_ledger_pb2.PlanBreakEvenRequest, _ledger_pb2.PlanBreakEvenResponse]  # type: ignore[assignment]
     """From which traffic on own hardware beats each API price. Reads prices; spends nothing."""
     GetIdleCost: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetIdleCostRequest, _ledger_pb2.GetIdleCostResponse]  # type: ignore[assignment]
-    """What own hardware cost while it was idle, by node."""
+    """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64."""
     GetMeasuredSavings: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetMeasuredSavingsRequest, _ledger_pb2.GetMeasuredSavingsResponse]  # type: ignore[assignment]
     """What a control share that was really sent to the baseline says about the savings, with confidence intervals."""
     GetBooksStatus: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetBooksStatusRequest, _ledger_pb2.GetBooksStatusResponse]  # type: ignore[assignment]
@@ -347,7 +368,7 @@ class LedgerReadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.GetIdleCostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.GetIdleCostResponse, _abc.Awaitable[_ledger_pb2.GetIdleCostResponse]]:
-        """What own hardware cost while it was idle, by node."""
+        """What own hardware cost while it was idle, by node. AMOUNT_OUT_OF_RANGE for a sum past int64."""
 
     @_abc_1.abstractmethod
     def GetMeasuredSavings(

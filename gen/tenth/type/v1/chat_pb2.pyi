@@ -931,7 +931,7 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     EMBEDDER_FIELD_NUMBER: _builtins.int
     embedder: _builtins.str
-    """Which model made it, with its version, e.g. "all-MiniLM-L6-v2@1"; vectors of different versions never meet."""
+    """Which model made it, with its version, e.g. "multilingual-e5-small@2-int8"; vectors of different versions never meet."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The vector, L2-normalised."""
