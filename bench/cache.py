@@ -34,7 +34,7 @@ from bench.cache_sets import (
     read_stream,
 )
 from bench.cache_systems import ARTICLE_COSINE, ARTICLE_MODEL, Article, Ours, System
-from bench.cache_vectors import KeptEncoder
+from bench.cache_vectors import BATCH, KeptEncoder
 from bench.result import Result, arguments
 from mesh.errors import TenthError
 from services.cache.embedding import Embedder, load_encoder
@@ -110,8 +110,8 @@ def _systems(result: Result, settings: CacheSettings, stack: AsyncExitStack) -> 
         result.skipped.append(f"ours: {error}")
         return systems
     encoder = KeptEncoder(loaded, settings.models_dir / settings.embedder)
-    # The encoder remembers; a second memory would only keep vectors of sets that are done.
-    embedder = Embedder(encoder, settings.embedder, batch_count=64, memory_count=4096)
+    # A memory for all texts: lookups then measure the decision, not the embedding.
+    embedder = Embedder(encoder, settings.embedder, batch_count=BATCH, memory_count=200_000)
     stack.push_async_callback(embedder.close)
     return [*systems, *(Ours(mode, embedder, encoder) for mode in (Mode.STRICT, Mode.FAQ))]
 

@@ -35,7 +35,7 @@ class Line:
 def draw(file: Path, set_name: str, lines: Mapping[str, Line]) -> str:
     """Write one PNG. Returns why there is none, else an empty string."""
     if find_spec("vl_convert") is None:
-        return "vl-convert-python, of the extra `report`, is not installed"
+        return "vl-convert-python, of the extra `bench`, is not installed"
     png: bytes = import_module("vl_convert").vegalite_to_png(
         specification(set_name, lines), scale=_SCALE, allowed_base_urls=[], show_warnings=False
     )

@@ -6,12 +6,13 @@ flights. Its embedder is the shipped one, whose vectors are made beforehand.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from tenth.type.v1 import chat_pb2
@@ -33,6 +34,10 @@ _TENANT, _NAMESPACE, _USER = "bench", "bench", "bench"
 _NOW = 1_750_000_000.0
 """The cache's clock stands still: nothing expires while a slow machine measures."""
 _BLOCK = 512
+_AT_ONCE = 32
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class System(Protocol):
@@ -132,8 +137,9 @@ class Ours:
         done: list[Asked] = []
         async with _open_cache(self._mode, self._embedder) as cache:
             answers = {row.answer for row in warm if await _store(cache, _question(_TENANT, row.text), row.answer)}
-            for row in asked:
-                reply = await _ask(cache, _question(_TENANT, row.text), score=True)
+            questions = [_question(_TENANT, row.text) for row in asked]
+            replies = await _together(questions, lambda question: _ask(cache, question, score=True))
+            for row, reply in zip(asked, replies, strict=True):
                 done.append(
                     Asked(
                         reply.answer is not None,
@@ -150,16 +156,17 @@ class Ours:
 
     async def pairs(self, pairs: Sequence[Pair]) -> list[Decided]:
         """A tenant for each pair, so that each meets its own stored text only, by the cache's own isolation."""
-        done: list[Decided] = []
         async with _open_cache(self._mode, self._embedder) as cache:
-            for number, pair in enumerate(pairs):
+
+            async def decide(numbered: tuple[int, Pair]) -> Decided:
+                number, pair = numbered
                 tenant = f"{_TENANT}-{number}"
                 stored = await _store(cache, _question(tenant, pair.stored), "stored")
                 reply = await _ask(cache, _question(tenant, pair.asked), score=False)
-                done.append(
-                    Decided(pair.label, reply.answer is not None, pair.kind, bypassed=reply.bypassed or not stored)
-                )
-        return done
+                bypassed = reply.bypassed or not stored
+                return Decided(pair.label, reply.answer is not None, pair.kind, bypassed=bypassed)
+
+            return await _together(list(enumerate(pairs)), decide)
 
 
 def build_cache(mode: Mode, store: QdrantEdgeStore, embedder: Embedder) -> AnswerCache:
@@ -174,6 +181,14 @@ def build_cache(mode: Mode, store: QdrantEdgeStore, embedder: Embedder) -> Answe
         memory_bytes=64_000_000,
         memory_seconds=0.0,
     )
+
+
+async def _together(items: Sequence[T], do: Callable[[T], Awaitable[R]]) -> list[R]:
+    """Some at a time, as a service has it: the store's thread then never waits for this one."""
+    done: list[R] = []
+    for start in range(0, len(items), _AT_ONCE):
+        done += await asyncio.gather(*map(do, items[start : start + _AT_ONCE]))
+    return done
 
 
 @asynccontextmanager
