@@ -1,19 +1,20 @@
-"""Which labelled rows the cache's weights may be learned from; all others are for reporting. Pure."""
+"""Which labelled rows training may see. Pure; shared by training and by the benchmark's ``--held-out``."""
 
 from __future__ import annotations
 
 import hashlib
 
 TRAINING_TENTHS = 6
+FITTING_TENTHS = 4
+"""Of those: what weights are fitted on; thresholds are chosen on the rest."""
 
 
 def in_training(set_name: str, group: str) -> bool:
-    """True for rows that training may see: six groups in ten, chosen by a hash, so that nobody chose them.
+    """True for groups (paraphrase sets, intents, answers, premises, pairs) that training sees; never split by row."""
+    return tenth(set_name, group) < TRAINING_TENTHS
 
-    ``set_name`` is the file's name without ``.jsonl.gz``. Rows of one group are on one side together; the group is
-    the intent, the paraphrase set's id, the answer's text or, for inference sets, the premise's text; a pair is a
-    group of its own by its ``id``, and so is an out-of-scope row, as "oos:" and its ``id``.
-    """
-    # The hash spreads, it protects nothing.
-    digest = hashlib.sha1(f"{set_name}:{group}".encode(), usedforsecurity=False).hexdigest()
-    return int(digest, 16) % 10 < TRAINING_TENTHS
+
+def tenth(set_name: str, group: str) -> int:
+    """The tenth of its set that a group falls into, 0..9."""
+    # A hash for spreading, not for secrecy; spelt out here so that every machine splits alike.
+    return int(hashlib.sha1(f"{set_name}:{group}".encode(), usedforsecurity=False).hexdigest(), 16) % 10
