@@ -1,6 +1,7 @@
 """Each distinct text is embedded once, in batches by length, and kept in a file: most of a run is embedding.
 
-A file is named after the set and what makes its vectors: every file of the model folder, the encoder's own source.
+A file is named after the set and what makes its vectors: every file of the model folder, the precision, the encoder's
+sources.
 Texts stand in it as digests only.
 """
 
@@ -21,6 +22,8 @@ from services.cache.embedding import Encoder, Vector
 FOLDER = Path(".data") / "bench" / "vectors"
 BATCH = 64
 _DIGEST_BYTES = 16
+_SOURCES = ("folder.py", "tokenizing.py", "unigram.py")
+"""What stands beside an encoder and decides, with it, what its vectors are."""
 
 
 class KeptEncoder:
@@ -29,9 +32,10 @@ class KeptEncoder:
     def __init__(self, encoder: Encoder, model: Path, folder: Path = FOLDER) -> None:
         """``model`` is the encoder's model folder. Raises OSError when it cannot be read."""
         self.dimension = encoder.dimension
+        self.precision: str = getattr(encoder, "precision", "fp32")
         self._encoder = encoder
         self._folder = folder
-        self._made_by = _made_by(encoder, model)
+        self._made_by = _made_by(encoder, self.precision, model)
         self._known: dict[bytes, Vector] = {}
         self._new = 0
 
@@ -96,9 +100,12 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
 
 
-def _made_by(encoder: Encoder, model: Path) -> str:
-    digest = hashlib.sha256()
-    for file in [Path(inspect.getfile(type(encoder))), *sorted(path for path in model.rglob("*") if path.is_file())]:
-        with file.open("rb") as content:
-            digest.update(f"{file.name} ".encode() + hashlib.file_digest(content, "sha256").digest())
+def _made_by(encoder: Encoder, precision: str, model: Path) -> str:
+    digest = hashlib.sha256(precision.encode())
+    own = Path(inspect.getfile(type(encoder)))
+    sources = [own, *(own.with_name(name) for name in _SOURCES)]
+    for file in (*sources, *sorted(model.rglob("*"))):
+        if file.is_file():
+            with file.open("rb") as content:
+                digest.update(f"{file.name} ".encode() + hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]
