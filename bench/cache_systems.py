@@ -20,6 +20,7 @@ from tenth.type.v1 import chat_pb2
 from bench.cache_counts import Asked, Decided
 from bench.cache_sets import Pair, Row
 from bench.cache_vectors import KeptEncoder, batches
+from bench.progress import blocks
 from services.cache.answers import CANDIDATES, AnswerCache
 from services.cache.embedding import Embedder
 from services.cache.keys import ROLE_USER, Message, Question, canonical_text
@@ -138,7 +139,7 @@ class Ours:
         async with _open_cache(self._mode, self._embedder) as cache:
             answers = {row.answer for row in warm if await _store(cache, _question(_TENANT, row.text), row.answer)}
             questions = [_question(_TENANT, row.text) for row in asked]
-            replies = await _together(questions, lambda question: _ask(cache, question, score=True))
+            replies = await _together(questions, lambda question: _ask(cache, question, score=True), self.name)
             for row, reply in zip(asked, replies, strict=True):
                 done.append(
                     Asked(
@@ -166,7 +167,7 @@ class Ours:
                 bypassed = reply.bypassed or not stored
                 return Decided(pair.label, reply.answer is not None, pair.kind, bypassed=bypassed)
 
-            return await _together(list(enumerate(pairs)), decide)
+            return await _together(list(enumerate(pairs)), decide, self.name)
 
 
 def build_cache(mode: Mode, store: QdrantEdgeStore, embedder: Embedder) -> AnswerCache:
@@ -183,11 +184,11 @@ def build_cache(mode: Mode, store: QdrantEdgeStore, embedder: Embedder) -> Answe
     )
 
 
-async def _together(items: Sequence[T], do: Callable[[T], Awaitable[R]]) -> list[R]:
+async def _together(items: Sequence[T], do: Callable[[T], Awaitable[R]], what: str) -> list[R]:
     """Some at a time, as a service has it: the store's thread then never waits for this one."""
     done: list[R] = []
-    for start in range(0, len(items), _AT_ONCE):
-        done += await asyncio.gather(*map(do, items[start : start + _AT_ONCE]))
+    for block in blocks(items, _AT_ONCE, what):
+        done += await asyncio.gather(*map(do, block))
     return done
 
 

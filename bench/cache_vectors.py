@@ -1,8 +1,7 @@
 """Each distinct text is embedded once, in batches by length, and kept in a file: most of a run is embedding.
 
 A file is named after the set and what makes its vectors: every file of the model folder, the precision, the encoder's
-sources.
-Texts stand in it as digests only.
+sources. Texts stand in it as digests only.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
+from bench.progress import blocks
 from services.cache.embedding import Encoder, Vector
 
 FOLDER = Path(".data") / "bench" / "vectors"
@@ -84,16 +82,9 @@ class KeptEncoder:
         return self._folder / f"{name}-{self._made_by}.npz"
 
 
-def batches(texts: Iterable[str], what: str) -> Iterable[list[str]]:
-    """Distinct texts in batches of about the same length; on a terminal with a bar."""
-    distinct = sorted(set(texts), key=lambda text: (len(text), text))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=len(distinct))
-        for start in range(0, len(distinct), BATCH):
-            batch = distinct[start : start + BATCH]
-            yield batch
-            progress.advance(task, len(batch))
+def batches(texts: Iterable[str], what: str) -> Iterator[Sequence[str]]:
+    """Distinct texts in batches of about the same length."""
+    return blocks(sorted(set(texts), key=lambda text: (len(text), text)), BATCH, what)
 
 
 def _digest(text: str) -> bytes:

