@@ -23,7 +23,7 @@ from bench.cache_vectors import KeptEncoder, batches
 from bench.progress import blocks
 from services.cache.answers import CANDIDATES, AnswerCache
 from services.cache.embedding import Embedder
-from services.cache.keys import ROLE_USER, Message, Question, canonical_text
+from services.cache.keys import ROLE_USER, Message, Question, embedded_text
 from services.cache.namespaces import Mode
 from services.cache.policy import CachePolicy, Verdict, bypass_reason
 from services.cache.qdrant_edge import QdrantEdgeStore
@@ -129,7 +129,8 @@ class Ours:
     async def prepare(self, set_name: str, texts: Iterable[str]) -> None:
         """Embed the texts in the embedder's own form."""
         self._encoder.load(set_name)
-        for batch in batches(map(canonical_text, texts), f"{set_name}: {self._embedder.version}"):
+        asked = (embedded_text(_question(_TENANT, text)) for text in texts)
+        for batch in batches(asked, f"{set_name}: {self._embedder.version}"):
             await self._embedder.embed(batch)
         self._encoder.save(set_name)
 
