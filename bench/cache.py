@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from importlib.util import find_spec
@@ -64,7 +65,8 @@ def main() -> int:
     }
     result.skipped += [f"{part}: not asked for" for part in PARTS if part not in options.only]
     with threadpool_limits(1):
-        asyncio.run(measure(result, options.data, choice, options.only, settings, options.plots))
+        if set(options.only) != {"lookup"}:
+            asyncio.run(measure(result, options.data, choice, options.only, settings, options.plots))
         if "lookup" in options.only:
             _lookup(result, options.seed)
     result.write(options.json)
@@ -72,7 +74,7 @@ def main() -> int:
 
 
 async def measure(
-    result: Result, data: Path | None, choice: Choice, only: tuple[str, ...], settings: CacheSettings,
+    result: Result, data: Path | None, choice: Choice, only: Sequence[str], settings: CacheSettings,
     plots: Path | None,
 ) -> None:  # fmt: skip
     """All parts but the lookup."""
