@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.cache_tables import cache_tables
+
 DOCUMENT = Path("docs/benchmarks.md")
 RESULTS = Path("bench/results")
 _BLOCK = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench:\1 -->", re.DOTALL)
@@ -170,7 +172,11 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"mesh": mesh_tables, "ledger": ledger_tables}
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "mesh": mesh_tables,
+    "ledger": ledger_tables,
+    "cache": cache_tables,
+}
 """The tables by benchmark."""
 
 
