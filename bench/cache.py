@@ -42,6 +42,7 @@ from services.cache.embedding import Embedder, load_encoder
 from services.cache.namespaces import Mode
 from services.cache.onnx import OnnxEncoder
 from services.cache.settings import CacheSettings
+from services.cache.verifier import WEIGHTS, load_verifier
 
 PARTS = (*STREAMS, *PAIRS, *INFERENCE, "adversarial", "lookup")
 
@@ -107,7 +108,7 @@ def _systems(result: Result, settings: CacheSettings, stack: AsyncExitStack) -> 
     else:
         result.skipped.append(f"article: no {ARTICLE_MODEL} in the models folder; `make models` builds it")
     try:
-        loaded = load_encoder(settings.models_dir, settings.embedder)
+        loaded = load_encoder(settings.models_dir, settings.embedder, settings.embedder_precision)
     except TenthError as error:
         result.skipped.append(f"ours: {error}")
         return systems
@@ -115,6 +116,8 @@ def _systems(result: Result, settings: CacheSettings, stack: AsyncExitStack) -> 
     # A memory for all texts: lookups then measure the decision, not the embedding.
     embedder = Embedder(encoder, settings.embedder, batch_count=BATCH, memory_count=200_000)
     stack.push_async_callback(embedder.close)
+    if load_verifier(WEIGHTS, embedder.version) is None:
+        result.skipped.append(f"ours: no weights for {embedder.version}: exact hits only")
     return [*systems, *(Ours(mode, embedder, encoder) for mode in (Mode.STRICT, Mode.FAQ))]
 
 

@@ -21,13 +21,15 @@ from bench.cache_counts import Asked, Decided
 from bench.cache_sets import Pair, Row
 from bench.cache_vectors import KeptEncoder, batches
 from bench.progress import blocks
-from services.cache.answers import CANDIDATES, AnswerCache
+from services.cache.answers import AnswerCache
+from services.cache.choice import Verdict
 from services.cache.embedding import Embedder
 from services.cache.keys import ROLE_USER, Message, Question, embedded_text
-from services.cache.namespaces import Mode
-from services.cache.policy import CachePolicy, Verdict, bypass_reason
+from services.cache.namespaces import Mode, NamespacePolicy, Namespaces
+from services.cache.policy import CachePolicy, bypass_reason
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.store import Found
+from services.cache.verifier import WEIGHTS, load_verifier
 
 ARTICLE_MODEL = "all-MiniLM-L6-v2"
 ARTICLE_COSINE = 0.95
@@ -140,7 +142,7 @@ class Ours:
         async with _open_cache(self._mode, self._embedder) as cache:
             answers = {row.answer for row in warm if await _store(cache, _question(_TENANT, row.text), row.answer)}
             questions = [_question(_TENANT, row.text) for row in asked]
-            replies = await _together(questions, lambda question: _ask(cache, question, score=True), self.name)
+            replies = await _together(questions, lambda question: _ask(cache, question), self.name)
             for row, reply in zip(asked, replies, strict=True):
                 done.append(
                     Asked(
@@ -164,7 +166,7 @@ class Ours:
                 number, pair = numbered
                 tenant = f"{_TENANT}-{number}"
                 stored = await _store(cache, _question(tenant, pair.stored), "stored")
-                reply = await _ask(cache, _question(tenant, pair.asked), score=False)
+                reply = await _ask(cache, _question(tenant, pair.asked))
                 bypassed = reply.bypassed or not stored
                 return Decided(pair.label, reply.answer is not None, pair.kind, bypassed=bypassed)
 
@@ -173,11 +175,15 @@ class Ours:
 
 def build_cache(mode: Mode, store: QdrantEdgeStore, embedder: Embedder) -> AnswerCache:
     """The cache as shipped, in a mode, with one user's answers shared at once and nothing evicted."""
+    rules = NamespacePolicy(mode, sharing_user_count=1)
     return AnswerCache(
         store,
         embedder,
         CachePolicy(),
         lambda: _NOW,
+        namespaces=Namespaces(rules),
+        verifier=load_verifier(WEIGHTS, embedder.version),
+        error_factor=lambda *_: 1.0,
         max_entry_count=1_000_000,
         memory_entry_count=10_000,
         memory_bytes=64_000_000,
@@ -221,28 +227,24 @@ async def _store(cache: AnswerCache, question: Question, answer: str) -> bool:
     return True
 
 
-async def _ask(cache: AnswerCache, question: Question, *, score: bool) -> _Reply:
-    """Look up as the servicer does. ``score`` also asks how sure the cache was, which costs a second search."""
+async def _ask(cache: AnswerCache, question: Question) -> _Reply:
+    """Look up as the servicer does."""
     if bypass_reason(question, CachePolicy()) is not None:
         return _Reply(None, exact=False, bypassed=True, best=None)
-    asked = cache.ask(question)
-    outcome = await cache.find(asked, count_hit=False)
+    outcome = await cache.find(cache.ask(question), count_hit=False)
     answer = _text(outcome.found) if outcome.found is not None else None
     best: tuple[float, str] | None = None
     if outcome.exact and answer is not None:
         best = (1.0, answer)
-    elif score:
-        for found, verdict in await cache.inspect(asked, CANDIDATES):
-            sure = _score(found, verdict)
-            if sure is not None and (best is None or sure > best[0]):
-                best = (sure, _text(found))
+    elif outcome.verdict is not None and _depends_on_threshold(outcome.verdict):
+        best = (outcome.verdict.probability, _text(outcome.verdict.found))
     return _Reply(answer, exact=outcome.exact, bypassed=False, best=best)
 
 
-def _score(found: Found, verdict: Verdict) -> float | None:
-    """How sure the cache is of a candidate; None when something other than the threshold refuses it."""
+def _depends_on_threshold(verdict: Verdict) -> bool:
+    """False when something other than the threshold refuses the candidate."""
     refused = [line for line in verdict.reasons if line.startswith("refused")]
-    return None if any(not line.startswith("refused: similarity") for line in refused) else found.similarity
+    return all(line.startswith("refused: probability") for line in refused)
 
 
 def _text(found: Found) -> str:

@@ -30,7 +30,7 @@ class KeptEncoder:
     def __init__(self, encoder: Encoder, model: Path, folder: Path = FOLDER) -> None:
         """``model`` is the encoder's model folder. Raises OSError when it cannot be read."""
         self.dimension = encoder.dimension
-        self.precision: str = getattr(encoder, "precision", "fp32")
+        self.precision = encoder.precision
         self._encoder = encoder
         self._folder = folder
         self._made_by = _made_by(encoder, self.precision, model)
