@@ -12,7 +12,7 @@ import re
 from services.cache.reading import Act, Negation, Reading
 
 _ENDINGS = frozenset(
-    "다고는은을를이가도만에의로와과랑나니냐까요지면서야려라러게던든기음자어아여줘주세시습겠었았져진질죠네데며거것수놓두둬봐버"
+    "다고는은을를이가도만에의로와과랑나니냐까요지면서야라게던든기음자어아여줘주세시습겠었았져진질죠네데며거것수놓두둬봐버"
 )
 _LIGHT = frozenset("하해한할합했함되돼된될됩됐됨시")
 """First syllables of the verbs that follow a noun: 하다, 되다, 시키다."""
@@ -35,6 +35,8 @@ def key(word: str) -> str:
     """What a word is compared by, whatever its ending."""
     if len(word) < 2:
         return _plain_syllable(word) if word else ""
+    if word[1] == "려" and word[2:3] in ("고", "면", "는", "다"):
+        return _plain_syllable(word[0])
     if word[1] in _ENDINGS or word[1] in _LIGHT:
         return _plain_syllable(word[0])
     return _plain_syllable(word[0]) + _plain_syllable(word[1])
@@ -55,7 +57,7 @@ _VAGUE = frozenset(
     ("것", "거", "때", "쪽", "곳", "사람", "데", "걸", "경우", "시간", "시간이", "식", "말", "게", "것이", "때가")
 )
 _OTHERS = frozenset(("다른", "다른거", "다른것", "이", "그", "타", "기타"))
-_TOO_LIGHT = frozenset(("하", "되", "그", "무", "드", "이", "마", "즈", "거", "것", "좀", "안", "수", "츠"))
+_TOO_LIGHT = frozenset(("하", "되", "그", "무", "이", "마", "즈", "거", "것", "좀", "안", "수", "츠"))
 """Keys that stand for too much."""
 _NOT_NEGATED = (
     "안내",
@@ -132,12 +134,10 @@ _ASKS = tuple(
     )
 )
 _MODALITY = (
-    ("may", re.compile(r"[아어여해와워봐줘려켜러]도 ?(?:되|돼|됩|될|된|괜찮)|수 ?(?:가|는|도)? ?있|가능(?!성)")),
+    ("may", re.compile(r"[가-힣]도 ?(?:되|돼|됩|될|된|괜찮)|수 ?(?:가|는|도)? ?있|가능(?!성)")),
     (
         "must",
-        re.compile(
-            r"[아어여해와워봐줘려켜러]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무"
-        ),
+        re.compile(r"[가-힣]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무"),
     ),
     ("should", re.compile(r"(?:는|은) ?(?:게|것이|편이|쪽이) ?(?:좋|나을|낫)")),
 )
@@ -146,7 +146,7 @@ _TELL = re.compile(
     r"(?:알려|말해|말씀|가르쳐|가르켜|설명|답해|대답|궁금|알고 ?싶|찾아|검색|보여|알아봐|추천|읊어|대봐|골라|뽑아|정해|판단|선택|불러|얘기|이야기|밝혀)[가-힣 ]{0,12}[.?!~]*$"
 )
 _SUGGESTION = re.compile(r"어때|어떨까|지 ?그래|좋겠|는 ?게 ?좋|것이 ?좋|권(?:합|해|장)|바람직|낫")
-_LIGHT_VERB = re.compile(r"(?:주|줘|줄|둬|두|놔|놓|되|돼|될|됩|하|해|할|합|마|말|있|없)[가-힣]*|[가-힣]")
+_LIGHT_VERB = re.compile(r"(?:주|줘|줄|둬|두|놔|놓|되|돼|될|됩|하|해|할|합|마|말|있|없)[가-힣]*|좀|꼭|더|요")
 _REQUEST = re.compile(r"(?:줄래|주실래|주시겠|줄 ?수 ?있|주실 ?수 ?있|주면 ?안)")
 _ORDER = re.compile(
     r"(?:줘|줘라|줘요|주세요|주셔요|주십시오|주시오|주라|주렴|라|세요|셔요|십시오|시오|자|자고|시다|도록|바랍니다|바라|부탁(?:해|해요|합니다|드려요|드립니다)?|렴|야 ?해|야 ?돼|야 ?한다|야 ?합니다|면 ?돼)$"
@@ -250,9 +250,11 @@ class _Scan:
         elif "없" in word:
             cut = word.index("없")
             subject = word[:cut] or _noun(before)
-            if subject:
+            if before.startswith("수") and len(before) < 3 and place > 1:
+                subject = self._words[place - 2]
+            if subject and subject != "더":
                 self._deny(subject, word[cut + 1 :], place)
-                if before not in ("수", "필요", "필요가"):
+                if not before.startswith("수") and before not in ("필요", "필요가") and not self._rhetorical:
                     self.negated.add(_THERE_IS)
         elif not (self._ji(place, word, after) or self._not(place, word, before, after)):
             if not word.endswith("면"):
@@ -311,7 +313,13 @@ class _Scan:
         return True
 
     def _deny(self, head: str, tail: str, place: int) -> None:
-        if head and head[0].isalnum() and not head.startswith(("그러", "이러", "그렇")) and key(head) not in _TOO_LIGHT:
+        if (
+            head
+            and head[0].isalnum()
+            and not head.startswith(("그러", "이러", "그렇"))
+            and key(head) not in _TOO_LIGHT
+            and not self._rhetorical
+        ):
             self.negated.add(key(head))
         follows = any(word[0].isalnum() for word in self._words[place + 1 :])
         if self._rhetorical or (follows and (_FINITE_ONLY.search(tail) or _ATTRIBUTE.search(tail))):
