@@ -5,6 +5,8 @@ Word lists over tokens, no parser: a sentence is read in one pass, in linear tim
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from services.cache.reading import EMPTY, Act, Negation, Reading
 from services.cache.reading import words as word_set
 
@@ -58,6 +60,7 @@ LONG = 25
 _ENDINGS = ("ations", "ation", "ings", "ing", "ied", "ies", "ions", "ion", "ed", "es", "s", "ly", "e", "y")
 
 
+@lru_cache(16384)
 def stem(word: str) -> str:
     """A word less its ending, so that "working" meets "works": crude, and the same on both sides."""
     for ending in _ENDINGS:

@@ -8,6 +8,7 @@ conjugation adds and vowels that it contracts taken away: "켜지", "켰", "켤�
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from services.cache.reading import Act, Negation, Reading
 
@@ -31,6 +32,7 @@ def _plain_syllable(letter: str) -> str:
     return chr(0xAC00 + lead * 588 + _VOWELS.get(vowel, vowel) * 28 + (0 if final in _FINALS else final))
 
 
+@lru_cache(16384)
 def key(word: str) -> str:
     """What a word is compared by, whatever its ending."""
     if len(word) < 2:
@@ -93,14 +95,14 @@ _RHETORICAL = re.compile(
     r"|지 ?않을래|안 ?할래|없을까|없으려나|없(?:나|니|나요|습니까|는지)(?: ?[가-힣]*)?\?|(?:만한|방법|거|것|게|곳|데) ?(?:은|이)? ?없(?:나|니|어\?|는지)"
 )
 _DOUBLE = re.compile(
-    r"지 ?않으면 ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*|안 ?([가-힣]{0,6}면) ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*"
+    r"수 ?밖에 ?없[가-힣]*|지 ?않으면 ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*|안 ?([가-힣]{0,6}면) ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*"
 )
 """Two negations that demand: "하지 않으면 안 돼", "안 하면 큰일 나"."""
 _SO_THAT_NOT = re.compile(r"지 ?않(?:도록|게|기로|기) ?(?:꼭 ?)?(?:해|하|합|주의|조심|지켜|설정|부탁|신경|$)")
 _WHY_NOT = re.compile(r"(?<![가-힣])왜|이유|원인")
 _ASK_NOT = re.compile(r"(?:으)?면 ?안 ?(?:되|돼|된|됩|될|됨)")
 _FORBIDDING = re.compile(
-    r"금지|(?<!궁)금합|금하|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)|관둬|관두|절대 ?안"
+    r"금지|(?<![궁조])금(?:합|하)|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)|관둬|관두|절대 ?안"
 )
 _BARE_NEGATIVE = re.compile(
     r"불가(?:능|한|합|해|$)|불능|미포함|부재|미확인|실패|거절|거부|차단|먹통|오류|에러|고장|문제|틀리|틀렸|싫|모르|모른"
@@ -134,12 +136,11 @@ _ASKS = tuple(
     )
 )
 _MODALITY = (
-    ("may", re.compile(r"[가-힣]도 ?(?:되|돼|됩|될|된|괜찮)|수 ?(?:가|는|도)? ?있|가능(?!성)")),
+    ("may", re.compile(r"[가-힣]도 ?(?:되|돼|됩|될|된|괜찮)|(?<![알줄실])(?<![알줄실] )수 ?(?:가|는|도)? ?있|가능(?!성)")),
     (
         "must",
         re.compile(r"[가-힣]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무"),
     ),
-    ("should", re.compile(r"(?:는|은) ?(?:게|것이|편이|쪽이) ?(?:좋|나을|낫)")),
 )
 _OPEN_QUESTION = re.compile(r"어떻게|방법|뭐|뭘|무엇|무슨|어떤|어느")
 _TELL = re.compile(
@@ -179,13 +180,17 @@ def _noun(word: str) -> str:
 
 def read(words: tuple[str, ...], text: str) -> Reading:
     """Read the words between spaces (Hangul, letters or digits) and , . ? ! marks, in order; ``text`` as it stood."""
-    if "면" in text and _DOUBLE.search(text):
+    if ("면" in text or "밖에" in text) and _DOUBLE.search(text):
         text = _DOUBLE.sub("야 해", text)
         words = tuple(_WORD.findall(text))
     scan = _Scan(words, text)
     asks = frozenset(name for name, pattern in _ASKS if pattern.search(text))
     open_question = "how" in asks or _OPEN_QUESTION.search(text) is not None
-    modality = frozenset() if open_question else frozenset(n for n, pattern in _MODALITY if pattern.search(text))
+    last = next((word for word in reversed(words) if word[0].isalnum()), "")
+    is_question = text.rstrip().endswith("?") or _QUESTION.search(last) is not None
+    modality: frozenset[str] = frozenset()
+    if is_question and not asks and not open_question:
+        modality = frozenset(name for name, pattern in _MODALITY if pattern.search(text))
     return Reading(
         negated=frozenset(scan.negated),
         plain=frozenset(scan.plain - scan.negated - scan.excluded),

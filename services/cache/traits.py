@@ -113,6 +113,7 @@ def _excluded(tokens: tuple[str, ...], place: int) -> bool:
     return tokens[max(place - 2, 0) : place] in (("instead", "of"), ("rather", "than"))
 
 
+@lru_cache(16384)
 def _kind(token: str) -> tuple[str, str] | None:
     if token[0].isascii() and not _HANGUL.search(token):
         return WHOLE.get(token) or (WHOLE.get(token[:-1]) if token.endswith("s") else None)
