@@ -148,7 +148,9 @@ def test_persons_are_identified(rule: str, text: str) -> None:
     assert identifies(text) == rule
 
 
-@pytest.mark.parametrize("piece", ["what is ", "지금 ", "내 주문 ", "1 ", "a@", "my my ", "오늘 내일 ", "? what", "+1 2"])
+@pytest.mark.parametrize(
+    "piece", ["what is ", "지금 ", "내 주문 ", "1 ", "a@", "my my ", "오늘 내일 ", "? what", "+1 2"]
+)
 def test_hostile_repetition_is_read_in_linear_time(piece: str) -> None:
     def cpu(count: int) -> float:
         text = piece * count
