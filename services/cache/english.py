@@ -5,6 +5,8 @@ Word lists over tokens, no parser: a sentence is read in one pass, in linear tim
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from services.cache.reading import EMPTY, Act, Negation, Reading
 from services.cache.reading import words as word_set
 
@@ -50,6 +52,7 @@ _ACTIONS = word_set(
     " forward reply reserve disable enable activate deactivate block unblock reset restart reboot"
 )
 _PIVOTS = word_set("to than from into onto over before after against by behind under above below for")
+_QUESTION_WORDS = word_set("why how when where who what which , . ? !")
 _COMMUTATIVE = word_set("and or vs versus with between both either nor &")
 _EXCLUDING = frozenset((("instead", "of"), ("rather", "than"), ("other", "than"), ("but", "not"), ("apart", "from")))
 LONG = 25
@@ -57,12 +60,14 @@ LONG = 25
 _ENDINGS = ("ations", "ation", "ings", "ing", "ied", "ies", "ions", "ion", "ed", "es", "s", "ly", "e", "y")
 
 
+@lru_cache(16384)
 def stem(word: str) -> str:
     """A word less its ending, so that "working" meets "works": crude, and the same on both sides."""
     for ending in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
+        if word.endswith(ending) and len(word) - len(ending) >= (4 if ending == "ly" else 3):
             word = word[: -len(ending)]
             break
+    word = word[:-1] if len(word) > 3 and word[-1] in "ey" else word
     # "stopping" and "stop", "cancelling" and "cancel".
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "aeiou" else word
 
@@ -84,6 +89,7 @@ def read(tokens: tuple[str, ...]) -> Reading:
         modality=_modality(words, asks),
         act=_act(words, asks),
         orders=_orders(words),
+        verb=_verb(words),
     )
 
 
@@ -118,7 +124,9 @@ def _negation(words: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], N
             if _rhetorical(words, place):
                 continue
             negation = Negation.STRONG
-            following = _following(words, place + 1, 1)
+            # "Why won't my car start": the subject stands between.
+            inverted = word.endswith("n't") and (place == 0 or words[place - 1] in _QUESTION_WORDS)
+            following = _following(words, place + 1, 3 if inverted else 1)
             if word in ("except", "excluding"):
                 excluded.update(following)
             else:
@@ -223,6 +231,15 @@ def _act(words: tuple[str, ...], asks: frozenset[str]) -> Act:
     return Act.NONE
 
 
+def _verb(words: tuple[str, ...]) -> str:
+    """What is ordered, or asked whether to do: the first action after "please", "could you", "should I"."""
+    for place, word in enumerate(words[:5]):
+        if word in _ACTIONS:
+            # "Do I turn it on" and "can I turn it on" ask for something else than "should I".
+            return word if place < 2 or words[place - 2] in ("should", "shall", "can", "could", "would", ",") else ""
+    return ""
+
+
 def _orders(words: tuple[str, ...]) -> frozenset[tuple[str, str, str]]:
     """Who comes before and after what: ("seoul", "to", "busan"), ("dogs", "chase", "cats")."""
     found: set[tuple[str, str, str]] = set()
@@ -248,7 +265,7 @@ def _content(words: tuple[str, ...], places: range, count: int) -> list[str]:
         if not word[0].isalnum() or word in _COMMUTATIVE or word in _PIVOTS:
             break
         if word not in _STOP:
-            found.append(word)
+            found.append(stem(word))
             if len(found) == count:
                 break
     return found

@@ -177,7 +177,12 @@ def modality(one: Traits, other: Traits) -> str:
 def acts(one: Traits, other: Traits) -> str:
     """Whether to do something is no order to do it ("불 켤까", "불 켜")."""
     here, there = one.reading, other.reading
-    if {here.act, there.act} == {Act.ASK, Act.DO} and here.verb == there.verb and not here.asks | there.asks:
+    if (
+        {here.act, there.act} == {Act.ASK, Act.DO}
+        and here.verb
+        and here.verb == there.verb
+        and not here.asks | there.asks
+    ):
         return f"{here.act.name.lower()} against {there.act.name.lower()}"
     return ""
 

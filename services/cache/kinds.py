@@ -35,15 +35,15 @@ country: korea|south_korea|한국|대한민국|우리나라, north_korea|북한,
 language: english|영어, korean|한국어, japanese|일본어, chinese|mandarin|중국어, spanish|스페인어,
   french|프랑스어|불어, german|독일어, italian|이탈리아어, russian|러시아어, portuguese|포르투갈어, arabic|아랍어,
   hindi|힌디어, vietnamese|베트남어, thai|태국어
-firm: apple|애플, google|구글, microsoft|마이크로소프트, amazon|아마존, facebook|페이스북|페북, netflix|넷플릭스,
-  samsung|삼성, lg|엘지, hyundai|현대차, kia|기아차, naver|네이버, kakao|카카오=|다음카카오, coupang|쿠팡,
-  tesla|테슬라, nvidia|엔비디아, intel|인텔, amd, ibm, oracle, toyota|도요타|토요타, honda|혼다, bmw,
-  benz|mercedes|벤츠, audi|아우디, sony|소니, xiaomi|샤오미, huawei|화웨이, skt, kt=, uber|우버, lyft,
-  airbnb|에어비앤비, paypal|페이팔, starbucks|스타벅스
+firm: apple|애플, google|구글, microsoft|마이크로소프트, amazon|아마존, samsung|삼성, lg|엘지, hyundai|현대차,
+  kia|기아차, naver|네이버, kakao|카카오=|다음카카오, coupang|쿠팡, tesla|테슬라, nvidia|엔비디아, intel|인텔, amd,
+  ibm, oracle, toyota|도요타|토요타, honda|혼다, bmw, benz|mercedes|벤츠, audi|아우디, sony|소니, xiaomi|샤오미,
+  huawei|화웨이, skt, kt=, uber|우버, lyft, airbnb|에어비앤비, paypal|페이팔, starbucks|스타벅스
 cloud: aws|amazon_web_services, gcp|google_cloud, azure|애저
-service: gmail|지메일, hanmail|한메일, outlook|아웃룩, instagram|인스타|인스타그램, whatsapp|왓츠앱,
-  kakaotalk|카톡|카카오톡, telegram|텔레그램, youtube|유튜브, twitter|트위터, tiktok|틱톡, linkedin|링크드인,
-  slack|슬랙, zoom|줌=, discord|디스코드, spotify|스포티파이, melon|멜론, quora, reddit, snapchat
+service: netflix|넷플릭스, facebook|페이스북|페북, gmail|지메일, hanmail|한메일, outlook|아웃룩,
+  instagram|인스타|인스타그램, whatsapp|왓츠앱, kakaotalk|카톡|카카오톡, telegram|텔레그램, youtube|유튜브,
+  twitter|트위터, tiktok|틱톡, linkedin|링크드인, slack|슬랙, zoom|줌=, discord|디스코드, spotify|스포티파이,
+  melon|멜론, quora, reddit, snapchat
 system: ios|아이오에스, android|안드로이드, windows|윈도우|윈도, macos|mac|맥북, linux|리눅스, ubuntu|우분투
 device: iphone|아이폰, ipad|아이패드, galaxy|갤럭시, laptop|노트북, desktop|데스크탑|데스크톱, tablet|태블릿,
   smartwatch|스마트워치, printer|프린터, smartphone|스마트폰|핸드폰|휴대폰|휴대전화, keyboard|키보드, router|공유기,

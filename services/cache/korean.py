@@ -8,11 +8,12 @@ conjugation adds and vowels that it contracts taken away: "켜지", "켰", "켤�
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from services.cache.reading import Act, Negation, Reading
 
 _ENDINGS = frozenset(
-    "다고는은을를이가도만에의로와과랑나니냐까요지면서야려라러게던든기음자어아여줘주세시습겠었았져진질죠네데며거것수놓두둬봐버"
+    "다고는은을를이가도만에의로와과랑나니냐까요지면서야라게던든기음자어아여줘주세시습겠었았져진질죠네데며거것수놓두둬봐버"
 )
 _LIGHT = frozenset("하해한할합했함되돼된될됩됐됨시")
 """First syllables of the verbs that follow a noun: 하다, 되다, 시키다."""
@@ -31,31 +32,36 @@ def _plain_syllable(letter: str) -> str:
     return chr(0xAC00 + lead * 588 + _VOWELS.get(vowel, vowel) * 28 + (0 if final in _FINALS else final))
 
 
+@lru_cache(16384)
 def key(word: str) -> str:
     """What a word is compared by, whatever its ending."""
     if len(word) < 2:
         return _plain_syllable(word) if word else ""
+    if word[1] == "려" and word[2:3] in ("고", "면", "는", "다"):
+        return _plain_syllable(word[0])
     if word[1] in _ENDINGS or word[1] in _LIGHT:
         return _plain_syllable(word[0])
     return _plain_syllable(word[0]) + _plain_syllable(word[1])
 
 
 _JI = re.compile(
-    r"(?P<head>[가-힣]{1,12}?)지(?:는|도|를|가|만)?(?P<negator>않|못|마|말(?!해|씀|하|했|할|한|지|이)|맙)?(?P<tail>[가-힣]*)"
+    r"(?P<head>[가-힣]{1,12}?)지(?:는|도|를|가|만)?(?P<negator>않|못|마|말(?!해|씀|하|했|할|한|지|이)"
+    r"|맙)?(?P<tail>[가-힣]*)"
 )
 _JI_ALONE = re.compile(r"(?P<head>[가-힣]{1,12})지(?:는|도|를|가|만)?")
 _NEGATOR = re.compile(
     r"(?P<negator>않|못|마(?![가-힣]*음)|말(?!해|씀|하|했|할|한|지|이)|안(?=[돼되됩]|는|아|$)|맙)(?P<tail>[가-힣]*)"
 )
 _FUSED = re.compile(
-    r"안(?P<head>되|돼|된|됨|됩|됐|될|하|해|합|했|할|한|나오|나와|나가|가|갔|갈|와|왔|올|오(?!후|전)|먹|켜|켰|꺼|열|보이|보여|보내|봤|들|맞|읽"
+    r"안(?P<head>되|돼|된|됨|됩|됐|될|하|해|합|했|할|한|나오|나와|나가|가|갔|갈|와|왔|올|오(?!후|전)|먹|켜|켰|꺼"
+    r"|열|보이|보여|보내|봤|들|맞|읽"
     r"|받|쓰|써|걸|아프|춥|덥|추|더|뜨|떠|떴|눌|씻|감|잤|사고|좋|바뀌|지워)(?P<tail>[가-힣]*)"
 )
 _VAGUE = frozenset(
     ("것", "거", "때", "쪽", "곳", "사람", "데", "걸", "경우", "시간", "시간이", "식", "말", "게", "것이", "때가")
 )
 _OTHERS = frozenset(("다른", "다른거", "다른것", "이", "그", "타", "기타"))
-_TOO_LIGHT = frozenset(("하", "되", "그", "무", "드", "이", "마", "즈", "거", "것", "좀", "안", "수", "츠"))
+_TOO_LIGHT = frozenset(("하", "되", "그", "무", "이", "마", "즈", "거", "것", "좀", "안", "수", "츠"))
 """Keys that stand for too much."""
 _NOT_NEGATED = (
     "안내",
@@ -82,26 +88,34 @@ _PLACES = frozenset(
     ("집", "방", "차", "실", "건물", "회사", "가게", "교실", "상자", "가방", "지갑", "이", "그", "기간", "동안")
 )
 _FINITE_ONLY = re.compile(
-    r"(?:고|며|면|니까?|서|게|도록|지만|데|려면|려고|므로|거나|기에?|음|다면|도|라서?|아도|어도|더라도|때문에?|느니|든지?|을때|을|ㄹ)$"
+    r"(?:고|며|면|니까?|서|게|도록|지만|데|려면|려고|므로|거나|기에?|음|다면|도|라서?|아도|어도|더라도|때문에?"
+    r"|느니|든지?|을때|을|ㄹ)$"
 )
 _ATTRIBUTE = re.compile(r"(?:는|은|던|한|된|된다는|다는|을|할|될|온|본|간|운|진|인|ㄴ)$")
 _RHETORICAL = re.compile(
-    r"(?:것|거|게) ?같지 ?않|좋지 ?않(?:을까|나|아|니)|(?:ㄹ|을|할|될|실|줄|볼|알|갈|올) ?수 ?없(?:을까|나|니|어요?\?|습니까|는지|을지)"
-    r"|방법(?:은|이|도)? ?없(?:을까|나|니|어|는지|습니까)|있지 ?않(?:나|을까|아|니)|(?:거|것|게) ?아니(?:야|냐|니|에요|예요|지)|않겠(?:어|니|습)"
-    r"|지 ?않을래|안 ?할래|없을까|없으려나|없(?:나|니|나요|습니까|는지)(?: ?[가-힣]*)?\?|(?:만한|방법|거|것|게|곳|데) ?(?:은|이)? ?없(?:나|니|어\?|는지)"
+    r"(?:것|거|게) ?같지 ?않|좋지 ?않(?:을까|나|아|니)|(?:ㄹ|을|할|될|실|줄|볼|알|갈|올) ?수 ?없(?:을까|나|니"
+    r"|어요?\?|습니까|는지|을지)"
+    r"|방법(?:은|이|도)? ?없(?:을까|나|니|어|는지|습니까)|있지 ?않(?:나|을까|아|니)|(?:거|것|게) ?아니(?:야|냐"
+    r"|니|에요|예요|지)|않겠(?:어|니|습)"
+    r"|지 ?않을래|안 ?할래|없을까|없으려나|없(?:나|니|나요|습니까|는지)(?: ?[가-힣]*)?\?|(?:만한|방법|거|것|게"
+    r"|곳|데) ?(?:은|이)? ?없(?:나|니|어\?|는지)"
 )
 _DOUBLE = re.compile(
-    r"지 ?않으면 ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*|안 ?([가-힣]{0,6}면) ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*"
+    r"수 ?밖에 ?없[가-힣]*|지 ?않으면 ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*"
+    r"|안 ?([가-힣]{0,6}면) ?(?:안 ?[되돼된됩]|큰일 ?나|혼나)[가-힣]*"
 )
 """Two negations that demand: "하지 않으면 안 돼", "안 하면 큰일 나"."""
 _SO_THAT_NOT = re.compile(r"지 ?않(?:도록|게|기로|기) ?(?:꼭 ?)?(?:해|하|합|주의|조심|지켜|설정|부탁|신경|$)")
 _WHY_NOT = re.compile(r"(?<![가-힣])왜|이유|원인")
 _ASK_NOT = re.compile(r"(?:으)?면 ?안 ?(?:되|돼|된|됩|될|됨)")
 _FORBIDDING = re.compile(
-    r"금지|(?<!궁)금합|금하|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)|관둬|관두|절대 ?안"
+    r"금지|(?<![궁조])금(?:합|하)|금물|지양|제한(?:됩|돼|된다|하고|합)|삼가|자제(?!력)|그만(?!두|큼|한)"
+    r"|피하(?:세|십|도|라|자|는|기)|피해(?:라|줘|주|야)|(?:면|다간|그러면|다가) ?(?:큰일 ?나|혼나|혼난|혼날)"
+    r"|관둬|관두|절대 ?안"
 )
 _BARE_NEGATIVE = re.compile(
-    r"불가(?:능|한|합|해|$)|불능|미포함|부재|미확인|실패|거절|거부|차단|먹통|오류|에러|고장|문제|틀리|틀렸|싫|모르|모른"
+    r"불가(?:능|한|합|해|$)|불능|미포함|부재|미확인|실패|거절|거부|차단|먹통|오류|에러|고장|문제|틀리|틀렸|싫"
+    r"|모르|모른"
 )
 
 _TOPIC = (
@@ -117,8 +131,8 @@ _ASKS = tuple(
         ("frequency", r"얼마나 ?자주|몇 ?번이?나? |몇 ?회|하루에 몇"),
         (
             "when",
-            r"언제(?!나|든|까지나)|몇 ?시(?!간)|며칠(?! ?(?:이나|동안|걸))|몇 ?월|몇 ?일|무슨 ?요일|어느 ?날|무슨 ?날|(?:날짜|시각|일시)"
-            + _TOPIC,
+            r"언제(?!나|든|까지나)|몇 ?시(?!간)|며칠(?! ?(?:이나|동안|걸))|몇 ?월|몇 ?일|무슨 ?요일|어느 ?날"
+            r"|무슨 ?날|(?:날짜|시각|일시)" + _TOPIC,
         ),
         ("where", r"어디|어딜|어딘|어느 ?(?:곳|지역|나라|도시|동네)|(?:위치|장소)" + _TOPIC),
         ("who", r"누구|누가|누군|누굴|어떤 ?사람"),
@@ -126,33 +140,39 @@ _ASKS = tuple(
         ("how", r"어떻게(?! ?(?:되|돼|된|됩|됐|생|알))|어떡|어찌|(?:방법|방식|[는] ?법|절차)" + _TOPIC),
         (
             "amount",
-            r"얼마(?!나 ?(?:오래|자주|걸)| ?동안)|몇(?! ?(?:시|분|주|개월|달|년|초|일|월|번|회))|(?:가격|비용|요금|금액|액수|갯수|개수|횟수)"
-            + _TOPIC,
+            r"얼마(?!나 ?(?:오래|자주|걸)| ?동안)|몇(?! ?(?:시|분|주|개월|달|년|초|일|월|번|회))|(?:가격|비용"
+            r"|요금|금액|액수|갯수|개수|횟수)" + _TOPIC,
         ),
     )
 )
 _MODALITY = (
-    ("may", re.compile(r"[아어여해와워봐줘려켜러]도 ?(?:되|돼|됩|될|된|괜찮)|수 ?(?:가|는|도)? ?있|가능(?!성)")),
     (
-        "must",
+        "may",
         re.compile(
-            r"[아어여해와워봐줘려켜러]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무"
+            r"[가-힣]도 ?(?:되|돼|됩|될|된|괜찮)|(?<![알줄실])(?<![알줄실] )수 ?(?:가|는|도)? ?있"
+            r"|가능(?!성)"
         ),
     ),
-    ("should", re.compile(r"(?:는|은) ?(?:게|것이|편이|쪽이) ?(?:좋|나을|낫)")),
+    (
+        "must",
+        re.compile(r"[가-힣]야 ?(?:하|해|되|돼|됩|합|할|한|만)|필요(?:가|는|도)? ?(?:있|하|한|해|할)|필수|의무"),
+    ),
 )
 _OPEN_QUESTION = re.compile(r"어떻게|방법|뭐|뭘|무엇|무슨|어떤|어느")
 _TELL = re.compile(
-    r"(?:알려|말해|말씀|가르쳐|가르켜|설명|답해|대답|궁금|알고 ?싶|찾아|검색|보여|알아봐|추천|읊어|대봐|골라|뽑아|정해|판단|선택|불러|얘기|이야기|밝혀)[가-힣 ]{0,12}[.?!~]*$"
+    r"(?:알려|말해|말씀|가르쳐|가르켜|설명|답해|대답|궁금|알고 ?싶|찾아|검색|보여|알아봐|추천|읊어|대봐|골라"
+    r"|뽑아|정해|판단|선택|불러|얘기|이야기|밝혀)[가-힣 ]{0,12}[.?!~]*$"
 )
 _SUGGESTION = re.compile(r"어때|어떨까|지 ?그래|좋겠|는 ?게 ?좋|것이 ?좋|권(?:합|해|장)|바람직|낫")
-_LIGHT_VERB = re.compile(r"(?:주|줘|줄|둬|두|놔|놓|되|돼|될|됩|하|해|할|합|마|말|있|없)[가-힣]*|[가-힣]")
+_LIGHT_VERB = re.compile(r"(?:주|줘|줄|둬|두|놔|놓|되|돼|될|됩|하|해|할|합|마|말|있|없)[가-힣]*|좀|꼭|더|요")
 _REQUEST = re.compile(r"(?:줄래|주실래|주시겠|줄 ?수 ?있|주실 ?수 ?있|주면 ?안)")
 _ORDER = re.compile(
-    r"(?:줘|줘라|줘요|주세요|주셔요|주십시오|주시오|주라|주렴|라|세요|셔요|십시오|시오|자|자고|시다|도록|바랍니다|바라|부탁(?:해|해요|합니다|드려요|드립니다)?|렴|야 ?해|야 ?돼|야 ?한다|야 ?합니다|면 ?돼)$"
+    r"(?:줘|줘라|줘요|주세요|주셔요|주십시오|주시오|주라|주렴|라|세요|셔요|십시오|시오|자|자고|시다|도록"
+    r"|바랍니다|바라|부탁(?:해|해요|합니다|드려요|드립니다)?|렴|야 ?해|야 ?돼|야 ?한다|야 ?합니다|면 ?돼)$"
 )
 _BARE_ORDER = re.compile(
-    r"(?:켜|꺼|둬|놔|놓아|열어|닫아|틀어|올려|내려|높여|낮춰|보내|걸어|잠가|잠궈|멈춰|지워|바꿔|꺼내|넣어|(?:예약|설정|취소|삭제|추가|전송|저장|실행|시작|종료|연결|해제|주문|결제|청소|등록|변경|재생)해)$"
+    r"(?:켜|꺼|둬|놔|놓아|열어|닫아|틀어|올려|내려|높여|낮춰|보내|걸어|잠가|잠궈|멈춰|지워|바꿔|꺼내|넣어"
+    r"|(?:예약|설정|취소|삭제|추가|전송|저장|실행|시작|종료|연결|해제|주문|결제|청소|등록|변경|재생)해)$"
 )
 _QUESTION = re.compile(r"(?:까|까요|나요|니|냐|나|가요|는가|은가|인가|는지|은지|인지|지요|죠|대|래|래요)$")
 _DELIBERATIVE = re.compile(r"[가-힣](?:까|까요)$")
@@ -179,13 +199,17 @@ def _noun(word: str) -> str:
 
 def read(words: tuple[str, ...], text: str) -> Reading:
     """Read the words between spaces (Hangul, letters or digits) and , . ? ! marks, in order; ``text`` as it stood."""
-    if "면" in text and _DOUBLE.search(text):
+    if ("면" in text or "밖에" in text) and _DOUBLE.search(text):
         text = _DOUBLE.sub("야 해", text)
         words = tuple(_WORD.findall(text))
     scan = _Scan(words, text)
     asks = frozenset(name for name, pattern in _ASKS if pattern.search(text))
     open_question = "how" in asks or _OPEN_QUESTION.search(text) is not None
-    modality = frozenset() if open_question else frozenset(n for n, pattern in _MODALITY if pattern.search(text))
+    last = next((word for word in reversed(words) if word[0].isalnum()), "")
+    is_question = text.rstrip().endswith("?") or _QUESTION.search(last) is not None
+    modality: frozenset[str] = frozenset()
+    if is_question and not asks and not open_question:
+        modality = frozenset(name for name, pattern in _MODALITY if pattern.search(text))
     return Reading(
         negated=frozenset(scan.negated),
         plain=frozenset(scan.plain - scan.negated - scan.excluded),
@@ -232,8 +256,8 @@ class _Scan:
             bare = word.removesuffix("보다는").removesuffix("보단") or before
             if not bare.endswith("기"):
                 self._exclude(bare, before)
-        elif (word.startswith("대신") and before and not before.endswith(("는", "은"))) or (
-            word.startswith(("빼고", "제외")) and before
+        elif before and (
+            word.startswith(("빼고", "제외")) or (word.startswith("대신") and not before.endswith(("는", "은")))
         ):
             self._exclude(before)
         elif word.startswith(("아니라", "아니고", "아닌")) and before:
@@ -250,9 +274,11 @@ class _Scan:
         elif "없" in word:
             cut = word.index("없")
             subject = word[:cut] or _noun(before)
-            if subject:
+            if before.startswith("수") and len(before) < 3 and place > 1:
+                subject = self._words[place - 2]
+            if subject and subject != "더":
                 self._deny(subject, word[cut + 1 :], place)
-                if before not in ("수", "필요", "필요가"):
+                if not before.startswith("수") and before not in ("필요", "필요가") and not self._rhetorical:
                     self.negated.add(_THERE_IS)
         elif not (self._ji(place, word, after) or self._not(place, word, before, after)):
             if not word.endswith("면"):
@@ -311,7 +337,13 @@ class _Scan:
         return True
 
     def _deny(self, head: str, tail: str, place: int) -> None:
-        if head and head[0].isalnum() and not head.startswith(("그러", "이러", "그렇")) and key(head) not in _TOO_LIGHT:
+        if (
+            head
+            and head[0].isalnum()
+            and not head.startswith(("그러", "이러", "그렇"))
+            and key(head) not in _TOO_LIGHT
+            and not self._rhetorical
+        ):
             self.negated.add(key(head))
         follows = any(word[0].isalnum() for word in self._words[place + 1 :])
         if self._rhetorical or (follows and (_FINITE_ONLY.search(tail) or _ATTRIBUTE.search(tail))):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.cache.gate import identifies, own_account, time_bound
 from services.cache.keys import ROLE_USER, Language, Question, language
 from services.cache.store import Entry
 
@@ -25,9 +25,10 @@ class BypassReason(StrEnum):
     TOOL_SIDE_EFFECTS = "tool_side_effects"
     """A tool of the request changes something in the world."""
     TIME_BOUND = "time_bound"
-    """The last turn asks about now: today, prices, weather, news."""
+    """The last turn asks for what changes by the hour: today, prices, weather, news."""
     PERSONAL_DATA = "personal_data"
-    """A user turn holds an e-mail address, phone or card number, an identity or account number, or a stated name."""
+    """A user turn holds an e-mail address, phone or card number, an identity or account number, or a stated name; or
+    the last one asks how somebody's own account, order or calendar stands."""
     TOO_LARGE = "too_large"
     """More text than the limit: hashing it would hold the others up, and it will hardly come again."""
 
@@ -85,33 +86,6 @@ class Answer:
     """As long as the request's own max_output_tokens allows."""
 
 
-_TIME_BOUND = re.compile(
-    r"\b(?:today|tonight|tomorrow|yesterday|now|nowadays|currently|current|latest|recent|recently|upcoming|so far"
-    r"|at the moment|(?:this|next|last) (?:week|month|year|quarter|morning|afternoon|evening|weekend|time)"
-    r"|what time|weather|forecast|temperature outside|news|headlines|prices?|stock|share price|exchange rates?|traffic"
-    r"|score of|in stock|available)\b"
-    r"|(?<![가-힣])(?:지금|오늘|내일|모레|어제|그제|현재|방금|요즘|최근|최신|아까|이따|이번"
-    r"|다음 ?주|다음 ?달|지난 ?주|지난 ?달|작년|내년|올해|올 ?여름|올 ?겨울)"
-    r"|날씨|기온|미세먼지|가격|시세|주가|환율|뉴스|속보|실시간|몇 ?시|재고|교통 ?상황",
-    re.IGNORECASE,
-)
-
-_PERSONAL = re.compile(
-    r"[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{2,}"  # e-mail
-    r"|(?<!\d)(?:\+\d{1,3}[ -]?)?\(?0\d{1,2}\)?[ -]?\d{3,4}[ -]?\d{4}(?!\d)"  # Korean phone
-    r"|(?<!\d)(?:\+?1[ .-]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\d)"  # North American phone
-    r"|\+\d{1,3}[ -]?\d{1,4}(?:[ -]?\d{2,4}){2,4}"  # international phone
-    r"|(?<!\d)\d{6}-[1-4]\d{6}(?!\d)|(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)"  # resident registration, social security
-    r"|(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)"  # card and account numbers
-    r"|\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}\b"  # IBAN
-    r"|(?:account|order|customer|member|invoice|booking|reservation|ticket|tracking|policy|passport|case)"
-    r"(?: ?(?:number|no\.?|id|#))?(?: is)?:? ?#?(?=[A-Za-z-]{0,6}\d{4,})"
-    r"|(?:주문|계좌|고객|회원|예약|송장|운송장|접수|여권|카드) ?번호(?:는|가|이|:)? ?[A-Za-z-]{0,6}\d{4,}"
-    r"|\bmy name is\b|(?:제|내) 이름은|저는 [가-힣]{2,4}(?:이라고|라고)",
-    re.IGNORECASE,
-)
-
-
 def bypass_reason(question: Question, policy: CachePolicy) -> BypassReason | None:
     """Why a request must not meet the cache at all; None when it may.
 
@@ -127,9 +101,11 @@ def bypass_reason(question: Question, policy: CachePolicy) -> BypassReason | Non
         return BypassReason.TOOL_SIDE_EFFECTS
     if question.character_count > policy.max_request_characters:
         return BypassReason.TOO_LARGE
-    if _TIME_BOUND.search(question.last_turn):
+    if time_bound(question.last_turn):
         return BypassReason.TIME_BOUND
-    if any(_PERSONAL.search(message.text) for message in question.messages if message.role == ROLE_USER):
+    if own_account(question.last_turn) or any(
+        identifies(message.text) for message in question.messages if message.role == ROLE_USER
+    ):
         return BypassReason.PERSONAL_DATA
     return None
 

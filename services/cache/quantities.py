@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 
 _NUMBER = re.compile(
-    r"(?P<currency>[$€£₩¥])?\s?(?P<number>\d+(?:[.,:/]\d+)*)\s?(?P<scale>[백천만억]|k(?![a-z])|thousand|million|billion)?\s?"
-    r"(?P<unit>%|°c|°f|percent|퍼센트|프로(?![가-힣])|kg|mg|g|lbs?|pounds?|oz|km|cm|mm|miles?|mi|ft|feet|inch(?:es)?|tb|gb|mb|kb"
-    r"|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|am|pm|a\.m|p\.m|usd|eur|krw|dollars?|won"
-    r"|달러|원|유로|엔|시간|분|초|개월|달|주일|주|일|월|년|살|세|명|개|번|배|시|킬로|미터|그램|기가|메가|단계|층|호선|학년|학기|회|박|도|위|등|m"
+    r"(?P<currency>[$€£₩¥])?\s?(?P<number>\d+(?:[.,:/]\d+)*)\s?(?P<scale>[백천만억]|k(?![a-z])|thousand|million"
+    r"|billion)?\s?"
+    r"(?P<unit>%|°c|°f|percent|퍼센트|프로(?![가-힣])|kg|mg|g|lbs?|pounds?|oz|km|cm|mm|miles?|mi|ft|feet"
+    r"|inch(?:es)?|tb|gb|mb|kb"
+    r"|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|am|pm|a\.m|p\.m|usd|eur|krw"
+    r"|dollars?|won"
+    r"|달러|원|유로|엔|시간|분|초|개월|달|주일|주|일|월|년|살|세|명|개|번|배|시|킬로|미터|그램|기가|메가|단계|층"
+    r"|호선|학년|학기|회|박|도|위|등|m"
     r")?(?![a-z])"
 )
 _UNITS = {
@@ -36,7 +40,8 @@ _SPELT = re.compile(
     rf"\b(?:(?:an?|one) (?={'|'.join(_ENGLISH_SCALES)}))?(?:{'|'.join((*_ENGLISH, *_ENGLISH_SCALES))})"
     rf"(?:[ -](?:and )?(?:{'|'.join((*_ENGLISH, *_ENGLISH_SCALES, 'one'))}))*\b"
 )
-_ORDINALS = {"second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "twice": "x2", "triple": "x3", "half": "1/2", "절반": "1/2", "두배": "x2"}  # fmt: skip
+_ORDINALS = {"second": "2nd", "third": "3rd", "fourth": "4th", "fifth": "5th", "twice": "x2", "triple": "x3",
+             "half": "1/2", "절반": "1/2", "두배": "x2"}  # fmt: skip
 _ORDINAL = re.compile(r"(?<![^\W_])(?:" + "|".join(_ORDINALS) + r")(?![a-z-])")
 
 _NATIVE = {
@@ -44,9 +49,12 @@ _NATIVE = {
     "열한": 11, "열두": 12, "스무": 20, "서른": 30, "마흔": 40, "쉰": 50,
 }  # fmt: skip
 _NATIVE_COUNT = re.compile(
-    r"(?<![가-힣])(?<![로을를게고도이더]\s)(?P<word>" + "|".join(sorted(_NATIVE, key=len, reverse=True)) + r")\s?"
+    r"(?<![가-힣])(?<![로을를게도더]\s)(?<!많이\s)(?P<word>"
+    + "|".join(sorted(_NATIVE, key=len, reverse=True))
+    + r")\s?"
     r"(?=(?:개|명|번|시간|달|살|권|장|잔|병|대|마리|가지|주|배(?!\s?드)|사람|곳|시|박|통|층|켤레|그루|편)"
-    r"(?:에|이|가|를|을|은|는|의|로|까지|부터|만|도|씩|쯤|정도|안|동안|간|전|후|반|째|짜리|치|이상|이하|이나|보단|보다|말고|넘|걸|[^가-힣]|$))"
+    r"(?:에|이|가|를|을|은|는|의|로|까지|부터|만|도|씩|쯤|정도|안|동안|간|전|후|반|째|짜리|치|이상|이하|이나"
+    r"|보단|보다|말고|넘|걸|[^가-힣]|$))"
 )
 _IDIOM = re.compile(r"(?<![가-힣])(?:한 ?번|한 ?사람|한 ?가지|한 ?곳|한편|두 ?번 ?다시)")
 """Words that count nothing."""
@@ -54,7 +62,8 @@ _DIGITS = {"일": 1, "이": 2, "삼": 3, "사": 4, "오": 5, "육": 6, "칠": 7,
 _TENS = {"십": 10, "백": 100, "천": 1000}
 _SINO_COUNT = re.compile(
     r"(?<![가-힣0-9])(?:(?P<word>[일이삼사오육칠팔구십백천만억]{2,8})\s?"
-    r"(?=단계|층|호선|학년|학기|년|개월|월|분|초|원|번|회|도(?!시|로|구)|위|등|박|주|퍼센트|프로|킬로|배|인분|달러|살|세|시간|명|개|일|시|장|권|점|대|평)"
+    r"(?=단계|층|호선|학년|학기|년|개월|월|분|초|원|번|회|도(?!시|구)|위|등|박|주|퍼센트|프로|킬로|배|인분|달러"
+    r"|살|세|시간|명|개|일|시|장|권|점|대|평|으로|까지|보다)"
     r"|(?P<one>[일이삼사오육칠팔구십])(?=단계|층|호선|학년|학기|개월|월(?!급|요|말|세|등)|주일|인분|퍼센트|킬로))"
 )
 _EXCLUDED = re.compile(r"[^\s]*\d[^\s]*\s?[가-힣]{0,3}\s?(?:말고|보단|보다는|대신|아니라|아니고)")

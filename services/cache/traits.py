@@ -19,16 +19,18 @@ READ_CHARACTERS = 2000
 """Longer texts are read so far only: they hardly meet a near neighbour, and embedders read no more."""
 
 _TOKEN = re.compile(
-    r"[a-z]+(?:'(?:t|re|ve|ll|m|d)(?![a-z]))?(?:[+#]{1,2}(?![a-z]))?|[0-9]+[a-z]*|[가-힣][가-힣0-9a-z]*|[^\W_]+|[,.?!]"
+    r"[a-z]+(?:'(?:t|re|ve|ll|m|d)(?![a-z]))?(?:[+#]{1,2}(?![a-z]))?|[0-9]+[a-z]*|[가-힣][가-힣0-9a-z]*|[^\W_]+"
+    r"|[,.?!]"
 )
 _HANGUL = re.compile("[가-힣]")
 _CAPITAL = re.compile(r"(?<=[^.?!] )[A-Z][A-Za-z0-9-]*|\b[A-Z]{2,}\b|(?<=[.?!] )[A-Z][\w-]*(?=[.?!]?$)")
 _NO_NAMES = word_set(
-    "i im ive id ill thanks thank please hello hi ok okay faq asap pin atm app sms url tv pc a an the is are do does can"
-    " how what why when where who which my it in on to for of and or"
+    "i im ive id ill thanks thank please hello hi ok okay faq asap pin atm app sms url tv pc a an the is are do does"
+    " can how what why when where who which my it in on to for of and or"
 )
 _PARTICLE = re.compile(
-    r"(?:에서|부터|까지|으로|이랑|하고|보다|에게|한테|에는|에선|이나|이라|은|는|이|가|을|를|에|로|와|과|랑|도|만|의|엔|산|제|식|인|행|발)?(?:은|는|도|만|의|요)?"
+    r"(?:에서|부터|까지|으로|이랑|하고|보다|에게|한테|에는|에선|이나|이라|은|는|이|가|을|를|에|로|와|과|랑|도|만"
+    r"|의|엔|산|제|식|인|행|발)?(?:은|는|도|만|의|요)?"
 )
 
 
@@ -113,6 +115,7 @@ def _excluded(tokens: tuple[str, ...], place: int) -> bool:
     return tokens[max(place - 2, 0) : place] in (("instead", "of"), ("rather", "than"))
 
 
+@lru_cache(16384)
 def _kind(token: str) -> tuple[str, str] | None:
     if token[0].isascii() and not _HANGUL.search(token):
         return WHOLE.get(token) or (WHOLE.get(token[:-1]) if token.endswith("s") else None)
