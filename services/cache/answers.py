@@ -19,7 +19,7 @@ from services.cache.store import Condition, Conditions, Entry, Found, VectorStor
 
 log = logging.getLogger("tenth.cache")
 
-CANDIDATES = 5
+CANDIDATES = 16
 """Neighbours that are judged per lookup: guards refuse the nearest often enough to look at the next."""
 _EVICT_SHARE = 0.02
 
@@ -107,6 +107,13 @@ class AnswerCache:
                 break
             if found is None and reason.startswith("nothing"):
                 reason = next(line for line in verdict.reasons if line.startswith("refused"))
+        if found is not None:
+            # Candidates come without completions, and this one may have gone since.
+            whole = await self._store.get(found.entry.entry_id)
+            if whole is None or whole.tenant != asked.question.tenant_id or now >= whole.expires:
+                found, reason = None, "just deleted"
+            else:
+                found = Found(whole, found.similarity)
         stored = self._memory.get(asked.key)
         if found is None and stored is not None and not fresh(stored[0], asked.question, now):
             # An identical request was answered and stored while this one was embedded.

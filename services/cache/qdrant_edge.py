@@ -43,6 +43,8 @@ _SPARE_COUNT = 16
 _MOST_COUNT = 4096
 _ROUNDING = 0.03
 """No cosine of the index is further off than this."""
+_NONE = -2.0
+"""Below every cosine."""
 _PAGE_ROWS = 2000
 _BULK_SECONDS = 30.0
 """Longest wait for deletions and sums, which touch any number of rows."""
@@ -169,6 +171,7 @@ class QdrantEdgeStore:
         await self.flush()
         if self._building is not None:
             await asyncio.gather(self._building, return_exceptions=True)
+        await self._read(lambda _: None)  # The index before is removed after the last search in it.
 
     @property
     def indexed_count(self) -> int:
@@ -184,7 +187,7 @@ class QdrantEdgeStore:
         while True:
             # The recent rows before the index: an exchange in between then shows some rows twice, not none.
             near = self._recent.search(vector, scopes, wanted)
-            more = _cut(near, wanted, least)
+            floor = _floor(near, wanted)
             index = self._index
             if index is not None:
                 try:
@@ -192,11 +195,13 @@ class QdrantEdgeStore:
                 except IndexBroken as error:
                     log.error("the vector index is given up: %s", error)
                     self._index, self._lost, indexed = None, True, []
-                more = more or _cut(indexed, wanted, least)
+                floor = max(floor, _floor(indexed, wanted))
                 near += indexed
             seqs = list({seq for seq, cosine in near if cosine >= least - _ROUNDING})
             ranked = self._compared(reader.vectors(seqs, conditions), vector, least)[:limit] if seqs else []
-            if len(ranked) == limit or not more or wanted >= _MOST_COUNT:
+            # What was not looked at is no nearer than this: enough if nothing of it belongs among the ranked.
+            nearer = floor < (ranked[-1][1] if len(ranked) == limit else least - _ROUNDING)
+            if nearer or floor == _NONE or wanted >= _MOST_COUNT:
                 break
             wanted = min(_MOST_COUNT, wanted * 4)
         if not ranked:
@@ -318,9 +323,9 @@ class QdrantEdgeStore:
             raise store_unavailable(str(error)) from error
 
 
-def _cut(near: list[tuple[int, float]], wanted: int, least: float) -> bool:
-    """True if there may be more that are near enough than those wanted, which are given best first."""
-    return len(near) == wanted and near[-1][1] >= least - _ROUNDING
+def _floor(near: list[tuple[int, float]], wanted: int) -> float:
+    """The cosine that nothing exceeds beyond those given, best first; _NONE where there is nothing beyond."""
+    return near[-1][1] if len(near) == wanted else _NONE
 
 
 def _unit(vector: Sequence[float]) -> Vector:

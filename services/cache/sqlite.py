@@ -251,7 +251,7 @@ def _described(entry_id: str, hits: int, used: float, checksum: int, payload: st
     if checksum != _checksum(entry_id, payload, vector):
         log.warning("entry %s is damaged and not used", entry_id)
         return None
-    return replace(from_payload(entry_id, json.loads(payload)), hits=hits, used=used)
+    return from_payload(entry_id, {**json.loads(payload), "hits": hits, "used": used})
 
 
 def _whole(row: Sequence[Any]) -> Entry | None:
