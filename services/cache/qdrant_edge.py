@@ -16,7 +16,7 @@ import os
 import sqlite3
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -106,15 +106,11 @@ class QdrantEdgeStore:
 
     async def put(self, entry: Entry, vector: Sequence[float]) -> None:
         """Insert or replace."""
-        unit = _unit(vector)
+        await self._put([(entry, _unit(vector))], self._timeout_seconds)
 
-        def put(table: EntryTable) -> None:
-            (seq,) = table.put([(entry, unit)])
-            if entry.scope:
-                self._recent.add(seq, entry.scope, unit)
-
-        await self._write(put)
-        self._build_when_due()
+    async def put_all(self, entries: Iterable[tuple[Entry, Sequence[float]]]) -> None:
+        """Insert or replace many in one transaction, which all other writing waits for."""
+        await self._put([(entry, _unit(vector)) for entry, vector in entries], _BULK_SECONDS)
 
     async def get(self, entry_id: str) -> Entry | None:
         """By id."""
@@ -302,6 +298,15 @@ class QdrantEdgeStore:
         if before is not None:
             # On the thread that may be searching it right now.
             self._reading.submit(_discard, before)
+
+    async def _put(self, entries: Sequence[tuple[Entry, Vector]], seconds: float) -> None:
+        def put(table: EntryTable) -> None:
+            for seq, (entry, unit) in zip(table.put(entries), entries, strict=True):
+                if entry.scope:
+                    self._recent.add(seq, entry.scope, unit)
+
+        await self._write(put, seconds)
+        self._build_when_due()
 
     async def _read(self, work: Callable[[EntryReader], T]) -> T:
         if self._reader is None:
