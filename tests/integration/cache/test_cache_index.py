@@ -43,7 +43,7 @@ async def filled(folder: Path, count: int = COUNT) -> QdrantEdgeStore:
     store = made(folder)
     await store.open()
     for index in range(count):
-        await store.put(entry(index), vector(index))
+        await store.put(entry(index), vector(index).tolist())
     return store
 
 
@@ -60,7 +60,7 @@ async def test_the_index_finds_what_comparing_all_finds(tmp_path: Path) -> None:
     await store.settle()
     assert store.indexed_count == COUNT
     for index in range(COUNT, COUNT + 20):
-        await store.put(entry(index), vector(index))
+        await store.put(entry(index), vector(index).tolist())
     for number in range(1000, 1050):
         assert await nearest(store, vector(number)) == exact(vector(number), list(range(COUNT + 20)))
     (best,) = await store.search(vector(7).tolist(), SCOPE, 1)
@@ -85,11 +85,11 @@ async def test_the_index_serves_nothing_that_is_gone_replaced_or_of_another_scop
     store = made(tmp_path)
     await store.open()
     for index in range(COUNT):
-        await store.put(entry(index, scope="t" if index % 10 == 0 else "s"), vector(index))
+        await store.put(entry(index, scope="t" if index % 10 == 0 else "s"), vector(index).tolist())
     await store.settle()
     gone = [index for index in range(COUNT) if index % 10 and index % 3 == 0]
     assert await store.delete((), [entry_id(f"k{index}") for index in gone]) == len(gone)
-    await store.put(entry(1, model="n"), vector(1001))
+    await store.put(entry(1, model="n"), vector(1001).tolist())
     left = [index for index in range(2, COUNT) if index % 10 and index % 3]
     moved = {f"k{index}": vector(index) for index in left} | {"k1": vector(1001)}
     for number in range(2000, 2020):
@@ -118,7 +118,7 @@ async def test_an_index_of_what_is_mostly_gone_is_built_anew(tmp_path: Path) -> 
 async def test_a_restart_uses_the_index_and_what_came_after_it(tmp_path: Path) -> None:
     store = await filled(tmp_path)
     await store.settle()
-    await store.put(entry(COUNT), vector(COUNT))
+    await store.put(entry(COUNT), vector(COUNT).tolist())
     await store.close()
     again = made(tmp_path)
     await again.open()
@@ -188,7 +188,7 @@ async def test_an_index_that_cannot_be_built_costs_no_answer(tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
     try:
         # No file descriptor is left for a child's pipes.
-        await store.put(entry(COUNT), vector(COUNT))
+        await store.put(entry(COUNT), vector(COUNT).tolist())
         assert store._building is not None
         await asyncio.wait([store._building])
     finally:
@@ -237,7 +237,7 @@ async def main():
     await store.open()
     if sys.argv[2] == "full":
         for index in range(5):
-            await store.put(entry(index), vector(index))
+            await store.put(entry(index), vector(index).tolist())
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         refused = ""
         for index in range(5, 100):
@@ -254,7 +254,7 @@ async def main():
         return
     index = int(sys.argv[2])
     while True:
-        await store.put(entry(index), vector(index))
+        await store.put(entry(index), vector(index).tolist())
         print(index, flush=True)
         index += 1
 
