@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -298,14 +299,18 @@ def _serve() -> None:
 
 def _gptcache(folder: Path, size: int) -> Ask:
     """GPTCache with the same entries and vectors, its default SQLite and FAISS, and a bound like the article's."""
-    from gptcache import Cache, Config
-    from gptcache.adapter.api import get
-    from gptcache.manager import manager_factory
-    from gptcache.processor.pre import get_prompt
-    from gptcache.similarity_evaluation.distance import SearchDistanceEvaluation
-
+    gptcache, api, managers, before, similarity = (
+        import_module(f"gptcache{name}")
+        for name in ("", ".adapter.api", ".manager", ".processor.pre", ".similarity_evaluation.distance")
+    )
     folder.mkdir()
-    manager = manager_factory("sqlite,faiss", str(folder), vector_params={"dimension": DIMENSION})
+    manager = managers.manager_factory(
+        "sqlite,faiss",
+        str(folder),
+        vector_params={"dimension": DIMENSION},
+        # It evicts beyond a thousand otherwise.
+        eviction_params={"max_size": 2 * size, "clean_size": 1},
+    )
     for first in range(0, size, _FILL_ROWS):
         texts = [stored_wording(number) for number in range(first, min(size, first + _FILL_ROWS))]
         manager.import_data(texts, [_ANSWER] * len(texts), [given(text) for text in texts], [None] * len(texts))
@@ -317,17 +322,17 @@ def _gptcache(folder: Path, size: int) -> Ask:
             found = known[text] = given(text)
         return found
 
-    cache = Cache()
+    cache = gptcache.Cache()
     cache.init(
-        pre_embedding_func=get_prompt,
+        pre_embedding_func=before.get_prompt,
         embedding_func=vector,
         data_manager=manager,
-        similarity_evaluation=SearchDistanceEvaluation(),
-        config=Config(similarity_threshold=0.9),
+        similarity_evaluation=similarity.SearchDistanceEvaluation(),
+        config=gptcache.Config(similarity_threshold=0.9),
     )
 
     async def ask(text: str) -> bool:
-        return get(text, cache_obj=cache) is not None
+        return api.get(text, cache_obj=cache) is not None
 
     return ask
 
