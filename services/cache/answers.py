@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mesh.errors import TenthError
@@ -18,12 +18,9 @@ from services.cache.embedding import Embedded, Embedder, Vector
 from services.cache.keys import Question, embedded_text, exact_key, language, own_scope, scopes_of, semantic_scope
 from services.cache.messages import said
 from services.cache.namespaces import Mode, NamespacePolicy, Namespaces
-from services.cache.paging import entries
 from services.cache.policy import CachePolicy, ExactOnly, exact_only, fresh
 from services.cache.sharing import Agreement
 from services.cache.store import (
-    SIZE_BITS,
-    SIZE_STEP_BYTES,
     Condition,
     Conditions,
     Entry,
@@ -292,7 +289,7 @@ class AnswerCache:
         """Store an entry as it is, and remember it."""
         deletions = self._deletions
         await self._store.put(entry, vector)
-        self._put_bytes += entry_bytes(entry) + SIZE_STEP_BYTES
+        self._put_bytes += entry_bytes(entry)
         self._used.pop(entry.entry_id, None)
         if deletions == self._deletions:
             self._remember(entry)
@@ -322,19 +319,8 @@ class AnswerCache:
         conditions: Conditions,
         entry_ids: Sequence[str],
         dry_run: bool,
-        matching: Callable[[Entry], bool] | None = None,
     ) -> int:
-        """Delete entries, or only count them; ``matching`` tests what the store has no condition for."""
-        if matching is not None:
-            among = set(entry_ids)
-            chosen = [
-                entry.entry_id
-                async for entry in self.entries(conditions)
-                if matching(entry) and (not among or entry.entry_id in among)
-            ]
-            if dry_run or not chosen:
-                return len(chosen)
-            entry_ids = chosen
+        """Delete entries, or only count them."""
         if dry_run:
             return await self._store.count(conditions, entry_ids)
         # Memory first: whatever the store answers, nothing of this is served from here any more.
@@ -344,10 +330,6 @@ class AnswerCache:
         finally:
             # Again: a lookup may have read from the store what was about to go.
             self._forget_all()
-
-    def entries(self, conditions: Conditions) -> AsyncIterator[Entry]:
-        """All entries that meet all conditions, expired ones as well."""
-        return entries(self._store, self._embedder.dimension, conditions)
 
     async def count(self, conditions: Conditions) -> int:
         """How many entries meet all conditions."""
@@ -368,10 +350,7 @@ class AnswerCache:
 
     async def size_bytes(self, conditions: Conditions) -> int:
         """What the entries that meet all conditions take, bytes."""
-        counts = [
-            await self._store.count((*conditions, Condition("size_bits", (str(bit),)))) for bit in range(SIZE_BITS)
-        ]
-        return SIZE_STEP_BYTES * sum(count << bit for bit, count in enumerate(counts))
+        return await self._store.total_bytes(conditions)
 
     def hit_count(self, entry: Entry) -> int:
         """How often an entry was served, with what is not yet written behind."""
@@ -383,13 +362,13 @@ class AnswerCache:
         now = self._now()
         expired = await self._store.delete((Condition("expires", at_most=now),))
         evicted = 0
-        while over := await self._over():
-            chosen = await self._store.least_recently_used(over)
-            if not chosen:
-                break
-            evicted += await self._store.delete((), chosen)
+        over, over_bytes = await self._over()
+        if over or over_bytes:
+            chosen = await self._store.least_recently_used(over, over_bytes)
+            evicted = await self._store.delete((), chosen)
             for identifier in chosen:
                 self._forget(identifier)
+            self._measured = None
         if evicted:
             log.info("evicted %d entries beyond the bounds", evicted)
         for identifier in [identifier for identifier, (entry, _) in self._memory.items() if entry.expires <= now]:
@@ -425,18 +404,15 @@ class AnswerCache:
         self._measured = (size, now)
         return size
 
-    async def _over(self) -> int:
-        """How many entries have to go."""
-        count = await self._store.count(())
-        over = count - self._max_entry_count
-        # A little more than is over, so that a full store is not sorted again for every new entry.
+    async def _over(self) -> tuple[int, int]:
+        """How many entries and bytes have to go: a little more than is over, not to sort for each new one."""
+        over = await self._store.count(()) - self._max_entry_count
         over = over + int(self._max_entry_count * _EVICT_SHARE) if over > 0 else 0
-        if self._max_entry_bytes is not None and count:
-            size = await self._size_at_most(self._max_entry_bytes)
-            excess = size - self._max_entry_bytes
-            if excess > 0:
-                over = max(over, -(-count * excess // size) + int(count * _EVICT_SHARE))
-        return min(over, count)
+        excess = 0
+        if self._max_entry_bytes is not None:
+            excess = await self._size_at_most(self._max_entry_bytes) - self._max_entry_bytes
+            excess = excess + int(self._max_entry_bytes * _EVICT_SHARE) if excess > 0 else 0
+        return over, excess
 
     async def sweep_for_ever(self, seconds: float) -> None:
         """Sweep until cancelled; a store that is down is swept when it is back."""

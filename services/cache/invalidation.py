@@ -1,26 +1,15 @@
-"""Which entries an invalidation means: conditions for the store, and tests for what it has no condition for. Pure."""
+"""Which entries an invalidation means, as conditions for the store. Pure."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from tenth.cache.v1 import cache_pb2
 
 from mesh.errors import invalid_argument
 from services.cache.messages import tag_keywords
-from services.cache.store import HEAD_LETTERS, Condition, Conditions, Entry, folded, question_of
+from services.cache.store import Condition, Conditions, folded, question_begins
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """All conditions must hold, and the test where there is one."""
-
-    conditions: Conditions
-    matching: Callable[[Entry], bool] | None = None
-
-
-def selection(tenant_id: str, request: cache_pb2.InvalidateEntriesRequest) -> Selection:
+def selection(tenant_id: str, request: cache_pb2.InvalidateEntriesRequest) -> Conditions:
     """What a request selects, ids apart, always within a tenant; the first condition is the tenant's.
 
     Raises INVALID_ARGUMENT for a beginning that is nothing but white space: every question begins so.
@@ -28,20 +17,13 @@ def selection(tenant_id: str, request: cache_pb2.InvalidateEntriesRequest) -> Se
     conditions = [Condition("tenant", (tenant_id,))]
     if request.namespace:
         conditions.append(Condition("namespace", (request.namespace,)))
+    if request.namespace_prefix:
+        conditions.append(Condition("namespace", prefix=request.namespace_prefix))
     if request.document_id:
         conditions.append(Condition("document_ids", (request.document_id,)))
     conditions.extend(Condition("tags", (keyword,)) for keyword in tag_keywords(request.tags))
-    beginning = folded(request.question_prefix)
-    if request.question_prefix and not beginning:
-        raise invalid_argument("holds no letter", field="question_prefix")
-    if len(beginning) >= HEAD_LETTERS:
-        # The index narrows it down to a few; the rest of a long beginning is compared below.
-        conditions.append(Condition("question_head", (beginning[:HEAD_LETTERS],)))
-    namespaces = request.namespace_prefix
-    if not (beginning or namespaces):
-        return Selection(tuple(conditions))
-
-    def matching(entry: Entry) -> bool:
-        return entry.namespace.startswith(namespaces) and question_of(entry).startswith(beginning)
-
-    return Selection(tuple(conditions), matching)
+    if request.question_prefix:
+        if not folded(request.question_prefix):
+            raise invalid_argument("holds no letter", field="question_prefix")
+        conditions.append(question_begins(request.question_prefix))
+    return tuple(conditions)

@@ -64,7 +64,7 @@ def judge_settings(settings: CacheSettings) -> JudgeSettings:
 class _Case:
     asked: Asked
     source: Entry
-    answer: str
+    """As found: without its answer."""
     model: str
     identity: Identity
 
@@ -119,13 +119,10 @@ class Judging:
         key = (asked.key, source.entry_id, source.created)
         if key in self._known:
             return False
-        answer = _text_of(source.completion)
-        if not judgeable(asked.text, source.question, answer):
-            return False
         if not self._may_call(question.tenant_id):
             return self._count("rate_limited")
         try:
-            self._queue.put_nowait(_Case(asked, source, answer, model, identity))
+            self._queue.put_nowait(_Case(asked, source, model, identity))
         except asyncio.QueueFull:
             return self._count("queue_full")
         self._known[key] = None
@@ -157,8 +154,14 @@ class Judging:
 
     async def _judge(self, case: _Case) -> str:
         asked = case.asked
+        source = await self._store.get(case.source.entry_id)
+        if source is None or source.created != case.source.created:
+            return "gone"
+        answer = _text_of(source.completion)
+        if not judgeable(asked.text, source.question, answer):
+            return "not_judgeable"
         korean = language(asked.question.last_turn) is Language.KOREAN
-        system, user = judging_prompt(asked.text, case.source.question, case.answer, korean)
+        system, user = judging_prompt(asked.text, source.question, answer, korean)
         request = inference_pb2.GenerateTextRequest(
             request_id=asked.request_id or f"judge-{self._new_id()}",
             attempt=ATTEMPTS_FROM + int(self._random() * _ATTEMPTS),
@@ -174,21 +177,21 @@ class Judging:
         said = "".join(part.text for part in response.completion.message.parts)
         if not says_yes(said):
             return "no"
-        return "yes" if await self._store_alias(case) else "yes_not_stored"
+        return "yes" if await self._store_alias(case, source) else "yes_not_stored"
 
-    async def _store_alias(self, case: _Case) -> bool:
+    async def _store_alias(self, case: _Case, source: Entry) -> bool:
         """The new question's own entry. False when there is one already, or the source is not what was judged."""
         asked, now = case.asked, self._now()
         scope = semantic_scope(asked.question, self._embedder.version)
-        alias = alias_of(case.source, asked.question, asked.key, asked.text, scope, now)
+        alias = alias_of(source, asked.question, asked.key, asked.text, scope, now)
         there = await self._store.get(entry_id(asked.key))
         if there is not None and now < there.expires:
             return False
         vector = (await self._embedder.embed([asked.text])).vectors[0]
-        if now >= alias.expires or not await self._stands(case.source):
+        if now >= alias.expires or not await self._stands(source):
             return False
         await self._store.put(alias, vector.tolist())
-        if await self._stands(case.source):
+        if await self._stands(source):
             return True
         # Deleted in between: what was deleted must not live on under another question.
         with contextlib.suppress(TenthError):

@@ -331,12 +331,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         tenant = current_identity().tenant_id
         ids = [_uuid(value, f"entry_ids[{index}]") for index, value in enumerate(request.entry_ids)]
         chosen = selection(tenant, request)
-        if len(chosen.conditions) == 1 and chosen.matching is None and not ids and not request.all:
+        if len(chosen) == 1 and not ids and not request.all:
             raise invalid_argument("no filter is set; set `all` to delete every entry of the tenant", field="all")
-        count = await self._answers.delete(chosen.conditions, ids, request.dry_run, chosen.matching)
+        count = await self._answers.delete(chosen, ids, request.dry_run)
         if ids:
-            aliases = (*chosen.conditions, aliases_of_entries(ids))
-            count += await self._answers.delete(aliases, (), request.dry_run, chosen.matching)
+            aliases = (*chosen, aliases_of_entries(ids))
+            count += await self._answers.delete(aliases, (), request.dry_run)
         annotate({"tenth.cache.entries": count, "tenth.cache.dry_run": request.dry_run})
         return cache_pb2.InvalidateEntriesResponse(entry_count=count)
 

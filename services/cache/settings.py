@@ -30,6 +30,12 @@ class CacheSettings(BaseSettings):
     qdrant_collection: str = Field(default="tenth_cache", min_length=1, description="Collection on the Qdrant server")
     qdrant_prefer_grpc: bool = Field(default=True, description="Speak gRPC (port 6334) to the Qdrant server")
     qdrant_replica_count: int = Field(default=1, ge=1, le=9, description="Replication factor of a new collection")
+    qdrant_write_replica_count: int = Field(
+        default=1, ge=1, le=9, description="Replicas that must have a write before it counts, of a new collection"
+    )
+    qdrant_quantized: bool = Field(
+        default=True, description="Keep int8 vectors in the server's memory as well, in a new collection"
+    )
     store_timeout_seconds: float = Field(default=1.0, gt=0, le=60, description="Longest wait for the store, seconds")
 
     weights_dir: Path | None = Field(

@@ -71,8 +71,10 @@ class Agreement:
                 continue
             if other.exact_key != entry.exact_key and not same_question(found):
                 continue
-            if await self._agree(self._said(entry.completion), self._said(other.completion)):
-                agreeing.append(other)
+            # Searching brings no answers along.
+            whole = await self._store.get(other.entry_id)
+            if whole is not None and await self._agree(self._said(entry.completion), self._said(whole.completion)):
+                agreeing.append(whole)
                 users.add(other.owner)
         return agreeing
 

@@ -15,16 +15,15 @@ from typing import Any, Protocol
 _ENTRY_NAMESPACE = uuid.UUID("6ba9cf06-7d24-4c0c-9a0d-4b2f4d0a6c51")
 
 KEYWORD_FIELDS = (
-    "scope", "tenant", "namespace", "user_id", "document_ids", "tags", "pool", "sharing", "question_head", "size_bits",
+    "scope", "tenant", "namespace", "user_id", "document_ids", "tags", "question_start", "pool", "sharing",
 )  # fmt: skip
 """Payload fields with a keyword index; ``tenant`` is the tenant index on a Qdrant server."""
-NUMBER_FIELDS = ("tier", "created", "expires", "used")
-"""Payload fields with a float index; times are Unix seconds."""
-HEAD_LETTERS = 32
-"""How much of a question is in its keyword ``question_head``."""
-SIZE_STEP_BYTES = 256
-SIZE_BITS = 20
-"""Sizes are kept in steps of 256 bytes, and an entry counts for at most 256 MiB."""
+PREFIX_FIELDS = ("namespace", "question_start")
+"""Keyword fields that a condition may ask a beginning of."""
+NUMBER_FIELDS = ("tier", "created", "expires", "used", "size")
+"""Payload fields with a float index; times are Unix seconds, sizes bytes."""
+QUESTION_START_LETTERS = 256
+"""How much of a folded question is kept in ``question_start``; a longer beginning to ask for is cut to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Entry:
     turn: str
     """The last user turn alone, which the guards read."""
     completion: bytes
-    """The serialised tenth.type.v1.Completion."""
+    """The serialised tenth.type.v1.Completion; empty in what a search returns."""
     created: float
     expires: float
     model: str
@@ -73,10 +72,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One test of a payload field: equal to any of ``values``, or within the bounds given."""
+    """One test of a payload field: equal to any of ``values``, beginning with ``prefix``, or within the bounds.
+
+    A beginning is compared letter by letter and in its case, and only of PREFIX_FIELDS; of a question ask with
+    ``question_begins``.
+    """
 
     field: str
     values: tuple[str, ...] = ()
+    prefix: str = ""
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -106,12 +110,16 @@ class VectorStore(Protocol):
         """Insert, or replace the entry of the same id. Durable when it returns."""
 
     async def get(self, entry_id: str) -> Entry | None:
-        """The entry of an id, expired or not."""
+        """The entry of an id with its completion, expired or not. One that is damaged is not there."""
 
     async def search(
         self, vector: Sequence[float], conditions: Conditions, limit: int, least: float = -1.0
     ) -> list[Found]:
-        """The nearest entries of at least a similarity that meet all conditions, best first."""
+        """The nearest entries of at least a similarity that meet all conditions, best first, without completions.
+
+        A completion may take 100 kB, and of the candidates one is served: ``get`` it. Entries without a scope are
+        found by id alone.
+        """
 
     async def count(self, conditions: Conditions, entry_ids: Sequence[str] = ()) -> int:
         """How many meet all conditions (and are among the ids, when any are given)."""
@@ -128,13 +136,19 @@ class VectorStore(Protocol):
     async def scroll(
         self, conditions: Conditions, limit: int, after: str = ""
     ) -> tuple[list[tuple[Entry, list[float]]], str]:
-        """A page of the entries that meet all conditions, with their vectors, and the token of the next page or ""."""
+        """A page of whole entries with their vectors (of unit length), and the token of the next page or ""."""
 
-    async def least_recently_used(self, limit: int) -> list[str]:
-        """The ids of the entries whose last use is longest ago."""
+    async def total_bytes(self, conditions: Conditions) -> int:
+        """What the entries that meet all conditions take together: the sum of their ``entry_bytes``."""
+
+    async def least_recently_used(self, limit: int, least_bytes: int = 0) -> list[str]:
+        """The ids of the entries whose last use is longest ago: as many as both limits ask for, of what is there.
+
+        To evict beyond a bound of count and one of bytes: ``least_recently_used(count - most, bytes - most_bytes)``.
+        """
 
     async def flush(self) -> None:
-        """Move what the write-ahead log holds into segments, where the store has the two."""
+        """Put what was written lately into the form that is searched fastest, where the store has two."""
 
 
 def entry_id(exact_key: str, owner: str = "") -> str:
@@ -146,18 +160,8 @@ def entry_id(exact_key: str, owner: str = "") -> str:
 
 
 def entry_bytes(entry: Entry) -> int:
-    """What an entry takes, roughly: its texts twice (payload and index), its answer as base64, vector and fields."""
-    return len(entry.completion) * 4 // 3 + 2 * len(entry.question.encode()) + len(entry.turn.encode()) + 1500
-
-
-def size_bits(size_bytes: int) -> list[str]:
-    """A size as the numbers of the bits that are set in it, in steps and rounded up.
-
-    Stores count entries by keyword and add nothing up; with one count per bit the sum of all sizes follows exactly
-    (bit-sliced index: O'Neil and Quass, "Improved Query Performance with Variant Indexes", SIGMOD 1997).
-    """
-    steps = min(-(-size_bytes // SIZE_STEP_BYTES), 2**SIZE_BITS - 1)
-    return [str(bit) for bit in range(SIZE_BITS) if steps >> bit & 1]
+    """What an entry takes in a store: its texts, its answer, and about 2 kB of vector, keys and indexes."""
+    return len(entry.completion) + 2 * len(entry.question.encode()) + 2 * len(entry.turn.encode()) + 2000
 
 
 def folded(text: str) -> str:
@@ -170,8 +174,27 @@ def question_of(entry: Entry) -> str:
     return folded(entry.turn or entry.question)
 
 
+def question_begins(text: str) -> Condition:
+    """Entries whose question begins so, in any case and with any white space.
+
+    For invalidation, beside ``Condition("namespace", prefix=...)``: both narrow a ``count`` or ``delete`` in the
+    store itself. Folding happens when an entry is written, so entries that a Qdrant server holds from revisions
+    before this field do not match and go by their time to live. Raises ValueError when nothing is left of the text,
+    since every question begins with nothing.
+    """
+    start = folded(text)[:QUESTION_START_LETTERS]
+    if not start:
+        raise ValueError("no letter to begin with")
+    return Condition("question_start", prefix=start)
+
+
 def to_payload(entry: Entry) -> dict[str, Any]:
     """The stored form; JSON types only."""
+    return {**description(entry), "completion": base64.b64encode(entry.completion).decode("ascii")}
+
+
+def description(entry: Entry) -> dict[str, Any]:
+    """The stored form without the completion."""
     return {
         "exact_key": entry.exact_key,
         "scope": entry.scope,
@@ -180,7 +203,8 @@ def to_payload(entry: Entry) -> dict[str, Any]:
         "user_id": entry.user_id,
         "question": entry.question,
         "turn": entry.turn,
-        "completion": base64.b64encode(entry.completion).decode("ascii"),
+        "question_start": question_of(entry)[:QUESTION_START_LETTERS],
+        "size": float(entry_bytes(entry)),
         "created": float(entry.created),
         "expires": float(entry.expires),
         "model": entry.model,
@@ -192,8 +216,6 @@ def to_payload(entry: Entry) -> dict[str, Any]:
         "owner": entry.owner,
         "pool": entry.pool,
         "sharing": "private" if entry.owner else "shared",
-        "question_head": question_of(entry)[:HEAD_LETTERS],
-        "size_bits": size_bits(entry_bytes(entry)),
         "answer_digest": entry.answer_digest,
         "price_book_version": entry.price_book_version,
         "right_count": entry.right_count,
@@ -202,7 +224,7 @@ def to_payload(entry: Entry) -> dict[str, Any]:
 
 
 def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
-    """The entry of a stored form. Raises KeyError or ValueError when it is not one of ours."""
+    """The entry of a stored form, with or without completion. Raises KeyError or ValueError when it is not ours."""
     return Entry(
         entry_id=identifier,
         exact_key=payload["exact_key"],
@@ -212,7 +234,7 @@ def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
         user_id=payload["user_id"],
         question=payload["question"],
         turn=payload["turn"],
-        completion=base64.b64decode(payload["completion"]),
+        completion=base64.b64decode(payload.get("completion", "")),
         created=float(payload["created"]),
         expires=float(payload["expires"]),
         model=payload["model"],

@@ -17,7 +17,7 @@ def make_store(settings: CacheSettings, data_dir: Path, dimension: int) -> Vecto
         return QdrantEdgeStore(data_dir / "cache", dimension, timeout)
     from qdrant_client import AsyncQdrantClient
 
-    from services.cache.qdrant_server import QdrantServerStore
+    from services.cache.qdrant_server import QdrantServerStore, ServerOptions
 
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
     client = AsyncQdrantClient(
@@ -27,4 +27,7 @@ def make_store(settings: CacheSettings, data_dir: Path, dimension: int) -> Vecto
         timeout=max(1, round(timeout)),
         check_compatibility=False,
     )
-    return QdrantServerStore(client, settings.qdrant_collection, dimension, timeout, settings.qdrant_replica_count)
+    options = ServerOptions(
+        settings.qdrant_replica_count, settings.qdrant_write_replica_count, settings.qdrant_quantized
+    )
+    return QdrantServerStore(client, settings.qdrant_collection, dimension, timeout, options)

@@ -61,7 +61,8 @@ class Rig:
         policy = CachePolicy()
         self.evidence = Evidence()
         self.answers = AnswerCache(
-            self.store, embedder, policy, lambda: self.now, namespaces=Namespaces(NamespacePolicy(sharing_user_count=1), self._rules),
+            self.store, embedder, policy, lambda: self.now,
+            namespaces=Namespaces(NamespacePolicy(sharing_user_count=1), self._rules),
             verifier=VERIFIER, error_factor=self.evidence.error_factor, max_entry_count=1000, memory_entry_count=10,
             memory_bytes=10**6, memory_seconds=0,
         )  # fmt: skip

@@ -108,7 +108,7 @@ class Cache:
 
     async def everything(self) -> list[Entry]:
         """All stored entries."""
-        return [entry async for entry in self.answers.entries(())]
+        return [entry for entry, _ in (await self.store.scroll((), 10_000))[0]]
 
 
 def ask(text: str, user: str = "", **fields: Any) -> chat_pb2.CompletionRequest:

@@ -415,6 +415,23 @@ async def test_stats(cache: Mesh) -> None:
     assert (await cache.stub.GetStats(cache_pb2.GetStatsRequest(namespace="x"))).miss_count == 0
 
 
+async def test_a_neighbour_deleted_while_it_is_judged_is_a_miss(cache: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put(cache, ask("How do I reset the lamp?"))
+    again = Lookup(request=ask("How can I reset the lamp?"), dry_run=True)
+    looked = await cache.stub.LookupCompletion(again)
+    assert looked.hit.completion.message.parts[0].text == "Press the button."
+    search = cache.store.search
+
+    async def search_and_delete(*arguments: Any) -> Any:
+        found = await search(*arguments)
+        assert found
+        await cache.store.delete(())
+        return found
+
+    monkeypatch.setattr(cache.store, "search", search_and_delete)
+    assert (await cache.stub.LookupCompletion(again)).WhichOneof("outcome") == "lease"
+
+
 async def test_entries_expire_age_and_are_swept(cache: Mesh) -> None:
     await put(cache, ask(RESET))
     cache.clock.now += 50

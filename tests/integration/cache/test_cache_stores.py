@@ -17,10 +17,22 @@ from qdrant_client import AsyncQdrantClient
 from mesh.errors import TenthError
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.qdrant_server import QdrantServerStore
-from services.cache.store import Condition, Entry, VectorStore, entry_id, tag
+from services.cache.store import (
+    Condition,
+    Entry,
+    VectorStore,
+    entry_bytes,
+    entry_id,
+    from_payload,
+    question_begins,
+    tag,
+    to_payload,
+)
 
 NOW = 1_000_000.0
 NO_SERVER = pytest.mark.skipif("QDRANT_URL" not in os.environ, reason="no QDRANT_URL")
+# The server's search parameters mean nothing to the client's own store, which says so each time.
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact")
 KINDS = ["edge", "memory", pytest.param("server", marks=NO_SERVER)]
 
 
@@ -137,6 +149,93 @@ async def test_touch_orders_by_last_use_and_ignores_what_is_gone(store: VectorSt
     assert touched is not None
     assert (touched.hits, touched.used) == (3, NOW + 10)
     await store.flush()
+
+
+async def test_candidates_come_without_completions(store: VectorStore) -> None:
+    await store.put(entry("k", completion=b"x" * 100_000), [1, 0, 0, 0])
+    (found,) = await store.search([1, 0, 0, 0], (Condition("scope", ("scope",)),), 1)
+    assert found.entry == entry("k", completion=b"")
+    whole = await store.get(found.entry.entry_id)
+    assert whole is not None
+    assert len(whole.completion) == 100_000
+
+
+async def test_what_has_no_scope_is_found_by_id_alone(store: VectorStore) -> None:
+    await store.put(entry("k", scope=""), [1, 0, 0, 0])
+    assert await store.search([1, 0, 0, 0], (), 5) == []
+    assert await store.get(entry_id("k")) == entry("k", scope="")
+
+
+async def test_scrolling_shows_each_entry_once_with_its_vector(store: VectorStore) -> None:
+    for index in range(7):
+        await store.put(entry(f"k{index}"), [3, 4 * (index % 2), 0, 0])
+    await store.put(entry("evil", tenant="evil"), [1, 0, 0, 0])
+    seen: dict[str, list[float]] = {}
+    after, pages = "", 0
+    while True:
+        page, after = await store.scroll((Condition("tenant", ("acme",)),), 3, after)
+        assert len(page) <= 3
+        pages += 1
+        for one, vector in page:
+            assert one == entry(one.exact_key)
+            assert one.exact_key not in seen
+            seen[one.exact_key] = vector
+        if not after:
+            break
+    assert pages == 3
+    assert sorted(seen) == [f"k{index}" for index in range(7)]
+    assert seen["k0"] == pytest.approx([1, 0, 0, 0])
+    assert seen["k1"] == pytest.approx([0.6, 0.8, 0, 0])
+
+
+async def test_sizes_add_up_and_bound_what_is_evicted(store: VectorStore) -> None:
+    entries = [entry(key, used=NOW + index, completion=b"x" * 1000 * index) for index, key in enumerate("abcd")]
+    for one in entries:
+        await store.put(one, [1, 0, 0, 0])
+    await store.put(entry("evil", tenant="evil", used=NOW + 9), [1, 0, 0, 0])
+    assert await store.total_bytes((Condition("tenant", ("acme",)),)) == sum(map(entry_bytes, entries))
+    assert await store.total_bytes((Condition("tenant", ("nobody",)),)) == 0
+    assert await store.least_recently_used(1) == [entry_id("a")]
+    first_two = entry_bytes(entries[0]) + entry_bytes(entries[1])
+    assert await store.least_recently_used(0, first_two) == [entry_id("a"), entry_id("b")]
+    assert await store.least_recently_used(0, first_two + 1) == [entry_id("a"), entry_id("b"), entry_id("c")]
+    assert await store.least_recently_used(4, first_two) == [entry_id(key) for key in "abcd"]
+    assert len(await store.least_recently_used(0, 10**9)) == 5
+    assert await store.least_recently_used(0) == []
+
+
+async def test_beginnings_of_namespaces_and_questions(store: VectorStore) -> None:
+    await store.put(entry("a", namespace="docs/ko", turn="환불은  어떻게 하나요?"), [1, 0, 0, 0])
+    await store.put(entry("b", namespace="docs/en", turn="How do I get a REFUND?"), [1, 0, 0, 0])
+    await store.put(entry("c", namespace="shop", turn="", question="how do i get there"), [1, 0, 0, 0])
+    await store.put(entry("d", namespace="docs%", turn="100% of what"), [1, 0, 0, 0])
+    assert await store.count((Condition("namespace", prefix="docs/"),)) == 2
+    assert await store.count((Condition("namespace", prefix="docs"),)) == 3
+    assert await store.count((Condition("namespace", prefix="Docs"),)) == 0
+    assert await store.count((question_begins("  HOW do I\n get"),)) == 2
+    assert await store.count((question_begins("환불은 어떻게"),)) == 1
+    assert await store.count((question_begins("100%"),)) == 1
+    assert await store.count((question_begins("get"),)) == 0
+    chosen = (Condition("tenant", ("acme",)), Condition("namespace", prefix="docs/"), question_begins("how do"))
+    assert await store.delete(chosen) == 1
+    assert await store.get(entry_id("b")) is None
+    with pytest.raises(ValueError, match="no letter"):
+        question_begins(" \n")
+
+
+async def test_conditions_on_fields_without_an_index(store: VectorStore) -> None:
+    await store.put(entry("a", owner="u1", model="m1"), [1, 0, 0, 0])
+    await store.put(entry("b", owner="u2", model="m1"), [1, 0, 0, 0])
+    assert await store.count((Condition("owner", ("u1",)),)) == 1
+    assert await store.count((Condition("model", ("m1",)), Condition("owner", ("u1", "u2")))) == 2
+
+
+def test_entries_of_earlier_revisions_are_read() -> None:
+    payload = to_payload(entry("k"))
+    for name in ("owner", "answer_digest", "price_book_version", "right_count", "wrong_count", "size",
+                 "question_start"):  # fmt: skip
+        del payload[name]
+    assert from_payload(entry_id("k"), payload) == entry("k")
 
 
 async def test_a_closed_store_is_unavailable(store: VectorStore, request: pytest.FixtureRequest) -> None:
