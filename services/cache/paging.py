@@ -1,13 +1,13 @@
-"""All entries that meet some conditions, a page at a time, from a store that can only count and search.
+"""Entries that meet some conditions whatever their scope, from a store that can only count and search.
 
-Time is halved until a part of it holds no more than a page. A store that can scroll needs nothing of this.
+A store that can scroll needs nothing of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
-from services.cache.store import Condition, Conditions, Entry, VectorStore
+from services.cache.store import Condition, Conditions, Entry, Found, VectorStore
 
 _SHORTEST_SECONDS = 1e-4
 _LATEST = 2.0**36
@@ -16,7 +16,10 @@ _EVERY = -2.0
 
 
 async def entries(store: VectorStore, dimension: int, conditions: Conditions, page: int = 512) -> AsyncIterator[Entry]:
-    """The entries, oldest first. Raises UNAVAILABLE when the store is down."""
+    """The entries, oldest first. Raises UNAVAILABLE when the store is down.
+
+    Time is halved until a part of it holds no more than a page.
+    """
     point = [1.0] + [0.0] * (dimension - 1)
     parts = [(-1.0, _LATEST)]
     while parts:
@@ -30,3 +33,8 @@ async def entries(store: VectorStore, dimension: int, conditions: Conditions, pa
             found = await store.search(point, part, count, _EVERY)
             for one in sorted((one.entry for one in found), key=lambda entry: entry.created):
                 yield one
+
+
+async def nearest(store: VectorStore, conditions: Conditions, vector: Sequence[float], limit: int) -> list[Found]:
+    """The entries nearest to a vector, best first. Raises UNAVAILABLE when the store is down."""
+    return await store.search(vector, conditions, limit, _EVERY)

@@ -39,7 +39,7 @@ from services.cache.policy import (
     not_stored_reason,
 )
 from services.cache.rates import WriteRates
-from services.cache.store import Condition, Found
+from services.cache.store import WAITING, Condition, Found
 
 MAX_EMBED_TEXTS = 512
 MAX_EMBED_CHARACTERS = 32_768
@@ -322,7 +322,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             embedder=self._answers.embedder.version,
             store=self._store_name,
             entry_bytes=await self._answers.size_bytes(tuple(conditions)),
-            private_entry_count=await self._answers.count((*conditions, Condition("sharing", ("private",)))),
+            private_entry_count=await self._answers.count((*conditions, Condition("tags", (WAITING,)))),
             not_stored_counts={
                 name.removeprefix(_NOT_STORED): count for name, count in total.items() if name.startswith(_NOT_STORED)
             },

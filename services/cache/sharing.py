@@ -14,7 +14,8 @@ from weakref import WeakValueDictionary
 from services.cache.embedding import Embedder
 from services.cache.guards import differences, ngram_overlap
 from services.cache.keys import Language, language
-from services.cache.store import Condition, Entry, Found, VectorStore
+from services.cache.paging import nearest
+from services.cache.store import Condition, Entry, Found, VectorStore, waiting_tag
 
 _COMPARED = 24
 """Entries of other users that are looked at per store, nearest first."""
@@ -53,32 +54,37 @@ class Agreement:
         return lock
 
     async def others(
-        self, entry: Entry, vector: Sequence[float], same_question: Callable[[Found], bool], needed: int, now: float
+        self, entry: Entry, vector: Sequence[float], pool: str, same_question: Callable[[Found], bool], needed: int
     ) -> list[Entry]:
         """The waiting entries of other users that agree, of at most ``needed`` users.
 
         ``entry`` is the new one; ``same_question`` says whether its question may be answered by another entry.
         """
-        conditions = (Condition("pool", (entry.pool,)), Condition("expires", above=now))
+        conditions = (Condition("tags", (waiting_tag(pool),)), Condition("expires", above=entry.created))
         agreeing: list[Entry] = []
         users: set[str] = set()
-        for found in await self._store.search(vector, conditions, _COMPARED):
+        for found in await nearest(self._store, conditions, vector, _COMPARED):
             other = found.entry
             if len(users) >= needed:
                 break
             # The pool holds the tenant; asked again, as everywhere.
-            if other.tenant != entry.tenant or other.owner in ("", entry.owner) or other.expires <= now:
+            if other.tenant != entry.tenant or other.owner in ("", entry.owner) or other.expires <= entry.created:
                 continue
             if other.exact_key != entry.exact_key and not same_question(found):
                 continue
-            if await self._agree(self._said(entry.completion), self._said(other.completion)):
+            if await self._agree(entry, other):
                 agreeing.append(other)
                 users.add(other.owner)
         return agreeing
 
-    async def _agree(self, one: Said, other: Said) -> bool:
-        if one.digest and one.digest == other.digest:
+    async def _agree(self, new: Entry, stored: Entry) -> bool:
+        if new.answer_digest and new.answer_digest == stored.answer_digest:
             return True
+        # What a search finds may come without its answer.
+        whole = await self._store.get(stored.entry_id)
+        if whole is None:
+            return False
+        one, other = self._said(new.completion), self._said(whole.completion)
         if not (self._comparable(one.text) and self._comparable(other.text)):
             return False
         # Similar is not the same: a number or a "not" more is another answer, and "Paris" is near "London".

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 _ENTRY_NAMESPACE = uuid.UUID("6ba9cf06-7d24-4c0c-9a0d-4b2f4d0a6c51")
 
 KEYWORD_FIELDS = (
-    "scope", "tenant", "namespace", "user_id", "document_ids", "tags", "pool", "sharing", "question_head", "size_bits",
+    "scope", "tenant", "namespace", "user_id", "document_ids", "tags", "question_head", "size_bits",
 )  # fmt: skip
 """Payload fields with a keyword index; ``tenant`` is the tenant index on a Qdrant server."""
 NUMBER_FIELDS = ("tier", "created", "expires", "used")
@@ -54,8 +54,6 @@ class Entry:
     used: float = 0.0
     owner: str = ""
     """The only user it is served to; empty: every user of the tenant."""
-    pool: str = ""
-    """Of an owned entry: where answers of other users to compare with are looked for. Never served from."""
     answer_digest: str = ""
     """Hex SHA-256 of what the answer says: entries with one digest agree."""
     price_book_version: int = 0
@@ -137,6 +135,15 @@ def entry_id(exact_key: str, owner: str = "") -> str:
     return str(uuid.uuid5(_ENTRY_NAMESPACE, f"{exact_key}:{owner}" if owner else exact_key))
 
 
+WAITING = "waiting"
+"""Tag of the entries that only their owner is served. Callers' tags begin with a digit."""
+
+
+def waiting_tag(pool: str) -> str:
+    """Tag of the entries that wait for an agreeing one in the same pool. Used when storing, never in a lookup."""
+    return f"{WAITING}:{pool}"
+
+
 def entry_bytes(entry: Entry) -> int:
     """What an entry takes, roughly: its texts twice (payload and index), its answer as base64, vector and fields."""
     return len(entry.completion) * 4 // 3 + 2 * len(entry.question.encode()) + len(entry.turn.encode()) + 1500
@@ -182,8 +189,6 @@ def to_payload(entry: Entry) -> dict[str, Any]:
         "hits": entry.hits,
         "used": float(entry.used),
         "owner": entry.owner,
-        "pool": entry.pool,
-        "sharing": "private" if entry.owner else "shared",
         "question_head": question_of(entry)[:HEAD_LETTERS],
         "size_bits": size_bits(entry_bytes(entry)),
         "answer_digest": entry.answer_digest,
@@ -215,7 +220,6 @@ def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
         used=float(payload["used"]),
         # Entries of earlier revisions lack these.
         owner=payload.get("owner", ""),
-        pool=payload.get("pool", ""),
         answer_digest=payload.get("answer_digest", ""),
         price_book_version=int(payload.get("price_book_version", 0)),
         right_count=int(payload.get("right_count", 0)),
