@@ -23,7 +23,6 @@ from services.cache.sharing import Agreement
 from services.cache.store import (
     SIZE_BITS,
     SIZE_STEP_BYTES,
-    WAITING,
     Condition,
     Conditions,
     Entry,
@@ -31,7 +30,6 @@ from services.cache.store import (
     VectorStore,
     entry_bytes,
     entry_id,
-    waiting_tag,
 )
 
 log = logging.getLogger("tenth.cache")
@@ -220,19 +218,18 @@ class AnswerCache:
         if not question.user_id or rules.sharing_user_count <= 1:
             await self._put(shared, vector)
             return shared
-        pool = shared.scope or asked.key
         own = replace(
             shared,
             entry_id=entry_id(asked.key, question.user_id),
             scope=own_scope(shared.scope, question.user_id) if semantic else "",
             owner=question.user_id,
-            tags=(*tags, WAITING, waiting_tag(pool)),
+            pool=shared.scope or asked.key,
         )
-        async with self._agreement.lock(pool):
-            return await self._keep_for_user(asked, shared, own, vector, pool, rules.sharing_user_count)
+        async with self._agreement.lock(own.pool):
+            return await self._keep_for_user(asked, shared, own, vector, rules.sharing_user_count)
 
     async def _keep_for_user(
-        self, asked: Asked, shared: Entry, own: Entry, vector: Sequence[float], pool: str, user_count: int
+        self, asked: Asked, shared: Entry, own: Entry, vector: Sequence[float], user_count: int
     ) -> Entry:
         known = self._servable([await self._store.get(shared.entry_id)], asked.key, shared.tenant, "")
         if known is not None and known.answer_digest and known.answer_digest == shared.answer_digest:
@@ -240,7 +237,7 @@ class AnswerCache:
             again = replace(shared, hits=known.hits, right_count=known.right_count, wrong_count=known.wrong_count)
             return await self._share(again, [own], vector)
         agreeing = await self._agreement.others(
-            own, vector, pool, lambda found: self.judge(asked, found).serve, user_count - 1
+            own, vector, lambda found: self.judge(asked, found).serve, user_count - 1
         )
         if len({own.owner, *(entry.owner for entry in agreeing)}) < user_count:
             await self._put(own, vector)

@@ -54,13 +54,13 @@ class Agreement:
         return lock
 
     async def others(
-        self, entry: Entry, vector: Sequence[float], pool: str, same_question: Callable[[Found], bool], needed: int
+        self, entry: Entry, vector: Sequence[float], same_question: Callable[[Found], bool], needed: int
     ) -> list[Entry]:
         """The waiting entries of other users that agree, of at most ``needed`` users.
 
         ``entry`` is the new one; ``same_question`` says whether its question may be answered by another entry.
         """
-        conditions = (Condition("tags", (waiting_tag(pool),)), Condition("expires", above=entry.created))
+        conditions = (Condition("tags", (waiting_tag(entry.pool),)), Condition("expires", above=entry.created))
         agreeing: list[Entry] = []
         users: set[str] = set()
         for found in await nearest(self._store, conditions, vector, _COMPARED):

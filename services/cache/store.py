@@ -54,6 +54,8 @@ class Entry:
     used: float = 0.0
     owner: str = ""
     """The only user it is served to; empty: every user of the tenant."""
+    pool: str = ""
+    """Of an owned entry: where answers of other users to compare with are looked for. Never served from."""
     answer_digest: str = ""
     """Hex SHA-256 of what the answer says: entries with one digest agree."""
     price_book_version: int = 0
@@ -136,12 +138,17 @@ def entry_id(exact_key: str, owner: str = "") -> str:
 
 
 WAITING = "waiting"
-"""Tag of the entries that only their owner is served. Callers' tags begin with a digit."""
+"""Stored tag of the entries that only their owner is served. Callers' tags begin with a digit."""
 
 
 def waiting_tag(pool: str) -> str:
-    """Tag of the entries that wait for an agreeing one in the same pool. Used when storing, never in a lookup."""
+    """Stored tag of the entries that wait in a pool for an agreeing one. Used when storing, never in a lookup."""
     return f"{WAITING}:{pool}"
+
+
+def stored_tags(entry: Entry) -> list[str]:
+    """An entry's tags, and those by which it is found while it waits."""
+    return [*entry.tags, WAITING, waiting_tag(entry.pool)] if entry.owner else list(entry.tags)
 
 
 def entry_bytes(entry: Entry) -> int:
@@ -185,10 +192,11 @@ def to_payload(entry: Entry) -> dict[str, Any]:
         "model": entry.model,
         "tier": float(entry.tier),
         "document_ids": list(entry.document_ids),
-        "tags": list(entry.tags),
+        "tags": stored_tags(entry),
         "hits": entry.hits,
         "used": float(entry.used),
         "owner": entry.owner,
+        "pool": entry.pool,
         "question_head": question_of(entry)[:HEAD_LETTERS],
         "size_bits": size_bits(entry_bytes(entry)),
         "answer_digest": entry.answer_digest,
@@ -215,11 +223,12 @@ def from_payload(identifier: str, payload: Mapping[str, Any]) -> Entry:
         model=payload["model"],
         tier=int(payload["tier"]),
         document_ids=tuple(payload["document_ids"]),
-        tags=tuple(payload["tags"]),
+        tags=tuple(tag for tag in payload["tags"] if not tag.startswith(WAITING)),
         hits=int(payload["hits"]),
         used=float(payload["used"]),
         # Entries of earlier revisions lack these.
         owner=payload.get("owner", ""),
+        pool=payload.get("pool", ""),
         answer_digest=payload.get("answer_digest", ""),
         price_book_version=int(payload.get("price_book_version", 0)),
         right_count=int(payload.get("right_count", 0)),

@@ -15,7 +15,7 @@ from tenth.type.v1 import chat_pb2
 
 from services.cache.keys import own_scope, semantic_scope
 from services.cache.messages import question_from_proto, said
-from services.cache.store import Condition, Entry, entry_id, waiting_tag
+from services.cache.store import Condition, Entry, entry_id
 from tests.integration.cache.life_cache import START, Cache, SameEncoder, answer, ask, running_cache
 
 RESET, SAME = "How do I reset the alarm?", "How can I reset the alarm?"
@@ -42,7 +42,7 @@ async def test_an_answer_is_its_users_own_until_a_second_user_agrees(cache: Cach
         assert await cache.text(anyone) == "Press the button."
     assert (await cache.lookup(ask(RESET, "cid"))).hit.provenance.shared
     (entry,) = await cache.everything()
-    assert (entry.owner, entry.tags, entry.user_id) == ("", (), "bob")
+    assert (entry.owner, entry.pool, entry.user_id) == ("", "", "bob")
 
 
 async def test_one_user_twice_is_not_two_and_another_answer_does_not_agree(cache: Cache) -> None:
@@ -233,7 +233,7 @@ async def test_a_planted_entry_is_not_served(same: Cache) -> None:
         "another key at this key's place": replace(forged, exact_key="1" * 64, scope=""),
         "another user's, in this one's scope": replace(forged, scope=own_scope(scope, "ann"), owner="bob"),
         "another user's, at this one's place": replace(forged, entry_id=entry_id(asked.key, "ann"), owner="bob"),
-        "waiting in the pool": replace(forged, scope="", tags=(waiting_tag(scope),), owner="bob", exact_key="2" * 64),
+        "waiting in the pool": replace(forged, scope="", pool=scope, owner="bob", exact_key="2" * 64),
     }
     for how, entry in planted.items():
         await same.store.put(entry, vector)
@@ -252,7 +252,7 @@ async def test_a_planted_entry_of_another_tenant_corroborates_nothing(same: Cach
     completion = answer("Press the button.").SerializeToString()
     planted = Entry(
         entry_id(key, "bob"), key, "", "evil", "default", "bob", RESET, RESET, completion, START, START + 1000, "m", 2,
-        owner="bob", tags=(waiting_tag(pool),), answer_digest=said(completion).digest,
+        owner="bob", pool=pool, answer_digest=said(completion).digest,
     )  # fmt: skip
     await same.store.put(planted, [1.0] + [0.0] * 31)
     await same.put(ask(RESET, "ann"))
