@@ -1,9 +1,9 @@
 """What a lookup costs by the number of entries: ``python -m bench.cache_lookup [--json F] [--quick]``.
 
-Vectors of 384 dimensions are given, so that embedding costs nothing, and judged with the shipped weights: each topic has a direction of its own, and each
-wording of it one nearby. All entries lie in one namespace of one tenant and so in one scope: the worst case of the
-search. Asked are wordings that are stored (exact), others of stored topics (hit), topics that are not stored (miss),
-and ``lookup_N`` itself: hits and misses by turns, the semantic stage.
+Vectors of 384 dimensions are given, so that embedding costs nothing, and judged with the shipped weights: each topic
+has a direction of its own, and each wording of it one nearby. All entries lie in one namespace of one tenant and so in
+one scope: the worst case of the search. Asked are wordings that are stored (exact), others of stored topics (hit),
+topics that are not stored (miss), and ``lookup_N`` itself: hits and misses by turns, the semantic stage.
 
 ``ours`` asks the answer cache in this process; ``ours_rpc`` a cache process over gRPC on the loopback, its CPU time
 that of the process asked; ``gptcache`` is GPTCache over SQLite and FAISS in this process, where it can be imported.

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from services.cache.embedding import Embedder
 from services.cache.guards import differences, ngram_overlap
 from services.cache.keys import Language, language
-from services.cache.store import Condition, Entry, Found, VectorStore
+from services.cache.store import Condition, Conditions, Entry, Found, VectorStore
 
 _COMPARED = 24
 """Entries of other users that are looked at per store, nearest first."""
@@ -62,7 +62,7 @@ class Agreement:
         conditions = (Condition("pool", (entry.pool,)), Condition("expires", above=now))
         agreeing: list[Entry] = []
         users: set[str] = set()
-        for found in await self._store.search(vector, conditions, _COMPARED):
+        for found in await self._waiting(entry, vector, conditions):
             other = found.entry
             if len(users) >= needed:
                 break
@@ -71,16 +71,26 @@ class Agreement:
                 continue
             if other.exact_key != entry.exact_key and not same_question(found):
                 continue
-            # Searching brings no answers along.
-            whole = await self._store.get(other.entry_id)
-            if whole is not None and await self._agree(self._said(entry.completion), self._said(whole.completion)):
-                agreeing.append(whole)
+            if await self._agree(entry, other):
+                agreeing.append(other)
                 users.add(other.owner)
         return agreeing
 
-    async def _agree(self, one: Said, other: Said) -> bool:
-        if one.digest and one.digest == other.digest:
+    async def _waiting(self, entry: Entry, vector: Sequence[float], conditions: Conditions) -> list[Found]:
+        if entry.scope:
+            return await self._store.search(vector, conditions, _COMPARED)
+        # What is found by its key alone has a pool of its own, and no vector to be searched by.
+        page, _ = await self._store.scroll(conditions, _COMPARED)
+        return [Found(other, 1.0) for other, _ in page]
+
+    async def _agree(self, new: Entry, stored: Entry) -> bool:
+        if new.answer_digest and new.answer_digest == stored.answer_digest:
             return True
+        # What a search finds comes without its answer.
+        whole = await self._store.get(stored.entry_id)
+        if whole is None:
+            return False
+        one, other = self._said(new.completion), self._said(whole.completion)
         if not (self._comparable(one.text) and self._comparable(other.text)):
             return False
         # Similar is not the same: a number or a "not" more is another answer, and "Paris" is near "London".

@@ -26,6 +26,8 @@ UNITS = (
     "size",
     "attempts",
     "ms",
+    "minute",
+    "thousand",
 )
 
 

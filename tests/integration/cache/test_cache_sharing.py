@@ -14,7 +14,7 @@ from tenth.cache.v1 import cache_pb2
 from tenth.type.v1 import chat_pb2
 
 from services.cache.keys import own_scope, semantic_scope
-from services.cache.messages import question_from_proto
+from services.cache.messages import question_from_proto, said
 from services.cache.store import Condition, Entry, entry_id
 from tests.integration.cache.life_cache import START, Cache, SameEncoder, answer, ask, running_cache
 
@@ -249,9 +249,10 @@ async def test_a_planted_entry_is_not_served(same: Cache) -> None:
 async def test_a_planted_entry_of_another_tenant_corroborates_nothing(same: Cache) -> None:
     question = question_from_proto(ask(RESET, "ann"), "acme")
     key, pool = same.answers.ask(question).key, semantic_scope(question, "given@1")
+    completion = answer("Press the button.").SerializeToString()
     planted = Entry(
-        entry_id(key, "bob"), key, "", "evil", "default", "bob", RESET, RESET,
-        answer("Press the button.").SerializeToString(), START, START + 1000, "m", 2, owner="bob", pool=pool,
+        entry_id(key, "bob"), key, "", "evil", "default", "bob", RESET, RESET, completion, START, START + 1000, "m", 2,
+        owner="bob", pool=pool, answer_digest=said(completion).digest,
     )  # fmt: skip
     await same.store.put(planted, [1.0] + [0.0] * 31)
     await same.put(ask(RESET, "ann"))
