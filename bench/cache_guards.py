@@ -86,7 +86,7 @@ def _pairs(folder: Path, half: int) -> Iterator[Pair]:
             if _half(row["id"]) == half and row["a"] != row["b"]:
                 yield name.split("_")[0], "same" if row["same"] else "near", row["a"], row["b"]
     for row in _rows(folder, "korsts_ko"):
-        if _half(row["id"]) == half and (row["score"] >= 4.5 or 1.5 <= row["score"] <= 3):
+        if row["a"] != row["b"] and _half(row["id"]) == half and (row["score"] >= 4.5 or 1.5 <= row["score"] <= 3):
             yield "korsts", "same" if row["score"] >= 4.5 else "near", row["a"], row["b"]
     for name in ("kornli_xnli_ko", "klue_nli_ko"):
         for row in _rows(folder, name):
