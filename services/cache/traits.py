@@ -14,9 +14,9 @@ from services.cache.reading import Reading
 from services.cache.reading import words as word_set
 
 REMEMBERED = 8192
-"""Texts whose traits are kept: about 5 KB each."""
-READ_CHARACTERS = 2000
-"""Longer texts are read so far only: they hardly meet a near neighbour, and embedders read no more."""
+"""Texts whose traits are kept: 6 KB each."""
+LONGEST_REMEMBERED = 1000
+"""Characters of the longest text whose traits are kept."""
 
 _TOKEN = re.compile(
     r"[a-z]+(?:'(?:t|re|ve|ll|m|d)(?![a-z]))?(?:[+#]{1,2}(?![a-z]))?|[0-9]+[a-z]*|[가-힣][가-힣0-9a-z]*|[^\W_]+"
@@ -56,10 +56,12 @@ class Traits:
     is_korean: bool
 
 
-@lru_cache(REMEMBERED)
 def analyse(text: str) -> Traits:
-    """Take a text apart; the same text again costs a dictionary lookup."""
-    text = text[:READ_CHARACTERS]
+    """Take a text apart, in time linear to its length; the same text again costs a dictionary lookup."""
+    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else _analyse(text)
+
+
+def _analyse(text: str) -> Traits:
     lowered = text.lower().replace("’", "'")
     tokens = tuple(_TOKEN.findall(lowered))
     is_korean = _HANGUL.search(lowered) is not None
@@ -77,6 +79,9 @@ def analyse(text: str) -> Traits:
         reading=korean.read(tokens, lowered) if is_korean else english.read(tokens),
         is_korean=is_korean,
     )
+
+
+_remembered = lru_cache(REMEMBERED)(_analyse)
 
 
 def _kinds(tokens: tuple[str, ...]) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:

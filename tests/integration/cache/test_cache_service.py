@@ -394,7 +394,7 @@ async def test_dry_run_and_inspect_change_nothing(cache: Mesh) -> None:
     assert any("negation" in reason for reason in candidate.reasons)
     assert inspected.embedded_text == "How do I not reset the alarm?"
     assert len(inspected.exact_key) == 64
-    bypassed = await cache.stub.InspectLookup(cache_pb2.InspectLookupRequest(request=ask("Reset the alarm now")))
+    bypassed = await cache.stub.InspectLookup(cache_pb2.InspectLookupRequest(request=ask("Will it rain tonight?")))
     assert (bypassed.outcome, bypassed.reason) == ("bypass", "time_bound")
     stats = await cache.stub.GetStats(cache_pb2.GetStatsRequest())
     assert (stats.exact_hit_count, stats.semantic_hit_count) == (0, 0)

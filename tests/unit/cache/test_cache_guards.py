@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from services.cache.guards import differences, ngram_overlap, unmatched_word
+from services.cache.traits import analyse
 
 REFUSED = [
     ("numbers", "How do I get a refund after 5 days?", "How do I get a refund after 7 days?"),
@@ -91,3 +94,42 @@ def test_ngram_overlap_is_symmetric_and_bounded() -> None:
 def test_a_content_word_without_counterpart_is_found(asked: str, stored: str, word: str) -> None:
     assert word in unmatched_word(asked, stored)
     assert bool(unmatched_word(asked, stored)) is bool(word)
+
+
+def test_long_texts_are_read_to_the_end() -> None:
+    story = "The parcel came and went. " * 200
+    assert differences(story + "It costs 5 dollars.", story + "It costs 6 dollars.")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a.",
+        "1,",
+        "not ",
+        "don't ",
+        "말고 ",
+        "하지 않",
+        "안 ",
+        "가",
+        "에서",
+        "1 시간 ",
+        "A-",
+        "/a",
+        '"',
+        "a@b",
+        "from a to ",
+        "(" * 3,
+    ],
+)
+def test_hostile_repetition_is_read_in_linear_time(piece: str) -> None:
+    def cpu(count: int) -> float:
+        text = piece * count
+        started = time.process_time()
+        analyse(text)
+        return time.process_time() - started
+
+    cpu(1000)
+    # Four times the text takes about four times as long; quadratic reading takes sixteen times.
+    short, long = min(cpu(2000) for _ in range(3)), min(cpu(8000) for _ in range(3))
+    assert long < 10 * short + 0.02
