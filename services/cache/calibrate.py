@@ -51,15 +51,18 @@ class Recipe:
     """Pairs whose contradictions and neutral hypotheses bound the threshold too."""
 
 
+_KOREAN_PAIRS = ("question_pair_ko", "korsts_ko", "klue_sts_ko", "kornli_xnli_ko", "klue_nli_ko")
 RECIPES: Mapping[tuple[Mode, str], Recipe] = {
     (Mode.STRICT, "en"): Recipe(("banking77", "clinc150"), ("banking77", "clinc150"), ("qqp_pairs", "gptcache_mock")),
     (Mode.STRICT, "ko"): Recipe(
         ("parakqc_ko",), ("parakqc_ko",),
-        ("question_pair_ko", "korsts_ko", "klue_sts_ko", "kornli_xnli_ko", "klue_nli_ko"),
+        _KOREAN_PAIRS,
         ("kornli_xnli_ko", "klue_nli_ko"),
     ),
     (Mode.FAQ, "en"): Recipe(("banking77", "clinc150"), ("banking77", "clinc150")),
-    (Mode.FAQ, "ko"): Recipe(("parakqc_ko",), ("parakqc_ko",), (), ("kornli_xnli_ko", "klue_nli_ko")),
+    (Mode.FAQ, "ko"): Recipe(
+        ("parakqc_ko",), ("parakqc_ko",), _KOREAN_PAIRS, ("kornli_xnli_ko", "klue_nli_ko")
+    ),
 }  # fmt: skip
 
 

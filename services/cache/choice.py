@@ -7,10 +7,11 @@ bound on wrong hits asks for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.cache.features import neighbourhood_features, pair_features
+from services.cache.features import letter_overlap, neighbourhood_features, pair_features
 from services.cache.guards import HARD, differences, ngram_overlap
 from services.cache.keys import Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
@@ -86,10 +87,17 @@ def candidate(
     """One neighbour as a candidate."""
     values = pair_features(asked, stored[place], similarities[place])
     against = refusals(asked, stored[place], mode)
-    if not answers[place] or answers.count(answers[place]) == 1:
+    if not _curated(answers, place):
         return Candidate(place, Basis.PAIR, values, against)
-    around = neighbourhood_features(place, similarities, answers)
+    overlaps = [letter_overlap(asked, turn) for turn in stored]
+    around = neighbourhood_features(place, similarities, overlaps, answers)
     return Candidate(place, Basis.NEIGHBOURS, values + around, against)
+
+
+def _curated(answers: Sequence[str], place: int) -> bool:
+    """Whether neighbours vote: the answer occurs again, or answers around it do, so that its standing alone tells."""
+    times = Counter(answer for answer in answers if answer)
+    return times[answers[place]] > 1 or 2 * sum(count for count in times.values() if count > 1) >= len(answers)
 
 
 def judge(

@@ -27,13 +27,18 @@ PAIR = (
     *(f"guard_{name.replace(' ', '_')}" for name in GUARD_NAMES),
 )
 """Features of two texts, in order."""
-NEIGHBOURHOOD = (*PAIR, "margin", "share", "weighted_share", "nearest", "run", "near_five")
+NEIGHBOURHOOD = (
+    *PAIR, "margin", "second_margin", "mean_margin", "letters_margin", "letters_mean_margin", "share", "weighted_share",
+    "votes", "different", "nearest", "run", "near_five",
+)  # fmt: skip
 """The same, and those of the neighbourhood."""
 
 _WORD = re.compile(r"[^\W_]+")
 _MOST_WORDS = 6
 _SHARPNESS = 30.0
 """How fast a neighbour's weight falls with its distance to the nearest: e^-1 per 1/30 of cosine."""
+_NO_SECOND = -0.1
+"""Margin of a second neighbour with the answer, where there is none."""
 _STOP = frozenset(
     _WORD.findall(
         "a an the is are was were be do does did i my me you your we our it its of in on at to for from with and or by"
@@ -88,26 +93,47 @@ def pair_features(asked: str, stored: str, similarity: float) -> tuple[float, ..
     )
 
 
-def neighbourhood_features(place: int, similarities: Sequence[float], answers: Sequence[str]) -> tuple[float, ...]:
+def neighbourhood_features(
+    place: int, similarities: Sequence[float], overlaps: Sequence[float], answers: Sequence[str]
+) -> tuple[float, ...]:
     """The values that ``NEIGHBOURHOOD`` adds, for the neighbour at a place among all that were found, best first.
 
-    ``answers`` names each neighbour's answer; equal names are one answer.
+    ``answers`` names each neighbour's answer; equal names are one answer. ``overlaps`` are those of ``letter_overlap``.
     """
     own = answers[place]
     same = [answer == own for answer in answers]
-    best = similarities[0]
-    weights = [math.exp((value - best) * _SHARPNESS) for value in similarities]
-    against = next((value for value, mine in zip(similarities, same, strict=True) if not mine), similarities[-1])
+    ours = [value for value, mine in zip(similarities, same, strict=True) if mine]
+    others = [value for value, mine in zip(similarities, same, strict=True) if not mine] or [similarities[-1]]
+    our_letters = sorted((value for value, mine in zip(overlaps, same, strict=True) if mine), reverse=True)
+    other_letters = sorted((value for value, mine in zip(overlaps, same, strict=True) if not mine), reverse=True) or [
+        0.0
+    ]
+    weights = [math.exp((value - similarities[0]) * _SHARPNESS) for value in similarities]
     run = next((at for at, answer in enumerate(answers) if answer != answers[0]), len(answers))
     is_nearest = own == answers[0]
     return (
-        similarities[place] - against,
-        sum(same) / len(same),
+        similarities[place] - others[0],
+        ours[1] - others[0] if len(ours) > 1 else _NO_SECOND,
+        _mean(ours[:3]) - _mean(others[:3]),
+        our_letters[0] - other_letters[0],
+        _mean(our_letters[:3]) - _mean(other_letters[:3]),
+        len(ours) / len(same),
         sum(weight for weight, mine in zip(weights, same, strict=True) if mine) / sum(weights),
+        float(len(ours)),
+        len(set(answers)) / len(answers),
         float(is_nearest),
         run / len(answers) if is_nearest else 0.0,
         sum(value for value, mine in zip(similarities[:5], same[:5], strict=True) if mine) / 5,
     )
+
+
+def letter_overlap(asked: str, stored: str) -> float:
+    """Dice coefficient of the character 2-, 3- and 4-grams of two texts, 0..1."""
+    return _dice(letters_of(asked).grams, letters_of(stored).grams)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _dice(one: frozenset[str], other: frozenset[str]) -> float:

@@ -46,7 +46,7 @@ async def judged(tmp_path: Path) -> AsyncIterator[Judged]:
     async with AsyncExitStack() as stack:
         rig = Judged(tmp_path, stack)
         await rig.start()
-        rig.policies["default"] = NamespacePolicy(judge_model="small-judge")
+        rig.policies["default"] = NamespacePolicy(judge_model="small-judge", sharing_user_count=1)
         rig.source = await rig.put(RESET, tags={"team": "a"}, user_id="u1")
         task = asyncio.create_task(rig.judging.run())
         yield rig

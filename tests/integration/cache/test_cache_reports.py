@@ -84,7 +84,7 @@ async def test_a_namespace_that_breaks_its_bound_serves_exact_hits_only_until_re
 
 
 async def test_the_bound_is_the_namespaces_own(rig: Rig) -> None:
-    rig.policies["loose"] = NamespacePolicy(max_wrong_hits_per_thousand=1000.0)
+    rig.policies["loose"] = NamespacePolicy(max_wrong_hits_per_thousand=1000.0, sharing_user_count=1)
     for number in range(5):
         reply = await rig.report(entry_id(f"k{number}"), report_id=f"semantic@loose:r{number}")
         assert not reply.namespace_suspended
