@@ -119,6 +119,9 @@ class Judging:
         key = (asked.key, source.entry_id, source.created)
         if key in self._known:
             return False
+        # The answer is read when its turn comes; searching brings none along.
+        if not judgeable(asked.text, source.question, "-"):
+            return False
         if not self._may_call(question.tenant_id):
             return self._count("rate_limited")
         try:
