@@ -159,7 +159,7 @@ def _witnesses(question: Question, neighbours: Sequence[Found], mode: Mode) -> l
     often, is one user's word.
     """
     if len(question.last_turn) + sum(len(found.entry.turn) for found in neighbours) > CHARACTERS_READ:
-        return list(neighbours[:1])
+        return [found for found in neighbours[:1] if len(found.entry.turn) <= CHARACTERS_READ]
     chosen: dict[object, Found] = {}
     for found in neighbours:
         origin = _origin(found.entry)
