@@ -239,17 +239,13 @@ LOOKALIKES = [
     ("a:\n  b: how?", "  a:\n  b: how?"),
     ("How do I reset it? " + "🍎" * 2000, "How do I reset it? " + "🍌" * 2000),
     ("\u202eHow do I enable it?", "How do I dis\u200fable it?"),
+    ("What is -5 plus 3?", "What is 5 plus 3?"),
     ("단계 ① 어떻게 하나요?", "단계 ② 어떻게 하나요?"),
 ]
 
 
 @pytest.mark.parametrize(("stored", "asked"), LOOKALIKES, ids=ascii)
 async def test_what_an_embedder_cannot_tell_apart_is_not_served(same: Cache, stored: str, asked: str) -> None:
-    if stored.startswith("a:"):
-        # Similar words of another layout: similarity aside, one is not the other exactly.
-        await same.put(ask(stored, namespace="code"))
-        assert (await same.lookup(ask(asked, namespace="code"))).hit.kind != cache_pb2.HIT_KIND_EXACT
-        return
     await same.put(ask(stored))
     assert await same.text(ask(asked)) == ""
     assert await same.text(ask(stored)) == "Press the button."

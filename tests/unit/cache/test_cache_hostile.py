@@ -212,6 +212,11 @@ DIFFERENT = [
     ("\u202eHow do I enable it?", "How do I dis\u200fable it?"),
     ("ＯＮ 하는 법 알려 줘, turn it ＯＮ", "ＯＦＦ 하는 법 알려 줘, turn it ＯＦＦ"),
     ("１０일 뒤에 환불되나요?", "２０일 뒤에 환불되나요?"),
+    ("What is -5 plus 3?", "What is 5 plus 3?"),
+    ("What is (1 + 2) * 3?", "What is 1 + 2 * 3?"),
+    ("What is 6 / 3?", "What is 6 - 3?"),
+    ("Why does it fail? if a:\n    b\nc", "Why does it fail? if a:\n    b\n    c"),
+    ("  a:\n  b: how?", "a:\n  b: how?"),
     ("알람을 켜\u200b는 방법", "알람을 끄\u200b는 방법"),
 ]
 
