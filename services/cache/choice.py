@@ -21,7 +21,7 @@ from services.cache.verifier import NEVER, Basis, Contribution, Verifier
 
 NEIGHBOURS_READ = 16
 """Neighbours that are read per lookup; the verifier was fitted on as many."""
-HEADROOM = 0.5
+HEADROOM = 0.6
 """Share of the bound that thresholds are chosen for: users' questions are not those of the calibration."""
 FOLLOW_UP_OVERLAP = 0.6
 """Least overlap of character 2-4-grams of two follow-up questions: short ones look alike to any embedder."""
