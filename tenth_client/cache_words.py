@@ -330,7 +330,7 @@ def _sentence(line: str, lang: str) -> str:
             continue
         said = match.expand(korean if lang == "ko" else english)
         rest, basis = match.groupdict().get("rest"), match.groupdict().get("basis")
-        if basis in _BASES:
+        if basis is not None and basis in _BASES:
             said = said.replace(basis, _BASES[basis][LANGUAGES.index(lang)])
         return said.replace(rest, _sentence(rest, lang)) if rest else said
     return line
