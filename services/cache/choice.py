@@ -159,6 +159,9 @@ def _verdict(
         serve = serve and passed
         reasons.append(f"{'ok' if passed else 'refused'}: {what}")
 
+    # First: whoever asks why gets the first refusal, and a guard's says more than a low probability.
+    for refusal in item.refusals:
+        test(False, refusal)
     model = verifier.model(rules.mode.value, language(question.last_turn).value, item.basis)
     probability, needed = 0.0, NEVER
     contributions: tuple[Contribution, ...] = ()
@@ -176,6 +179,4 @@ def _verdict(
         test(overlap >= FOLLOW_UP_OVERLAP, what)
     old = fresh(found.entry, question, now)
     test(not old, old or f"{now - found.entry.created:.0f} s old, tier {found.entry.tier}")
-    for refusal in item.refusals:
-        test(False, refusal)
     return Verdict(found, serve, probability, needed, tuple(reasons), contributions)

@@ -9,6 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from tenth.cache.v1 import cache_pb2
 
+from services.cache.features import NEIGHBOURHOOD
+from services.cache.guards import GUARD_NAMES
 from tenth_client import cache_words
 from tenth_client.cache_views import bar, bytes_text, duration, explanation, merged, namespace, stats, totals
 from tenth_client.cache_words import FEATURES, feature, language, verdict
@@ -97,6 +99,14 @@ def test_the_same_in_english() -> None:
     assert "would not be served" in text
 
 
+def test_a_bound_that_no_threshold_holds_is_no_probability() -> None:
+    answer = near_miss()
+    answer.needed_probability = 2.0
+    text = " ".join(shown(explanation(answer, "en")).split())
+    assert "no probability is enough" in text
+    assert "2.000" not in text
+
+
 def test_only_the_strongest_features_unless_all_are_wanted() -> None:
     answer = near_miss()
     for number in range(20):
@@ -138,6 +148,20 @@ def test_a_bar_has_a_side_and_a_length() -> None:
         ("refused: expired", "its time is up", "기한이 지남"),
         ("follow-up: 2-4-gram overlap of the last turns 0.512, needs 0.6", "overlap by 0.512", "글자 겹침 0.512"),
         ("the embedder cannot read Hangul: only one has '켜'", "only one of the two says '켜'", "한쪽에만 '켜' 있음"),
+        ("refused: negation scope: only one denies 'turn'", "of the two denies 'turn'", "부정: 한쪽에만 'turn' 부정"),
+        ("refused: particles: '서울' against '부산' as from", "the other '부산'", "한쪽은 '서울', 다른 쪽은 '부산'"),
+        ("refused: words: 'a' against 'b'", "one says 'a'", "한쪽은 'a'"),
+        ("refused: probability 0.9, needs 0.97 (the pair alone)", "right 0.9, needs 0.97 (by", "0.97 필요 (두 질문만"),
+        (
+            "probability 0.9, no threshold holds the namespace's bound (near entries with the same answer)",
+            "no threshold holds",
+            "기준이 없음 (같은 답의",
+        ),
+        (
+            "no exact match; the namespace serves exact hits only: 3 of 7 lookups by meaning were reported wrong",
+            "exact hits only: 3 of 7",
+            "똑같은 질문만 씀: 3 of 7",
+        ),
         ("ok: something new", "something new", "something new"),
     ],
 )
@@ -148,6 +172,9 @@ def test_verdicts_in_words(line: str, english: str, korean: str) -> None:
 
 def test_both_languages_know_the_same_names() -> None:
     assert FEATURES["en"].keys() == FEATURES["ko"].keys()
+    for name in (*NEIGHBOURHOOD, *GUARD_NAMES):
+        assert feature(name, "ko")[1], f"{name} is shown without words"
+    assert feature("guard_words", "ko") != feature("words", "ko"), "a guard and a measure"
     assert feature("guard_asked_for", "ko") == feature("asked for", "ko") != ("asked for", "")
     assert feature("nobody knows", "ko") == ("nobody knows", "")
 
