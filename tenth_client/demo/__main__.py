@@ -80,6 +80,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
             checks = [
                 Check("baseline - sum(savings) + overhead == actual", summary.identity_holds),
                 await ledger_agrees(rpc, results, summary),
+                help_centre_right(results, workload.bodies(arguments.max_tokens)),
             ]
             show_sums(mesh, summary, checks, console)
             await show_cache(rpc, console)
@@ -170,6 +171,18 @@ def show_sums(mesh: Mesh, summary: Summary, checks: list[Check], console: Consol
             f"[yellow]Played by {mesh.played_by}: models of {', '.join(mesh.played_providers)}. The savings are this "
             "workload's at the price book's prices; they say nothing about answer quality.[/]"
         )
+
+
+def help_centre_right(results: list[Played], bodies: list[dict[str, Any]]) -> Check:
+    """No answer of the help centre went to another question than its own."""
+    answers = workload.right_answers()
+    texts = set(answers.values())
+    # In the order of the workload; ``index`` counts within a batch.
+    asked = [str(body["messages"][-1]["content"]) for body in bodies[: len(results)]]
+    served = [(question, played.text) for question, played in zip(asked, results, strict=True) if played.text in texts]
+    right = sum(text == answers.get(question) for question, text in served)
+    text = f"{right} of {len(served)} answers from the help centre are those to their question"
+    return Check(text, right == len(served))
 
 
 async def ledger_agrees(rpc: Rpc, results: list[Played], summary: Summary) -> Check:

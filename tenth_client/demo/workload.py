@@ -5,8 +5,8 @@
 
 Who asks matters to the cache. Customers (questions of the help centre, conversations) each have a user id; an answer
 that a model gave one of them is another's only when a second one got the same. Their questions of the help centre go
-to the namespace HELP_CENTRE, whose answers an operator imported. Colleagues' tools (documents, code, tasks) ask with the
-team's own account, without a user: what they were answered is the team's.
+to the namespace HELP_CENTRE, whose answers an operator imported. Colleagues' tools (documents, code, tasks) ask with
+the team's own account, without a user: what they were answered is the team's.
 """
 
 from __future__ import annotations
@@ -66,6 +66,18 @@ def help_centre(max_tokens: int = MAX_TOKENS) -> list[dict[str, Any]]:
     return lines
 
 
+def right_answers() -> dict[str, str]:
+    """The help centre's answer to each customer's question, with or without a greeting: both files have one order."""
+    workload, centre = _read("workload.yaml"), _read("faq.yaml")
+    return {
+        question: entry["answer"]
+        for language, entries in centre.items()
+        for entry, phrasings in zip(entries, workload[f"faq_{language}"], strict=True)
+        for plain in phrasings
+        for question in (plain, _with_greeting(plain, language))
+    }
+
+
 def rules() -> str:
     """The demo's rules of namespaces, as YAML."""
     return _text("namespaces.yaml")
@@ -123,10 +135,12 @@ def _from_customer(body: dict[str, Any], number: int) -> dict[str, Any]:
 
 def _greeted(body: dict[str, Any]) -> dict[str, Any]:
     *before, last = body["messages"]
-    question = str(last["content"])
-    korean = body["tenth"]["tags"]["language"] == "ko"
-    greeting = f"안녕하세요. {question}" if korean else f"Hello, {question[0].lower()}{question[1:]}"
+    greeting = _with_greeting(str(last["content"]), body["tenth"]["tags"]["language"])
     return {**body, "messages": [*before, {**last, "content": greeting}]}
+
+
+def _with_greeting(question: str, language: str) -> str:
+    return f"안녕하세요. {question}" if language == "ko" else f"Hello, {question[0].lower()}{question[1:]}"
 
 
 def _passages(entry: dict[str, Any]) -> list[dict[str, str]]:
