@@ -126,11 +126,20 @@ async def namespaces(rpc: Rpc, arguments: argparse.Namespace, console: Console) 
 
 async def restore(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> int:
     """End a suspension on every replica."""
+    listed = cache_pb2.ListNamespacesResponse
+    known = views.merged(await rpc.call_each("cache", _STUB, "ListNamespaces", cache_pb2.ListNamespacesRequest()))
+    before = next((each for each in known if each.namespace == arguments.namespace), None)
     request = cache_pb2.RestoreNamespaceRequest(namespace=arguments.namespace)
     answers = await rpc.call_each("cache", _STUB, "RestoreNamespace", request)
-    listed = cache_pb2.ListNamespacesResponse
     for each in views.merged([listed(namespaces=[answer.namespace]) for answer in answers]):
         console.print(views.namespace(each))
+    if before is None:
+        said = "nothing was asked or stored in a namespace of this name"
+    elif before.suspended:
+        said = "it serves by meaning again; its evidence starts anew"
+    else:
+        said = "it was not suspended; its evidence starts anew all the same"
+    console.print(said, style="yellow" if before is None else None)
     return 0
 
 
@@ -273,8 +282,9 @@ def _say_embedders(checked: _Checked, cache: _Cache, console: Console) -> None:
     used = sorted({answer.embedder for answer in cache.stats})
     for name, count in sorted(checked.embedders.items()):
         if name and used and [name] != used:
+            entries = "entry was" if count == 1 else "entries were"
             console.print(
-                f"{count:,} entries were embedded by {name}, the cache uses {', '.join(used)}: questions are embedded "
+                f"{count:,} {entries} embedded by {name}, the cache uses {', '.join(used)}: questions are embedded "
                 "anew; those asked with a system prompt, earlier turns or parameters are found exactly alone",
                 style="yellow", markup=False,
             )  # fmt: skip
@@ -330,7 +340,7 @@ async def _try(
 
     async def look_up(item: Item) -> str:
         if item.message.HasField("entry"):
-            return "exported entry, its form is right"
+            return "exported, of the right form (whether they are there already is not asked)"
         request = cache_pb2.LookupCompletionRequest(request=item.message.pair.request, dry_run=True)
         # With several stores the first one's word is taken: an import makes them all alike.
         try:

@@ -64,7 +64,14 @@ async def _turn(
 ) -> str:
     pieces: list[str] = []
     request_id = model = ""
-    async for event in client.stream(messages, sampling=_sampling(arguments), policy=_policy(arguments)):
+    events = client.stream(
+        messages,
+        sampling=_sampling(arguments),
+        policy=_policy(arguments),
+        user_id=arguments.user,
+        namespace=arguments.namespace,
+    )
+    async for event in events:
         if event.started is not None:
             request_id, model = event.started.request_id, event.started.model
         if event.text:

@@ -106,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--system", default="", help="standing instructions")
         sub.add_argument("--model", default="", help="a catalogue model that must answer")
         sub.add_argument("--max-tokens", type=int, default=0, help="most output tokens")
+        sub.add_argument("--namespace", default="", help="the cache's namespace to ask in")
+        sub.add_argument("--user", default="", help="the end user who asks")
         sub.add_argument("--no-cache", action="store_true", help="neither look up nor store")
         if name == "ask":
             sub.add_argument("question", help="the question; - reads it from standard input")

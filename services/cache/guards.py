@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.cache.korean import key as korean_key
 from services.cache.opposites import opposed
 from services.cache.reading import Act, Negation
 from services.cache.traits import Traits, analyse
@@ -102,10 +103,11 @@ def negation_scope(one: Traits, other: Traits) -> str:
     here, there = one.reading, other.reading
     ours, theirs = here.negated & there.plain, there.negated & here.plain
     if ours and theirs and not here.negated & there.negated:
-        return f"{min(ours)!r} and {min(theirs)!r} are denied the other way round"
+        here_said, there_said = (_as_written(min(stems), one, other) for stems in (ours, theirs))
+        return f"{here_said!r} and {there_said!r} are denied the other way round"
     for affirmed, reading in ((ours, there), (theirs, here)):
         if affirmed and reading.negation is Negation.NONE:
-            return f"only one denies {min(affirmed)!r}"
+            return f"only one denies {_as_written(min(affirmed), one, other)!r}"
     return ""
 
 
@@ -121,13 +123,16 @@ def alternatives(one: Traits, other: Traits) -> str:
     """What one does not want ("instead of A", "A 말고") must not be what the other wants."""
     here, there = one.reading, other.reading
     ours, theirs = here.excluded & there.plain, there.excluded & here.plain
-    return f"{min(ours)!r} and {min(theirs)!r} have changed places" if ours and theirs else ""
+    if not ours or not theirs:
+        return ""
+    here_said, there_said = (_as_written(min(stems), one, other) for stems in (ours, theirs))
+    return f"{here_said!r} and {there_said!r} have changed places"
 
 
 def one_alternative(one: Traits, other: Traits) -> str:
     """Something that one does not want and the other wants."""
     crossed = (one.reading.excluded & other.reading.plain) | (other.reading.excluded & one.reading.plain)
-    return f"only one wants {min(crossed)!r}" if crossed else ""
+    return f"only one wants {_as_written(min(crossed), one, other)!r}" if crossed else ""
 
 
 def antonyms(one: Traits, other: Traits) -> str:
@@ -272,12 +277,19 @@ def unmatched_word(asked: str, stored: str) -> str:
 def words(one: Traits, other: Traits) -> str:
     """Each has a content word that the other lacks."""
     here, there = _own(one, other), _own(other, one)
-    return f"{min(here)!r} against {min(there)!r}" if here and there else ""
+    if not here or not there:
+        return ""
+    return f"{_as_written(min(here), one, other)!r} against {_as_written(min(there), other, one)!r}"
 
 
 def _own(one: Traits, other: Traits) -> set[str]:
     there = other.reading.plain | other.reading.negated | other.reading.excluded
     return {word for word in one.reading.plain - there if len(word) > 1 and not _COMMON_KOREAN.match(word)}
+
+
+def _as_written(stem: str, *texts: Traits) -> str:
+    """The word of the texts that a Korean stem was made of: a stem such as "도리" (of 돌려) tells a reader nothing."""
+    return next((word for text in texts for word in sorted(text.words) if korean_key(word) == stem), stem)
 
 
 HARD: tuple[tuple[str, Guard], ...] = (

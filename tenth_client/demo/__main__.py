@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
-from tenth_client import traces
+from tenth_client import cache_commands, traces
 from tenth_client.cli import printer
 from tenth_client.client import Client
 from tenth_client.commands import fetch_trace, play_with_bar
@@ -61,6 +61,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         local_model=not (arguments.no_model or absent),
         sandbox=arguments.sandbox,
         free_ports=True,
+        env={"cache": {"TENTH_CACHE_NAMESPACES_FILE": str(rules_file(data_dir))}},
     )
     started = time.perf_counter()
     console.print("Starting the mesh: six services and the orchestrator, each its own process ...")
@@ -69,6 +70,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         label(mesh, console)
         requests = workload.requests(arguments.max_tokens)[: arguments.requests]
         async with Client(mesh.address("orchestrator"), mesh.api_key) as client, Rpc(mesh.connection) as rpc:
+            await import_help_centre(rpc, data_dir, arguments.max_tokens, console)
             began = time.perf_counter()
             results, _ = await play_with_bar(client, requests[:FIRST], 1, console)
             show_first(results, workload.bodies(arguments.max_tokens), console)
@@ -78,8 +80,10 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
             checks = [
                 Check("baseline - sum(savings) + overhead == actual", summary.identity_holds),
                 await ledger_agrees(rpc, results, summary),
+                help_centre_right(results, workload.bodies(arguments.max_tokens)),
             ]
             show_sums(mesh, summary, checks, console)
+            await show_cache(rpc, console)
             await show_trace(rpc, results, console)
         write_report(arguments.json, mesh, summary, checks)
         console.print(f"\nreport: {arguments.json}    traces (SQLite): {mesh.trace_file}")
@@ -97,6 +101,31 @@ def fresh(data_dir: Path) -> Path:
         shutil.rmtree(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)
     return data_dir
+
+
+def rules_file(data_dir: Path) -> Path:
+    """The demo's rules of namespaces, where the cache reads them."""
+    path = data_dir.resolve() / "namespaces.yaml"
+    path.write_text(workload.rules(), "utf-8")
+    return path
+
+
+async def import_help_centre(rpc: Rpc, data_dir: Path, max_tokens: int, console: Console) -> None:
+    """Put the shop's help centre into the cache, as its operator would. Raises StartError when it is not taken."""
+    path = data_dir / "faq.jsonl"
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in workload.help_centre(max_tokens))
+    path.write_text("".join(lines), "utf-8")
+    console.print(f"\n$ tenth cache import {path}", markup=False, soft_wrap=True)
+    wanted = argparse.Namespace(file=str(path), namespace="", renew=False, encoding="utf-8", dry_run=False)
+    if await cache_commands.import_file(rpc, wanted, console) != 0:
+        raise StartError("the help centre was not taken in")
+
+
+async def show_cache(rpc: Rpc, console: Console) -> None:
+    """What the cache holds and did, and by which rules."""
+    for name, command in (("stats", cache_commands.stats), ("namespaces", cache_commands.namespaces)):
+        console.print(f"\n$ tenth cache {name}", markup=False)
+        await command(rpc, argparse.Namespace(namespace="", json=False), console)
 
 
 def label(mesh: Mesh, console: Console) -> None:
@@ -142,6 +171,18 @@ def show_sums(mesh: Mesh, summary: Summary, checks: list[Check], console: Consol
             f"[yellow]Played by {mesh.played_by}: models of {', '.join(mesh.played_providers)}. The savings are this "
             "workload's at the price book's prices; they say nothing about answer quality.[/]"
         )
+
+
+def help_centre_right(results: list[Played], bodies: list[dict[str, Any]]) -> Check:
+    """No answer of the help centre went to another question than its own."""
+    answers = workload.right_answers()
+    texts = set(answers.values())
+    # In the order of the workload; ``index`` counts within a batch.
+    asked = [str(body["messages"][-1]["content"]) for body in bodies[: len(results)]]
+    served = [(question, played.text) for question, played in zip(asked, results, strict=True) if played.text in texts]
+    right = sum(text == answers.get(question) for question, text in served)
+    text = f"{right} of {len(served)} answers from the help centre are those to their question"
+    return Check(text, right == len(served))
 
 
 async def ledger_agrees(rpc: Rpc, results: list[Played], summary: Summary) -> Check:

@@ -250,7 +250,7 @@ async def test_entries_of_another_embedder_and_expired_ones(mesh: Mesh) -> None:
     old = mesh.write("old.jsonl", line)
     await mesh.run("invalidate", "--all")
     said = await mesh.run("import", old)
-    assert "1 entries were embedded by older@1, the cache uses words@1" in said
+    assert "1 entry was embedded by older@1, the cache uses words@2-fp32" in said
     assert "not stored expired 1" in said
     assert (await mesh.run("import", old, "--renew")).count("1 of 1 stored") == 2
     assert (await mesh.lookup(1, ask("How can I reset the alarm?"))).HasField("hit")
@@ -261,7 +261,7 @@ async def test_stats_and_invalidation_reach_every_replica(mesh: Mesh) -> None:
     await mesh.store(1, ask("Explain apples"))
     said = await mesh.run("stats")
     assert "entries 2" in said
-    assert "embedder words@1; store qdrant_edge; 2 replicas" in said
+    assert "embedder words@2-fp32; store qdrant_edge; 2 replicas" in said
     await mesh.run("stats", "--json")
     found = json.loads(mesh.said)
     assert (found["entry_count"], found["replica_count"], found["exact_hit_rate"]) == (2, 2, None)
@@ -301,7 +301,7 @@ async def test_inspect_explains_with_the_system_prompt_and_namespace_asked_for(m
     assert (await mesh.run("inspect", RESET, *how)).startswith("HIT")
     korean = await mesh.run("inspect", "How do I not reset the alarm?", *how[:-1], "ko")
     assert "적중 없음" in korean
-    assert "부정: 한쪽에만" in korean
+    assert "부정: 한쪽만 부정함" in korean
     assert "비교할 수 있는 저장된 질문이 없습니다." in await mesh.run("inspect", RESET, "--lang", "ko")
     body = mesh.folder / "request.json"
     body.write_text(json.dumps({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]}))
@@ -322,4 +322,9 @@ async def test_namespaces_and_their_restoration(mesh: Mesh) -> None:
     assert "SUSPENDED, serves exact hits alone: 2 of 9 hits were wrong" in said
     await mesh.run("namespaces", "--json")
     assert json.loads(mesh.said)[0]["suspended"] is True
-    assert "SUSPENDED" not in await mesh.run("restore", "shop")
+    said = await mesh.run("restore", "shop")
+    assert "SUSPENDED" not in said
+    assert "it serves by meaning again" in said
+    mesh.replicas[1].shown.suspended = False
+    assert "it was not suspended" in await mesh.run("restore", "shop")
+    assert "nothing was asked or stored in a namespace of this name" in await mesh.run("restore", "shpo")

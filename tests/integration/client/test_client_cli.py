@@ -126,7 +126,8 @@ async def test_ask(bench: Bench) -> None:
         stream(finished=orchestrator_pb2.CompletionFinished(receipt=receipt(), model="mini")),
     ]
     status, text = await bench.run(
-        "ask", "인사해 줘", "--system", "s", "--model", "mini", "--max-tokens", "9", "--no-cache"
+        *("ask", "인사해 줘", "--system", "s", "--model", "mini", "--max-tokens", "9", "--no-cache"),
+        *("--namespace", "shop", "--user", "ada"),
     )
     assert status == 0
     assert text.splitlines() == [
@@ -136,6 +137,7 @@ async def test_ask(bench: Bench) -> None:
     (raw,) = bench.recorder.sent("StreamGenerateCompletion")
     sent = orchestrator_pb2.StreamGenerateCompletionRequest.FromString(raw).request
     assert [message.role for message in sent.messages] == [chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_USER]
+    assert (sent.namespace, sent.user_id) == ("shop", "ada")
     assert sent.sampling.max_output_tokens == 9
     assert sent.policy == chat_pb2.RequestPolicy(model="mini", cache_mode=chat_pb2.CACHE_MODE_OFF)
 

@@ -32,7 +32,7 @@ def test_it_holds_what_it_needs_and_nothing_else(unpacked: Path) -> None:
     assert modules == {
         path.relative_to(unpacked / "tenth_client") for path in (unpacked / "tenth_client").rglob("*.py")
     }
-    for name in ("demo/workload.yaml", "py.typed"):
+    for name in ("demo/workload.yaml", "demo/faq.yaml", "demo/namespaces.yaml", "py.typed"):
         assert (unpacked / "tenth_client" / name).exists()
 
 

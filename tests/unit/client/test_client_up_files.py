@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from services.cache.namespaces import Mode, NamespacePolicy, Namespaces, parse_namespaces
+from tenth_client.cache_files import read_items
 from tenth_client.connection import Connection, Tls, find, target
 from tenth_client.demo import table, workload
 from tenth_client.local import PORTS, free_ports, missing_local_model, with_local_caller, without_local_model
@@ -203,9 +205,43 @@ def test_workload() -> None:
     assert bodies == workload.bodies(), "the same order every time"
     korean = sum(body["tenth"]["tags"]["language"] == "ko" for body in bodies)
     assert 60 <= korean <= 75
-    seen = Counter(json.dumps(body, sort_keys=True) for body in bodies)
+    asked = [(body["messages"], body["tenth"].get("retrieved_chunks")) for body in bodies]
+    seen = Counter(json.dumps(what, sort_keys=True) for what in asked)
     assert sum(count - 1 for count in seen.values()) == 22, "exact repeats; ten more come with a greeting"
     assert all(request.sampling.max_output_tokens == workload.MAX_TOKENS for request in workload.requests())
+    users = [body["tenth"]["user_id"] for body in bodies if body["tenth"]["tags"]["application"] == "support"]
+    assert len(set(users)) == len(users), "every customer is another"
+    assert all("user_id" in body["tenth"] for body in bodies if body["tenth"].get("namespace")), "the help centre's"
+    assert sum("user_id" not in body["tenth"] for body in bodies) > 80, "colleagues' tools"
+
+
+def test_the_help_centre_is_imported_under_the_circumstances_of_its_questions(tmp_path: Path) -> None:
+    lines = workload.help_centre()
+    (tmp_path / "faq.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = [item.message.pair for item in read_items(str(tmp_path / "faq.jsonl"))]
+    requests = [request for request in workload.requests() if request.namespace == workload.HELP_CENTRE]
+    assert {pair.request.messages[0].parts[0].text for pair in pairs} == {
+        request.messages[0].parts[0].text for request in requests
+    }
+    for pair in pairs:
+        assert pair.request.namespace == workload.HELP_CENTRE
+        assert pair.request.sampling == requests[0].sampling
+        assert not pair.request.user_id
+        assert 0 < pair.completion.usage.output_token_count <= workload.MAX_TOKENS
+    imported = {pair.request.messages[-1].parts[0].text for pair in pairs}
+    customers = {request.messages[-1].parts[0].text for request in requests}
+    assert not imported & customers, "customers ask in other words"
+    answers = workload.right_answers()
+    assert customers <= set(answers)
+    assert {answers[question] for question in customers} <= {line["answer"] for line in lines}
+    assert answers["Hello, do you ship to Canada?"].startswith("Yes. We ship to Canada")
+
+
+def test_the_rules_of_the_demo_make_its_help_centre_a_curated_set() -> None:
+    rules = parse_namespaces(workload.rules(), "namespaces.yaml", NamespacePolicy())
+    namespaces = Namespaces(NamespacePolicy(), lambda: rules)
+    assert namespaces.of("local", workload.HELP_CENTRE).mode is Mode.FAQ
+    assert namespaces.of("local", "default") == NamespacePolicy()
 
 
 def test_the_waterfall_is_written_into_the_page(tmp_path: Path) -> None:
