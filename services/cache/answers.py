@@ -33,7 +33,7 @@ from services.cache.verifier import Verifier
 
 log = logging.getLogger("tenth.cache")
 
-MOST_CHARACTERS_COMPARED = 1500
+MOST_CHARACTERS_COMPARED = 1000
 """Longer questions hit exactly only: guards and features read every letter of both, on the thread that serves all."""
 _EVICT_SHARE = 0.02
 _SAME_KEY_COSINE = 0.99

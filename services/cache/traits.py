@@ -16,7 +16,7 @@ from services.cache.reading import words as word_set
 REMEMBERED = 8192
 """Short texts whose traits are kept: 6 KB each."""
 SHORT_CHARACTERS = 300
-LONGEST_REMEMBERED = 1500
+LONGEST_REMEMBERED = 1000
 """Characters of the longest text whose traits are kept; of those that are not short, as many as one lookup meets."""
 
 _TOKEN = re.compile(

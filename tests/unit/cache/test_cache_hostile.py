@@ -92,7 +92,7 @@ def test_stale_entries_vote_neither_in_a_lookup_nor_in_its_explanation() -> None
 
 def test_long_neighbours_are_not_all_read() -> None:
     long = [
-        replace(ENTRY, entry_id=f"e{number}", turn="alarm " * 330, answer_digest=str(number)) for number in range(16)
+        replace(ENTRY, entry_id=f"e{number}", turn="alarm " * 150, answer_digest=str(number)) for number in range(16)
     ]
     found = [Found(entry, 0.99) for entry in long]
     assert len(judge(QUESTION, found, NamespacePolicy(), VERIFIER, lambda _: 1.0, 100.0)) == 1
@@ -102,7 +102,7 @@ def test_long_neighbours_are_not_all_read() -> None:
 
 def test_long_texts_do_not_stay_in_memory() -> None:
     for number in range(100):
-        text = f"{number} " + "ab cd ef " * 150
+        text = f"{number} " + "ab cd ef " * 90
         letters_of(text)
         traits.analyse(text)
     for remembered in (features._letters_of_long, traits._remembered_long):
