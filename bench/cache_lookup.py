@@ -210,7 +210,10 @@ async def _fill(store: QdrantEdgeStore, begin: int, end: int) -> None:
 
 def _copy(pattern: Entry, text: str) -> Entry:
     key = f"{zlib.crc32(text.encode()):064x}"
-    return replace(pattern, entry_id=entry_id(key + text), exact_key=key + text, question=text, turn=text)
+    # An answer of its own each: equal ones would vote.
+    return replace(
+        pattern, entry_id=entry_id(key + text), exact_key=key + text, question=text, turn=text, answer_digest=key
+    )
 
 
 def _in_process(cache: AnswerCache) -> Ask:
@@ -236,7 +239,7 @@ def _over_rpc(stub: Any) -> Ask:
 
 async def _keep(stub: Any, text: str) -> None:
     looked = await stub.LookupCompletion(cache_pb2.LookupCompletionRequest(request=_request(text)))
-    message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, parts=[chat_pb2.ContentPart(text=_ANSWER)])
+    message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, parts=[chat_pb2.ContentPart(text=f"{text} {_ANSWER}")])
     completion = chat_pb2.Completion(
         message=message, finish_reason=chat_pb2.FINISH_REASON_STOP, model="m", tier=chat_pb2.TIER_MEDIUM
     )

@@ -30,6 +30,9 @@ from services.cache.namespaces import Mode
 from services.cache.split import in_training, tenth
 from services.cache.verifier import WEIGHTS, Basis, Model, RiskPoint, Verifier, to_json
 
+_OUTSIDE = "oos:"
+_OUTSIDE_WEIGHT = 20.0
+"""How much more a question counts that nothing answers: such are few in the data and many in life."""
 FOLDS = 3
 POINTS = 60
 """Thresholds kept of a risk curve."""
@@ -84,6 +87,8 @@ class Example:
     values: tuple[float, ...]
     right: bool
     refused: bool
+    outside: bool = False
+    """Asked is what nothing of a curated set answers."""
 
 
 @dataclass(slots=True)
@@ -134,11 +139,24 @@ def train(mode: Mode, recipe: Recipe, data: Path, vectors: Vectors) -> tuple[flo
     repeated = [_ask(name, rows, vectors, mode, floor, alone=False) for name, rows in streams.items()]
     alone = [_ask(name, rows, vectors, mode, floor, alone=True) for name, rows in streams.items()]
     traps = [trial for name in recipe.contradictions for trial in _traps(data, name, vectors, mode)]
+    outside = [_outside(trial, streams[trial.name]) for trial in repeated]
     pairs = [_pairs(data, name, vectors, mode) for name in recipe.pairs]
     return floor, {
         Basis.PAIR: _fit(PAIR, [*alone, *pairs], [*(t for t in alone if t.name in recipe.bounded), *traps]),
-        Basis.NEIGHBOURS: _fit(NEIGHBOURHOOD, repeated, [t for t in repeated if t.name in recipe.bounded]),
+        Basis.NEIGHBOURS: _fit(
+            NEIGHBOURHOOD, repeated, [*(t for t in repeated if t.name in recipe.bounded), *filter(_count, outside)]
+        ),
     }
+
+
+def _count(trial: Trial) -> int:
+    return trial.count
+
+
+def _outside(trial: Trial, rows: Sequence[Row]) -> Trial:
+    """The questions that nothing stored answers: few among all, and bounded on their own."""
+    count = sum(row.answer.startswith(_OUTSIDE) for row in rows)
+    return Trial(f"{trial.name}/outside", count, [each for each in trial.examples if each.outside], share=0.7)
 
 
 class Vectors:
@@ -174,7 +192,7 @@ def _rows(data: Path, name: str) -> list[Row]:
     for row in _read(data, name):
         answer = str(row.get("intent", row.get("set", row.get("answer"))))
         # Nothing answers an out-of-scope question.
-        answer = f"oos:{row['id']}" if answer == "oos" else answer
+        answer = f"{_OUTSIDE}{row['id']}" if answer == "oos" else answer
         rows.append(Row(str(row.get("text", row.get("q"))), answer, answer))
     return [row for row in rows if in_training(name, row.group)]
 
@@ -218,7 +236,9 @@ def _ask(name: str, rows: Sequence[Row], vectors: Vectors, mode: Mode, floor: fl
                     right = answers[best[candidate.place]] == rows[row].answer
                     if alone or candidate.basis is Basis.NEIGHBOURS:
                         fold = tenth(name, rows[row].group) % FOLDS
-                        examples.append(Example(int(row), fold, candidate.values, right, bool(candidate.refusals)))
+                        outside = not alone and rows[row].answer.startswith(_OUTSIDE)
+                        refused = bool(candidate.refusals)
+                        examples.append(Example(int(row), fold, candidate.values, right, refused, outside))
     return Trial(name, len(rows), examples)
 
 
@@ -284,7 +304,7 @@ def _weights(names: tuple[str, ...], trials: Sequence[Trial], without: int | Non
         values.extend(example.values for example in chosen)
         right.extend(example.right for example in chosen)
         # Every set counts the same, however many rows it has.
-        weight.extend([1 / max(len(chosen), 1)] * len(chosen))
+        weight.extend((_OUTSIDE_WEIGHT if each.outside else 1.0) / len(chosen) for each in chosen)
     table = np.array(values)
     means, scales = table.mean(axis=0), np.maximum(table.std(axis=0), 1e-3)
     scaled = (table - means) / scales

@@ -21,7 +21,7 @@ from services.cache.verifier import NEVER, Basis, Contribution, Verifier
 
 NEIGHBOURS_READ = 16
 """Neighbours that are read per lookup; the verifier was fitted on as many."""
-HEADROOM = 0.5
+HEADROOM = 0.6
 """Share of the bound that thresholds are chosen for: users' questions are not those of the calibration."""
 FOLLOW_UP_OVERLAP = 0.6
 """Least overlap of character 2-4-grams of two follow-up questions: short ones look alike to any embedder."""
@@ -159,6 +159,9 @@ def _verdict(
         serve = serve and passed
         reasons.append(f"{'ok' if passed else 'refused'}: {what}")
 
+    # First: whoever asks why gets the first refusal, and a guard's says more than a low probability.
+    for refusal in item.refusals:
+        test(False, refusal)
     model = verifier.model(rules.mode.value, language(question.last_turn).value, item.basis)
     probability, needed = 0.0, NEVER
     contributions: tuple[Contribution, ...] = ()
@@ -176,6 +179,4 @@ def _verdict(
         test(overlap >= FOLLOW_UP_OVERLAP, what)
     old = fresh(found.entry, question, now)
     test(not old, old or f"{now - found.entry.created:.0f} s old, tier {found.entry.tier}")
-    for refusal in item.refusals:
-        test(False, refusal)
     return Verdict(found, serve, probability, needed, tuple(reasons), contributions)

@@ -24,6 +24,14 @@ PAIR = (
     "only_stored",
     "length_ratio",
     "length",
+    "high_similarity",
+    "high_letters",
+    "same_words",
+    "one_word_apart",
+    "few_words_apart",
+    "no_difference",
+    "similarity_letters",
+    "similarity_words",
     *(f"guard_{name.replace(' ', '_')}" for name in GUARD_NAMES),
 )
 """Features of two texts, in order."""
@@ -79,17 +87,29 @@ def pair_features(asked: str, stored: str, similarity: float) -> tuple[float, ..
     """The values of ``PAIR`` for an asked and a stored question; similarity is their vectors' cosine, -1..1."""
     one, other = letters_of(asked), letters_of(stored)
     both, either = len(one.words & other.words), len(one.words | other.words)
+    only_asked, only_stored = len(one.words) - both, len(other.words) - both
+    letters, words = _dice(one.grams, other.grams), both / max(either, 1)
+    guards = fired(asked, stored)
     return (
         similarity,
-        _dice(one.grams, other.grams),
+        letters,
         _dice(one.pairs, other.pairs),
-        both / max(either, 1),
+        words,
         both / max(min(len(one.words), len(other.words)), 1),
-        float(min(len(one.words - other.words), _MOST_WORDS)),
-        float(min(len(other.words - one.words), _MOST_WORDS)),
+        float(min(only_asked, _MOST_WORDS)),
+        float(min(only_stored, _MOST_WORDS)),
         abs(math.log((one.length + 3) / (other.length + 3))),
         math.log(one.length + 1),
-        *map(float, fired(asked, stored)),
+        # A linear model needs help where evidence bends: near identity, and where several signs agree.
+        max(0.0, similarity - 0.95),
+        max(0.0, letters - 0.6),
+        float(not only_asked and not only_stored),
+        float(only_asked + only_stored == 1),
+        float(only_asked <= 1 and only_stored <= 1),
+        float(not any(guards)),
+        similarity * letters,
+        similarity * words,
+        *map(float, guards),
     )
 
 

@@ -18,6 +18,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -253,9 +254,10 @@ class QdrantEdgeStore:
         parts = (self._index, self._reader, self._table, self._lock)
         # Gone first: what is asked from now on is refused.
         self._index = self._reader = self._table = self._lock = None
-        for part in parts:
-            if part is not None:
-                part.close()
+        with ExitStack() as stack:  # The directory is released last, and whatever closing the rest raises.
+            for part in reversed(parts):
+                if part is not None:
+                    stack.callback(part.close)
 
     def _build_when_due(self, gone: int = 0) -> None:
         loop = asyncio.get_running_loop()

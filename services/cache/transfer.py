@@ -242,7 +242,7 @@ class Importer:
                 continue
             # The request was this question and nothing else: all of its scope is known.
             asked = self._answers.ask(question)
-            if self._answers.why_exact_only(asked):
+            if not self._answers.has_meaning(asked):
                 break
             embedder = self._answers.embedder
             (vector,) = (await self._answers.embed([asked.text])).vectors

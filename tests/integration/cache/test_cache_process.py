@@ -60,7 +60,15 @@ def ask(text: str) -> chat_pb2.CompletionRequest:
     return chat_pb2.CompletionRequest(messages=[message])
 
 
+def served_easily(tmp_path: Path) -> dict[str, str]:
+    """Settings under which a question in nearly the same words is served, whatever the newest weights are."""
+    file = tmp_path / "namespaces.yaml"
+    file.write_text('tenants: {"*": {"*": {max_wrong_hits_per_thousand: 50}}}')
+    return {"TENTH_CACHE_NAMESPACES_FILE": str(file)}
+
+
 async def test_answers_survive_kill_minus_nine_and_paraphrases_hit_with_the_real_model(tmp_path: Path) -> None:
+    rules = served_easily(tmp_path)
     question = "How do I reset my password?"
     completion = chat_pb2.Completion(
         message=chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, parts=[chat_pb2.ContentPart(text="Like so.")]),
@@ -68,7 +76,7 @@ async def test_answers_survive_kill_minus_nine_and_paraphrases_hit_with_the_real
         model="m",
         tier=chat_pb2.TIER_SIMPLE,
     )
-    async with process(tmp_path) as (child, address), dial(address) as channel:
+    async with process(tmp_path, **rules) as (child, address), dial(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), 60)
         stub: Any = cache_pb2_grpc.CacheServiceStub(channel)
         looked = await stub.LookupCompletion(cache_pb2.LookupCompletionRequest(request=ask(question)), timeout=30)
@@ -83,7 +91,7 @@ async def test_answers_survive_kill_minus_nine_and_paraphrases_hit_with_the_real
         assert stored.entry_id
         child.send_signal(signal.SIGKILL)
         await child.wait()
-    async with process(tmp_path) as (child, address), dial(address) as channel:
+    async with process(tmp_path, **rules) as (child, address), dial(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), 60)
         stub = cache_pb2_grpc.CacheServiceStub(channel)
         for text, kind in (

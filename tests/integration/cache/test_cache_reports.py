@@ -24,8 +24,10 @@ from services.cache.feedback import Evidence, Report, Served
 from services.cache.feedback_journal import FeedbackJournal
 from services.cache.namespaces import NamespacePolicy
 from services.cache.store import entry_id
+from services.cache.verifier import to_json
+from tests.cache_verifier import VERIFIER
 from tests.integration.cache.cache_rig import Rig
-from tests.integration.cache.test_cache_process import process
+from tests.integration.cache.test_cache_process import MODEL, process
 from tests.integration.cache.test_cache_service import Lookup, Store, answer, ask
 
 RESET = "How do I reset the alarm?"
@@ -285,6 +287,11 @@ async def test_acknowledged_reports_survive_kill_minus_nine(tmp_path: Path) -> N
 
 
 async def test_a_suspended_namespace_stays_so_over_a_kill_of_the_cache(tmp_path: Path) -> None:
+    # A verifier of similarity alone: the shipped one would soon ask more of a namespace with wrong reports.
+    verifier = replace(VERIFIER, embedder=f"{MODEL.name}@2-int8")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "w.json").write_text(json.dumps(to_json(verifier)))
+    settings = {"TENTH_CACHE_WEIGHTS_DIR": str(tmp_path / "weights")}
     questions = ("How do I reset my password?", "How can I reset my password?")
 
     async def store(stub: Any) -> str:
@@ -292,7 +299,7 @@ async def test_a_suspended_namespace_stays_so_over_a_kill_of_the_cache(tmp_path:
         request = Store(lease_id=looked.lease.lease_id, request=ask(questions[0]), completion=answer())
         return str((await stub.StoreCompletion(request, timeout=60)).entry_id)
 
-    async with process(tmp_path) as (child, address), dial(address) as channel:
+    async with process(tmp_path, **settings) as (child, address), dial(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), 120)
         stub: Any = cache_pb2_grpc.CacheServiceStub(channel)
         for number in range(3):
@@ -304,7 +311,7 @@ async def test_a_suspended_namespace_stays_so_over_a_kill_of_the_cache(tmp_path:
             assert suspended == (number == 2)
         child.send_signal(signal.SIGKILL)
         await child.wait()
-    async with process(tmp_path) as (child, address), dial(address) as channel:
+    async with process(tmp_path, **settings) as (child, address), dial(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), 120)
         stub = cache_pb2_grpc.CacheServiceStub(channel)
         await store(stub)
@@ -314,7 +321,7 @@ async def test_a_suspended_namespace_stays_so_over_a_kill_of_the_cache(tmp_path:
         assert not (await stub.RestoreNamespace(request, timeout=60)).namespace.suspended
         child.send_signal(signal.SIGKILL)
         await child.wait()
-    async with process(tmp_path) as (_, address), dial(address) as channel:
+    async with process(tmp_path, **settings) as (_, address), dial(address) as channel:
         await asyncio.wait_for(channel.channel_ready(), 120)
         stub = cache_pb2_grpc.CacheServiceStub(channel)
         looked = await stub.LookupCompletion(Lookup(request=ask(questions[1])), timeout=60)

@@ -387,7 +387,7 @@ async def test_dry_run_and_inspect_change_nothing(cache: Mesh) -> None:
         cache_pb2.InspectLookupRequest(request=ask("How do I not reset the alarm?"), candidate_count=3)
     )
     assert inspected.outcome == "miss"
-    assert "negation" in inspected.reason or "similarity" in inspected.reason
+    assert "negation" in inspected.reason, "a guard's word before the low probability"
     (candidate,) = inspected.candidates
     assert candidate.question == RESET
     assert not candidate.would_serve

@@ -19,6 +19,7 @@ from mesh.testing import TEST_IDENTITY
 from services.cache import transfer
 from services.cache.keys import exact_key, semantic_scope, tenant_mark
 from services.cache.messages import question_from_proto
+from services.cache.namespaces import NamespacePolicy, Namespaces
 from services.cache.qdrant_edge import QdrantEdgeStore
 from services.cache.qdrant_server import QdrantServerStore
 from services.cache.store import Condition, VectorStore, entry_id
@@ -48,6 +49,10 @@ def pair(text: str, reply: str = "Press the button.", **fields: Any) -> Item:
     return Item(pair=cache_pb2.Pair(request=ask(text, **fields), completion=answer(reply)))
 
 
+def by_id(entries: Iterable[cache_pb2.CacheEntry]) -> list[cache_pb2.CacheEntry]:
+    return sorted(entries, key=lambda each: each.entry_id)
+
+
 async def clear(cache: Mesh) -> None:
     await cache.stub.InvalidateEntries(cache_pb2.InvalidateEntriesRequest(all=True))
 
@@ -66,7 +71,10 @@ async def test_what_was_exported_is_found_again_after_an_import(cache: Mesh) -> 
     done = await imported(cache, [Item(entry=each) for each in before])
     assert (done.stored_count, dict(done.not_stored_counts)) == (2, {})
     assert cache.encoder.count == embedded, "vectors travel"
-    assert sorted(map(repr, await exported(cache))) == sorted(map(repr, before))
+    for was, now in zip(by_id(before), by_id(await exported(cache)), strict=True):
+        assert now.embedding.values == pytest.approx(list(was.embedding.values)), "scaled to length 1 once more"
+        now.embedding.CopyFrom(was.embedding)
+        assert now == was
     for text, kind in ((RESET, cache_pb2.HIT_KIND_EXACT), (REWORDED, cache_pb2.HIT_KIND_SEMANTIC)):
         long_one.messages[1].parts[0].text = text
         looked = await cache.stub.LookupCompletion(Lookup(request=long_one))
@@ -93,7 +101,7 @@ async def test_an_export_is_the_tenants_own_by_namespace_and_without_what_expire
     assert {each.question for each in await exported(cache, "odd")} == {"Explain two apples", "Explain four apples"}
     (first, *_) = everything
     assert len(first.embedding.values) == 64
-    assert first.embedding.embedder == "words@1"
+    assert first.embedding.embedder == cache.answers.embedder.version
     assert first.provenance.expire_time.ToSeconds() - first.create_time.ToSeconds() == 100
 
 
@@ -147,7 +155,7 @@ async def test_another_tenants_entries_are_refused_whatever_is_forged(cache: Mes
     """An import must neither replace another tenant's entry nor crowd out its neighbours in a search."""
     await put(cache, ask(RESET))
     (stolen,) = await exported(cache)
-    scope = semantic_scope(question_from_proto(ask(RESET), "acme"), "words@1")
+    scope = semantic_scope(question_from_proto(ask(RESET), "acme"), cache.answers.embedder.version)
     assert stolen.scope == scope
     set_identity(replace(TEST_IDENTITY, tenant_id="evil"))
     crowd = []
@@ -264,6 +272,7 @@ async def test_a_malformed_item_is_named(cache: Mesh, item: Item, field: str) ->
 
 
 async def test_a_private_entry_stays_its_users_own(cache: Mesh) -> None:
+    cache.answers.namespaces = Namespaces(NamespacePolicy(ttl_seconds=100, sharing_user_count=2))
     await put(cache, ask(RESET, user_id="u1"))
     (stored,) = await exported(cache)
     assert not stored.provenance.shared
@@ -296,11 +305,12 @@ async def test_a_scroll_gives_every_entry_once_with_its_vector(tmp_path: Path, k
     seen, after, pages = [], "", 0
     while True:
         page, after = await store.scroll((Condition("tenant", ("acme",)),), 2, after)
+        assert len(page) <= 2
         seen += page
         pages += 1
         if not after:
             break
-    assert pages == 3
+    assert pages >= 3, "the last may be empty"
     assert {each.entry_id for each, _ in seen} == {entry_id(f"k{number}") for number in (0, 1, 2, 4, 5, 6)}
     assert len(seen) == 6
     assert all(vector == pytest.approx([0.6, 0.8, 0, 0]) for _, vector in seen)

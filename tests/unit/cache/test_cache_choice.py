@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.cache.choice import candidates, explain, judge
-from services.cache.features import letters_of, neighbourhood_features, pair_features
+from services.cache.features import NEIGHBOURHOOD, PAIR, letters_of, neighbourhood_features, pair_features
 from services.cache.keys import ROLE_ASSISTANT, ROLE_USER, Message, Question
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.store import Entry, Found
@@ -125,22 +125,36 @@ def test_follow_ups_need_their_own_words_to_agree() -> None:
     assert judge(asked, [found("and for the phone?", 0.99)], RULES, VERIFIER, certain, NOW)[0].serve
 
 
+def around(place: int, similarities: list[float], overlaps: list[float], answers: list[str]) -> dict[str, float]:
+    values = neighbourhood_features(place, similarities, overlaps, answers)
+    return dict(zip(NEIGHBOURHOOD[len(PAIR) :], values, strict=True))
+
+
 def test_margin_and_votes_of_the_neighbourhood() -> None:
-    margin, share, weighted, nearest, run, near_five = neighbourhood_features(
-        0, [0.98, 0.97, 0.95, 0.90], ["a", "a", "b", "a"]
-    )
-    assert margin == pytest.approx(0.03)
-    assert share == 0.75
-    assert 0.75 < weighted < 1
-    assert nearest == 1
-    assert run == 0.5
-    assert near_five == pytest.approx((0.98 + 0.97 + 0.90) / 5)
+    values = around(0, [0.98, 0.97, 0.95, 0.90], [0.8, 0.4, 0.5, 0.9], ["a", "a", "b", "a"])
+    assert values["margin"] == pytest.approx(0.03)
+    assert values["second_margin"] == pytest.approx(0.02)
+    assert values["mean_margin"] == pytest.approx(0.95 - 0.95)
+    assert values["letters_margin"] == pytest.approx(0.4)
+    assert values["letters_mean_margin"] == pytest.approx(0.7 - 0.5)
+    assert values["share"] == 0.75
+    assert 0.75 < values["weighted_share"] < 1
+    assert values["votes"] == 3
+    assert values["different"] == 0.5
+    assert values["nearest"] == 1
+    assert values["run"] == 0.5
+    assert values["near_five"] == pytest.approx((0.98 + 0.97 + 0.90) / 5)
 
 
 def test_an_answer_behind_the_nearest_has_a_negative_margin() -> None:
-    margin, _, _, nearest, run, _ = neighbourhood_features(1, [0.98, 0.97, 0.96], ["a", "b", "b"])
-    assert margin == pytest.approx(-0.01)
-    assert (nearest, run) == (0.0, 0.0)
+    values = around(1, [0.98, 0.97, 0.96], [0.5, 0.4, 0.3], ["a", "b", "b"])
+    assert values["margin"] == pytest.approx(-0.01)
+    assert (values["nearest"], values["run"]) == (0.0, 0.0)
+
+
+def test_without_a_second_vote_the_second_margin_is_a_low_one() -> None:
+    values = around(0, [0.98, 0.97], [0.5, 0.4], ["a", "b"])
+    assert values["second_margin"] < 0 < values["margin"]
 
 
 def test_equal_texts_are_alike_in_every_way() -> None:
