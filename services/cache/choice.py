@@ -33,7 +33,7 @@ REFUSING: dict[Mode, frozenset[str]] = {
     Mode.FAQ: frozenset(name for name, _ in HARD) - _WEIGHED_IN_FAQ,
 }
 _ANSWERS_JUDGED = 3
-CHARACTERS_READ = 2000
+CHARACTERS_READ = 3000
 """Letters that are read per lookup, the question's and its neighbours'; where there are more, the nearest neighbour
 alone is judged. They are read on the thread that serves all tenants: 2 to 3 ms per thousand."""
 
@@ -159,7 +159,7 @@ def _witnesses(question: Question, neighbours: Sequence[Found], mode: Mode) -> l
     often, is one user's word.
     """
     if len(question.last_turn) + sum(len(found.entry.turn) for found in neighbours) > CHARACTERS_READ:
-        return [found for found in neighbours[:1] if len(found.entry.turn) <= CHARACTERS_READ // 2]
+        return [found for found in neighbours[:1] if len(found.entry.turn) <= CHARACTERS_READ // 3]
     chosen: dict[object, Found] = {}
     for found in neighbours:
         origin = _origin(found.entry)

@@ -92,7 +92,7 @@ def test_stale_entries_vote_neither_in_a_lookup_nor_in_its_explanation() -> None
 
 def test_long_neighbours_are_not_all_read() -> None:
     long = [
-        replace(ENTRY, entry_id=f"e{number}", turn="alarm " * 150, answer_digest=str(number)) for number in range(16)
+        replace(ENTRY, entry_id=f"e{number}", turn="alarm " * 160, answer_digest=str(number)) for number in range(16)
     ]
     found = [Found(entry, 0.99) for entry in long]
     assert len(judge(QUESTION, found, NamespacePolicy(), VERIFIER, lambda _: 1.0, 100.0)) == 1
