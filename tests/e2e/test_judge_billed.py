@@ -64,6 +64,7 @@ async def test_the_judges_call_is_on_the_receipt_of_the_request_that_missed(tmp_
             entry_id("k"), "k", "s", tenant, "default", "", "How tall do poplars grow?", "How tall do poplars grow?",
             completion.SerializeToString(), time.time(), time.time() + 600, "m", 1,
         )  # fmt: skip
+        await store.put(source, [1.0] + [0.0] * (WordEncoder.dimension - 1))
         asked = Asked(question, exact_key(question), "Height of poplars?", request_id)
         assert judging.consider(asked, Found(source, 0.9), 0.8, 0.95)
         judge = asyncio.create_task(judging.run())
