@@ -188,6 +188,7 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
 
 _BASES: Mapping[str, tuple[str, str]] = {
     "the pair alone": ("by the two questions alone", "두 질문만 보고"),
+    "the same letters": ("only spacing, case and final marks differ", "띄어쓰기와 문장 부호만 다름"),
     "near entries with the same answer": ("by near entries with the same answer", "같은 답의 이웃을 함께 보고"),
 }
 """What a probability rests on, as the cache says it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.cache.aliases import source_of
-from services.cache.features import letter_overlap, neighbourhood_features, pair_features
+from services.cache.features import letter_overlap, neighbourhood_features, pair_features, same_letters
 from services.cache.guards import HARD, differences, ngram_overlap
 from services.cache.keys import Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
@@ -33,6 +33,8 @@ REFUSING: dict[Mode, frozenset[str]] = {
     Mode.FAQ: frozenset(name for name, _ in HARD) - _WEIGHED_IN_FAQ,
 }
 _ANSWERS_JUDGED = 3
+_SAME_LETTERS = 0.99999
+"""Probability for questions that only spacing, case and final marks tell apart."""
 CHARACTERS_READ = 3000
 """Letters that are read per lookup, the question's and its neighbours'; where there are more, the nearest neighbour
 alone is judged. They are read on the thread that serves all tenants: 2 to 3 ms per thousand."""
@@ -198,15 +200,18 @@ def _verdict(
     # First: whoever asks why gets the first refusal, and a guard's says more than a low probability.
     for refusal in item.refusals:
         test(False, refusal)
+    alike = same_letters(question.last_turn, found.entry.turn) and not item.refusals
     model = verifier.model(rules.mode.value, language(question.last_turn).value, item.basis)
     probability, needed = 0.0, NEVER
     contributions: tuple[Contribution, ...] = ()
     if model is not None:
-        wrong = (1 - model.probability(item.values)) * error_factor(found.entry)
+        sure = _SAME_LETTERS if alike else model.probability(item.values)
+        wrong = (1 - sure) * error_factor(found.entry)
         probability = 1 - min(wrong, 1.0)
         needed = model.needed(rules.max_wrong_hits_per_thousand * HEADROOM)
         contributions = model.contributions(item.values)
     rests_on = "near entries with the same answer" if item.basis is Basis.NEIGHBOURS else "the pair alone"
+    rests_on = "the same letters" if alike else rests_on
     wanted = f"needs {needed:.4f}" if needed <= 1 else "no threshold holds the namespace's bound"
     test(probability >= needed, f"probability {probability:.4f}, {wanted} ({rests_on})")
     if question.is_follow_up:

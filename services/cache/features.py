@@ -43,6 +43,7 @@ NEIGHBOURHOOD = (
 
 _WORD = re.compile(r"[^\W_]+")
 _MOST_WORDS = 6
+_MARKS = ".,?!~…;:"
 _SHORT_CHARACTERS = 200
 _SHARPNESS = 30.0
 """How fast a neighbour's weight falls with its distance to the nearest: e^-1 per 1/30 of cosine."""
@@ -154,6 +155,12 @@ def neighbourhood_features(
         run / len(answers) if is_nearest else 0.0,
         sum(value for value, mine in zip(similarities[:5], same[:5], strict=True) if mine) / 5,
     )
+
+
+def same_letters(asked: str, stored: str) -> bool:
+    """Whether only case, spacing and the marks after words tell two texts apart. Korean is spaced as one likes."""
+    one, other = ("".join(word.rstrip(_MARKS) for word in text.casefold().split()) for text in (asked, stored))
+    return bool(one) and one == other
 
 
 def letter_overlap(asked: str, stored: str) -> float:

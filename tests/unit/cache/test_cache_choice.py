@@ -172,3 +172,20 @@ def test_korean_words_are_compared_without_their_particles() -> None:
 @pytest.mark.parametrize("text", ["", "?", "a", "가", "   "])
 def test_tiny_texts_have_traits(text: str) -> None:
     assert len(pair_features(text, "abc", 0.0)) == len(pair_features("abc", text, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "serve"),
+    [
+        ("환불 방법을 알려 주세요", "환불 방법을 알려주세요.", True),
+        ("how do I reset my password", "How do I reset my password??", True),
+        ("What is C?", "What is C#?", False),
+        ("Is a.b valid?", "Is ab valid?", False),
+        ("Is it -5?", "Is it 5?", False),
+        ("a && b", "a || b", False),
+    ],
+)
+def test_spacing_case_and_final_marks_do_not_make_another_question(asked: str, stored: str, serve: bool) -> None:
+    """At a cosine that alone is far too low."""
+    (verdict,) = judge(question(asked), [found(stored, 0.9)], RULES, VERIFIER, certain, NOW)
+    assert verdict.serve is serve, verdict.reasons

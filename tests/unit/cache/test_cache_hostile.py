@@ -30,6 +30,7 @@ from services.cache.verifier import Model, RiskPoint, Verifier, to_json
 from tests.cache_verifier import VERIFIER
 
 QUESTION = Question("acme", "default", (Message(ROLE_USER, (("text", "How do I reset the alarm?"),)),))
+REWORDED = Question("acme", "default", (Message(ROLE_USER, (("text", "How do we reset the alarm?"),)),))
 ENTRY = Entry("e0", "k0", "s", "acme", "default", "", "", "How can I reset the alarm?", b"", 0.0, 1e9, "m", 2,
               answer_digest="poison")  # fmt: skip
 NEVER_ALONE = Model(PAIR, (0.0,) * len(PAIR), (1.0,) * len(PAIR), (0.0,) * len(PAIR), -9.0, (RiskPoint(0.5, 1.0, 1.0),))
@@ -62,7 +63,7 @@ def test_two_who_were_answered_alike_are_evidence() -> None:
 
 def test_an_alias_is_no_second_witness() -> None:
     aliases = [
-        alias_of(ENTRY, QUESTION, f"k{number}", f"How to reset the alarm {'?' * number}", "s", 1.0)
+        alias_of(ENTRY, REWORDED, f"k{number}", f"How to reset the alarm {'?' * number}", "s", 1.0)
         for number in range(1, 9)
     ]
     assert not served(ENTRY, *aliases)
