@@ -179,7 +179,8 @@ async def _import_wordings(mesh: Mesh) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number, base in enumerate(BASES):
             for wording in (base, *(f"{first}{base[0].lower()}{base[1:]}" for first in _IMPORTED_BEGINNINGS)):
-                request = {"model": MODEL, "messages": [{"role": "user", "content": wording}]}
+                messages = [{"role": "user", "content": wording}]
+                request = {"messages": messages, "tenth": {"policy": {"model": MODEL}}}
                 line = {"request": request, "answer": f"Answer number {number}.", "model": MODEL, "output_tokens": 4}
                 file.write(json.dumps(line) + "\n")
     wanted = argparse.Namespace(file=str(path), namespace=CURATED, renew=False, encoding="utf-8", dry_run=False)
