@@ -31,12 +31,20 @@ from services.cache.reports import keeping_reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
-from services.cache.verifier import WEIGHTS, load_verifier
+from services.cache.verifier import WEIGHTS, Verifier, load_verifier
 
 
 def namespaces_file(path: Path | None, defaults: NamespacePolicy) -> WatchedFile[Rules] | None:
     """The rules of the file, if there is one. Raises CatalogError or OSError."""
     return None if path is None else WatchedFile(path, lambda text, name: parse_namespaces(text, name, defaults))
+
+
+def weights(folder: Path, embedder: str) -> Verifier | None:
+    """The weights of an embedder, if there are any. Exits for a damaged file: it says what a wrong answer is."""
+    try:
+        return load_verifier(folder, embedder)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"setting TENTH_CACHE_WEIGHTS_DIR: {error}") from None
 
 
 async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
@@ -62,7 +70,7 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         await store.open()
         policy = CachePolicy(**settings.model_dump(include=set(CachePolicy.__slots__)))
         namespaces = Namespaces(defaults, (lambda: rules.current) if rules is not None else Rules)
-        verifier = load_verifier(settings.weights_dir or WEIGHTS, embedder.version)
+        verifier = weights(settings.weights_dir or WEIGHTS, embedder.version)
         evidence = Evidence(settings.expected_error)
         answers = AnswerCache(
             store, embedder, policy, time.time,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from mesh.errors import TenthError
 from services.cache.choice import NEIGHBOURS_READ, Verdict, explain, judge
-from services.cache.embedding import Embedded, Embedder, Vector
+from services.cache.embedding import Embedded, Embedder, Vector, has_direction
 from services.cache.keys import Question, embedded_text, exact_key, language, own_scope, scopes_of, semantic_scope
 from services.cache.messages import said
 from services.cache.namespaces import Mode, NamespacePolicy, Namespaces
@@ -33,7 +33,11 @@ from services.cache.verifier import Verifier
 
 log = logging.getLogger("tenth.cache")
 
+MOST_CHARACTERS_COMPARED = 1000
+"""Longer questions hit exactly only: guards and features read every letter of both, on the thread that serves all."""
 _EVICT_SHARE = 0.02
+_SAME_KEY_COSINE = 0.99
+"""The same request has the same vector."""
 _MEASURE_SECONDS = 300.0
 """A size is measured again after this long, for who else may write to the store."""
 
@@ -167,7 +171,11 @@ class AnswerCache:
 
     def has_meaning(self, asked: Asked) -> bool:
         """True if the question can be compared by meaning at all, whatever its namespace's rules say now."""
-        return exact_only(asked.question, self._embedder.reads_korean) is None and self._embedder.fits(asked.text)
+        return exact_only(asked.question, self._embedder.reads_korean) is None and self.reads(asked.text)
+
+    def reads(self, text: str) -> bool:
+        """True if a text is compared to its end, by the model and by the guards."""
+        return len(text) <= MOST_CHARACTERS_COMPARED and self._embedder.fits(text)
 
     def why_exact_only(self, asked: Asked) -> str:
         """Why this question has no semantic stage now; empty when it has."""
@@ -179,7 +187,7 @@ class AnswerCache:
             return ExactOnly.MODE_OFF.value
         if self.floor(asked) is None:
             return ExactOnly.NOT_CALIBRATED.value
-        if not self._embedder.fits(asked.text):
+        if not self.reads(asked.text):
             # What the model does not read cannot be compared: two long texts with one beginning would be the same.
             return ExactOnly.TOO_LONG.value
         return ""
@@ -220,7 +228,7 @@ class AnswerCache:
         if not semantic:
             # The store wants a vector; no scope ever finds this one.
             vector = [1.0] + [0.0] * (self._embedder.dimension - 1)
-        elif vector is None or self._embedder.remembered(asked.text):
+        elif vector is None or self._embedder.remembered(asked.text) or not has_direction(vector):
             vector = (await self._embedder.embed([asked.text])).vectors[0].tolist()
         shared = Entry(
             entry_id=entry_id(asked.key),
@@ -269,6 +277,7 @@ class AnswerCache:
             lambda found: any(verdict.serve for verdict in self._judge(asked, [found])),
             user_count - 1,
             own.created,
+            _SAME_KEY_COSINE if (floor := self.floor(asked)) is None else floor,
         )
         if len({own.owner, *(entry.owner for entry in agreeing)}) < user_count:
             await self.put(own, vector)
@@ -455,7 +464,13 @@ class AnswerCache:
             conditions += (Condition("created", at_least=now - question.max_age_seconds),)
         found = await self._store.search(vector.tolist(), conditions, count, -1.0 if least is None else least)
         whose = ("", question.user_id)
-        return [one for one in found if one.entry.tenant == question.tenant_id and one.entry.owner in whose]
+        return [
+            one
+            for one in found
+            if one.entry.tenant == question.tenant_id
+            and one.entry.namespace == question.namespace
+            and one.entry.owner in whose
+        ]
 
     def _count_hit(self, entry: Entry, now: float) -> None:
         hits, _ = self._used.get(entry.entry_id, (entry.hits, 0.0))

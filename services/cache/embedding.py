@@ -29,6 +29,14 @@ _FORM = 2
 """Version of the text form and of the pooling; a change of either makes old vectors meet no new ones."""
 
 
+def has_direction(vector: Sequence[float]) -> bool:
+    """False for a vector that no cosine can be taken with: of length zero, or with values that are no numbers."""
+    values = np.asarray(vector, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = float(np.linalg.norm(values))
+    return 0 < length < float("inf")
+
+
 class Encoder(Protocol):
     """A loaded model. Called from the embedder's thread, but for ``fits``."""
 

@@ -43,6 +43,7 @@ NEIGHBOURHOOD = (
 
 _WORD = re.compile(r"[^\W_]+")
 _MOST_WORDS = 6
+_SHORT_CHARACTERS = 200
 _SHARPNESS = 30.0
 """How fast a neighbour's weight falls with its distance to the nearest: e^-1 per 1/30 of cosine."""
 _NO_SECOND = -0.1
@@ -68,9 +69,12 @@ class Letters:
     length: int
 
 
-@lru_cache(maxsize=8192)
 def letters_of(text: str) -> Letters:
-    """The letters and words of a text."""
+    """The letters and words of a text; the same text again costs a dictionary lookup."""
+    return _letters_of_short(text) if len(text) <= _SHORT_CHARACTERS else _letters_of_long(text)
+
+
+def _letters_of(text: str) -> Letters:
     lowered = text.lower()
     letters = "".join(letter for letter in lowered if letter.isalnum())
     grams = [frozenset(letters[at : at + size] for at in range(len(letters) - size + 1)) for size in (2, 3, 4)]
@@ -81,6 +85,11 @@ def letters_of(text: str) -> Letters:
         words=frozenset(word for word in words if word not in _STOP),
         length=len(text),
     )
+
+
+# Of 2,000 characters they take 0.2 MB: of long texts no more are kept than one lookup meets.
+_letters_of_short = lru_cache(4096)(_letters_of)
+_letters_of_long = lru_cache(32)(_letters_of)
 
 
 def pair_features(asked: str, stored: str, similarity: float) -> tuple[float, ...]:

@@ -202,10 +202,18 @@ def language(text: str) -> Language:
 
 
 def canonical_text(text: str) -> str:
-    """NFC (Hangul typed on a Mac is decomposed), Unix line ends, no white space around."""
+    """NFC (Hangul typed on a Mac is decomposed), Unix line ends, no white space around.
+
+    Of several lines the first keeps its indentation: without it, code and YAML say something else.
+    """
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    return text.replace("\r\n", "\n").strip()
+    text = text.replace("\r\n", "\n").rstrip()
+    bare = text.lstrip()
+    if "\n" not in bare:
+        return bare
+    before = text[: len(text) - len(bare)]
+    return before[before.rfind("\n") + 1 :] + bare
 
 
 def canonical(values: Iterable[Value]) -> bytes:

@@ -61,6 +61,7 @@ class ExactOnly(StrEnum):
     NO_USER_TURN = "the conversation does not end with a user turn"
     EMPTY = "the last turn is empty"
     LANGUAGE = "the embedder cannot read this script"
+    NO_LETTERS = "the last turn holds no letter and no digit"
     TOO_LONG = "the question is longer than the embedder reads"
     MODE_OFF = "the namespace is set to exact hits only"
     NOT_CALIBRATED = "no threshold was calibrated for this embedder in this language and mode"
@@ -119,6 +120,8 @@ def exact_only(question: Question, embedder_reads_korean: bool) -> ExactOnly | N
         return ExactOnly.MEDIA
     if not question.last_turn:
         return ExactOnly.EMPTY
+    if not any(letter.isalnum() for letter in question.last_turn):
+        return ExactOnly.NO_LETTERS
     if not embedder_reads_korean and language(question.last_turn) is not Language.ENGLISH:
         return ExactOnly.LANGUAGE
     return None
@@ -148,7 +151,8 @@ def fresh(entry: Entry, question: Question, now: float) -> str:
     """Why an entry is too old or too weak for this request; empty when it is neither."""
     if now >= entry.expires:
         return "expired"
-    if question.max_age_seconds is not None and now - entry.created > question.max_age_seconds:
+    # Also from the future by more than that: a clock was set back, and how old it is nobody knows.
+    if question.max_age_seconds is not None and abs(now - entry.created) > question.max_age_seconds:
         return f"older than the {question.max_age_seconds:g} s asked for"
     if entry.tier < question.tier_floor:
         return f"answered by tier {entry.tier}, below the floor {question.tier_floor}"

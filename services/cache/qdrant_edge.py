@@ -342,6 +342,9 @@ def _floor(near: list[tuple[int, float]], wanted: int) -> float:
 def _unit(vector: Sequence[float]) -> Vector:
     values = np.asarray(vector, dtype=np.float32)
     length = float(np.linalg.norm(values))
+    if not np.isfinite(length):
+        # Stored, it would spoil the index for all others.
+        raise store_unavailable("a vector with values that are no numbers")
     return values / length if length > 0 else values
 
 

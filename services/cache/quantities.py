@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _NUMBER = re.compile(
     r"(?P<currency>[$€£₩¥])?\s?(?P<number>\d+(?:[.,:/]\d+)*)\s?(?P<scale>[백천만억]|k(?![a-z])|thousand|million"
@@ -149,14 +150,37 @@ def _sino(match: re.Match[str]) -> str:
 
 
 _LINK = re.compile(r"https?://\S+|www\.\S+|[\w.+-]{1,64}@[\w-]{1,63}\.\w{2,24}|(?<![\w/])(?:/[\w.-]+){2,}")
+_SIGNS = frozenset(("So", "Sm", "Sc", "No", "Nl", "Co", "Cn"))
+_NO_SIGNS = frozenset("°™©®₩€£¥")
+"""Units, which ``quantities`` reads, and ornaments."""
+_OPERATORS = re.compile(r"[<>=|+*]+|&{2,}")
+_SUM = re.compile(r"[0-9().,+*/^%x×÷ -]+")
+_RECKONING = re.compile(r"[0-9)] ?[-+*/^%x×÷] ?[(0-9-]|(?:^|[( ])-[0-9]")
+"""Something between two numbers, or a number below zero: signs and brackets decide."""
 _CODE = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _QUOTED = re.compile(r"`([^`]{1,200})`|\"([^\"]{1,200})\"|“([^”]{1,200})”|‘([^’]{1,200})’")
 _CLOCK_OR_ORDINAL = re.compile(r"\d+(?:st|nd|rd|th|am|pm)")
 
 
 def identifiers(lowered: str) -> frozenset[str]:
-    """URLs, e-mail addresses, paths, codes such as e404 or iphone15, and quoted text."""
+    """URLs, e-mail addresses, paths, codes such as e404 or iphone15, quoted text, and signs that are neither letters
+    nor punctuation: emoji, arrows, operators, superscripts. Embedders hardly tell those apart. Likewise sums and
+    indented lines, word for word.
+    """
     found: set[str] = set()
+    if not lowered.isascii():
+        found.update(
+            sign
+            for sign in set(lowered)
+            if sign >= "\x80" and unicodedata.category(sign) in _SIGNS and sign not in _NO_SIGNS
+        )
+    found.update(_OPERATORS.findall(lowered))
+    for match in _SUM.finditer(lowered):
+        if _RECKONING.search(match.group()):
+            found.add("".join(match.group().split()).strip(".,").rstrip("("))
+    if "\n" in lowered:
+        # Code, or YAML: what stands under what is told by white space alone.
+        found.update(line.rstrip() for line in lowered.split("\n") if line[:1] in (" ", "\t") and line.strip())
     if "/" in lowered or "@" in lowered or "www." in lowered:
         found.update(match.group().rstrip(".,?!") for match in _LINK.finditer(lowered))
         lowered = _LINK.sub(" ", lowered)

@@ -42,7 +42,9 @@ class CacheSettings(BaseSettings):
         default=None, description="Weights made by `python -m services.cache.calibrate`; empty: the shipped ones"
     )
     temperature_limit: float = Field(default=0.5, ge=0, le=2, description="Explicit temperatures above are bypassed")
-    ttl_seconds: float = Field(default=3600.0, gt=0, description="How long an answer is served, seconds")
+    ttl_seconds: float = Field(
+        default=3600.0, gt=0, le=315_360_000, description="How long an answer is served, seconds"
+    )
     mode: Mode = Field(default=Mode.STRICT, description="How answers are found by meaning: strict, faq or off")
     max_wrong_hits_per_thousand: float = Field(
         default=5.0, gt=0, le=1000, description="Most wrong semantic hits per thousand lookups that are allowed"

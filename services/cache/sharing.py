@@ -53,16 +53,24 @@ class Agreement:
         return lock
 
     async def others(
-        self, entry: Entry, vector: Sequence[float], same_question: Callable[[Found], bool], needed: int, now: float
+        self,
+        entry: Entry,
+        vector: Sequence[float],
+        same_question: Callable[[Found], bool],
+        needed: int,
+        now: float,
+        least: float = -1.0,
     ) -> list[Entry]:
         """The waiting entries of other users that agree, of at most ``needed`` users.
 
-        ``entry`` is the new one; ``same_question`` says whether its question may be answered by another entry.
+        ``entry`` is the new one; ``same_question`` says whether its question may be answered by another entry, and
+        ``least`` is the cosine below which it never does: the pools of all tenants lie in one space, and without a
+        bound a search looks at thousands of rows of others.
         """
         conditions = (Condition("pool", (entry.pool,)), Condition("expires", above=now))
         agreeing: list[Entry] = []
         users: set[str] = set()
-        for found in await self._waiting(entry, vector, conditions):
+        for found in await self._waiting(entry, vector, conditions, least):
             other = found.entry
             if len(users) >= needed:
                 break
@@ -76,9 +84,11 @@ class Agreement:
                 users.add(other.owner)
         return agreeing
 
-    async def _waiting(self, entry: Entry, vector: Sequence[float], conditions: Conditions) -> list[Found]:
+    async def _waiting(
+        self, entry: Entry, vector: Sequence[float], conditions: Conditions, least: float
+    ) -> list[Found]:
         if entry.scope:
-            return await self._store.search(vector, conditions, _COMPARED)
+            return await self._store.search(vector, conditions, _COMPARED, least)
         # What is found by its key alone has a pool of its own, and no vector to be searched by.
         page, _ = await self._store.scroll(conditions, _COMPARED)
         return [Found(other, 1.0) for other, _ in page]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 
 TRAINING_TENTHS = 6
-FITTING_TENTHS = 4
-"""Of those: what weights are fitted on; thresholds are chosen on the rest."""
 
 
 def in_training(set_name: str, group: str) -> bool:

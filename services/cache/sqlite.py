@@ -64,6 +64,8 @@ _PAGE_BYTES = 8192
 _DESCRIBED = "e.id, e.hits, e.used, e.right_count, e.wrong_count, e.checksum, e.payload, e.vector"
 """What an entry without its completion is made of. Counts and last use change, and stand outside the checksum."""
 _CACHE_KIBIBYTES = 8000
+_MOST_VALUES = 100
+"""More than these are given as one list: a statement takes a bounded number of arguments."""
 
 
 class EntryTable:
@@ -283,8 +285,12 @@ def _where(conditions: Conditions, entry_ids: Sequence[str]) -> tuple[str, list[
     for condition in conditions:
         tests, arguments = list[str](), list[Any]()
         if condition.values:
-            tests.append(f"{{0}} IN ({','.join('?' * len(condition.values))})")
-            arguments.extend(condition.values)
+            if len(condition.values) > _MOST_VALUES:
+                tests.append("{0} IN (SELECT value FROM json_each(?))")
+                arguments.append(json.dumps(condition.values))
+            else:
+                tests.append(f"{{0}} IN ({','.join('?' * len(condition.values))})")
+                arguments.extend(condition.values)
         if condition.prefix:
             # Texts compare by their UTF-8, in which what begins so lies between these two.
             tests.append("({0} >= ? AND {0} < ?)")

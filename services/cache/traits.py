@@ -14,15 +14,25 @@ from services.cache.reading import Reading
 from services.cache.reading import words as word_set
 
 REMEMBERED = 8192
-"""Texts whose traits are kept: 6 KB each."""
+"""Short texts whose traits are kept: 6 KB each."""
+SHORT_CHARACTERS = 300
 LONGEST_REMEMBERED = 1000
-"""Characters of the longest text whose traits are kept."""
+"""Characters of the longest text whose traits are kept; of those that are not short, as many as one lookup meets."""
 
 _TOKEN = re.compile(
     r"[a-z]+(?:'(?:t|re|ve|ll|m|d)(?![a-z]))?(?:[+#]{1,2}(?![a-z]))?|[0-9]+[a-z]*|[가-힣][가-힣0-9a-z]*|[^\W_]+"
     r"|[,.?!]"
 )
 _HANGUL = re.compile("[가-힣]")
+_PLAIN: dict[int, int | None] = {
+    ord("’"): ord("'"),
+    **{wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)},
+    **dict.fromkeys(
+        (0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFE0F, 0xFEFF)
+    ),
+}
+"""Letters of full width are their plain ones, and what nobody sees (soft hyphens, zero-width spaces, marks of
+direction) is not there: a word that holds one is still that word."""
 _CAPITAL = re.compile(r"(?<=[^.?!] )[A-Z][A-Za-z0-9-]*|\b[A-Z]{2,}\b|(?<=[.?!] )[A-Z][\w-]*(?=[.?!]?$)")
 _NO_NAMES = word_set(
     "i im ive id ill thanks thank please hello hi ok okay faq asap pin atm app sms url tv pc a an the is are do does"
@@ -58,11 +68,13 @@ class Traits:
 
 def analyse(text: str) -> Traits:
     """Take a text apart, in time linear to its length; the same text again costs a dictionary lookup."""
-    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else _analyse(text)
+    if len(text) <= SHORT_CHARACTERS:
+        return _remembered(text)
+    return _remembered_long(text) if len(text) <= LONGEST_REMEMBERED else _analyse(text)
 
 
 def _analyse(text: str) -> Traits:
-    lowered = text.lower().replace("’", "'")
+    lowered = text.translate(_PLAIN).lower()
     tokens = tuple(_TOKEN.findall(lowered))
     is_korean = _HANGUL.search(lowered) is not None
     times, things = _kinds(tokens)
@@ -82,6 +94,7 @@ def _analyse(text: str) -> Traits:
 
 
 _remembered = lru_cache(REMEMBERED)(_analyse)
+_remembered_long = lru_cache(32)(_analyse)
 
 
 def _kinds(tokens: tuple[str, ...]) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:

@@ -221,6 +221,9 @@ class Importer:
         )
         if entry.expires <= now:
             return ImportRefusal.EXPIRED
+        if entry.scope and not (self._answers.reads(entry.question) and self._answers.reads(entry.turn)):
+            # As when it is asked: what is not read to its end is found by its exact key alone.
+            entry, vector = replace(entry, scope=""), []
         known = await self._answers.stored(entry.entry_id)
         if known is not None and known.tenant != entry.tenant:
             return ImportRefusal.OTHER_TENANT

@@ -17,6 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from services.cache.features import NEIGHBOURHOOD, PAIR
+
 log = logging.getLogger("tenth.cache")
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -32,6 +34,9 @@ class Basis(StrEnum):
     """The two questions alone."""
     NEIGHBOURS = "neighbours"
     """Several near entries hold the same answer."""
+
+
+_FEATURES = {Basis.PAIR: PAIR, Basis.NEIGHBOURS: NEIGHBOURHOOD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ class Model:
         total = self.intercept
         for value, mean, scale, weight in zip(values, self.means, self.scales, self.weights, strict=True):
             total += weight * (value - mean) / scale
+        if not math.isfinite(total):
+            return 0.0  # A broken vector has no cosine, and min and max below would make certainty of it.
         # Beyond this the exponential says 0 or 1 anyway, or overflows.
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, total))))
 
@@ -112,12 +119,15 @@ class Verifier:
 def load_verifier(folder: Path, embedder: str) -> Verifier | None:
     """The weights of a folder for an embedder's version; None, with a warning, when it was never calibrated.
 
-    Raises ValueError or KeyError for a file that is not one of ours.
+    Raises OSError, and ValueError naming the file for one that is not ours or is damaged.
     """
     for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text("utf-8"))
-        if content["embedder"] == embedder:
-            return from_json(content)
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            if content["embedder"] == embedder:
+                return from_json(content)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} holds no weights: {type(error).__name__}: {error}") from error
     log.warning(
         "no weights for %s in %s: nothing is served by meaning; see services/cache/calibrate.py", embedder, folder
     )
@@ -125,11 +135,17 @@ def load_verifier(folder: Path, embedder: str) -> Verifier | None:
 
 
 def from_json(content: Mapping[str, Any]) -> Verifier:
-    """A verifier from its stored form. Raises KeyError, TypeError or ValueError."""
+    """A verifier from its stored form. Raises AttributeError, KeyError, TypeError or ValueError.
+
+    Also for features that are not measured here, or in another order: weights of others say nothing about these.
+    """
+    floors = {name: float(floor) for name, floor in content["floors"].items()}
+    if not all(-1 <= floor <= 1 for floor in floors.values()):
+        raise ValueError("a floor is a cosine")
     return Verifier(
         embedder=content["embedder"],
-        models={name: _model(model) for name, model in content["models"].items()},
-        floors={name: float(floor) for name, floor in content["floors"].items()},
+        models={name: _model(name, model) for name, model in content["models"].items()},
+        floors=floors,
     )
 
 
@@ -157,15 +173,24 @@ def to_json(verifier: Verifier) -> dict[str, Any]:
     }
 
 
-def _model(content: Mapping[str, Any]) -> Model:
+def _model(name: str, content: Mapping[str, Any]) -> Model:
     rows = content["features"]
-    if any(len(row) != 3 or row[1] <= 0 for row in rows.values()):
-        raise ValueError("a feature needs a mean, a scale above 0 and a weight")
+    measured = _FEATURES[Basis(name.rpartition("/")[2])]
+    if tuple(rows) != measured:
+        odd = sorted(set(measured) ^ set(rows)) or ["their order"]
+        raise ValueError(f"{name} is about other features than are measured: {', '.join(odd)}")
+    if any(len(row) != 3 or not row[1] > 0 or not all(map(math.isfinite, row)) for row in rows.values()):
+        raise ValueError(f"{name}: a feature needs a mean, a scale above 0 and a weight")
+    curve = tuple(RiskPoint(*map(float, point)) for point in content["curve"])
+    if not all(0 <= point.probability <= 1 and point.wrong_per_thousand >= 0 for point in curve):
+        raise ValueError(f"{name}: a point of a curve is a probability and a risk")
+    if not math.isfinite(content["intercept"]):
+        raise ValueError(f"{name}: the intercept is no number")
     return Model(
         names=tuple(rows),
         means=tuple(float(row[0]) for row in rows.values()),
         scales=tuple(float(row[1]) for row in rows.values()),
         weights=tuple(float(row[2]) for row in rows.values()),
         intercept=float(content["intercept"]),
-        curve=tuple(RiskPoint(*map(float, point)) for point in content["curve"]),
+        curve=curve,
     )

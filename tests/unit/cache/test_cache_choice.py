@@ -158,9 +158,11 @@ def test_without_a_second_vote_the_second_margin_is_a_low_one() -> None:
 
 
 def test_equal_texts_are_alike_in_every_way() -> None:
-    similarity, letters, pairs, words, contained, asked, stored, ratio, _, *guards = pair_features(ASKED, ASKED, 1.0)
-    assert (similarity, letters, pairs, words, contained, asked, stored, ratio) == (1, 1, 1, 1, 1, 0, 0, 0)
-    assert not any(guards)
+    values = dict(zip(PAIR, pair_features(ASKED, ASKED, 1.0), strict=True))
+    alike = ("similarity", "letters", "letter_pairs", "words", "contained", "same_words", "few_words_apart")
+    assert [values[name] for name in (*alike, "no_difference")] == [1.0] * 8
+    assert not any(values[name] for name in ("only_asked", "only_stored", "length_ratio", "one_word_apart"))
+    assert not any(value for name, value in values.items() if name.startswith("guard_"))
 
 
 def test_korean_words_are_compared_without_their_particles() -> None:
