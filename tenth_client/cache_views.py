@@ -34,21 +34,18 @@ def explanation(answer: cache_pb2.InspectLookupResponse, lang: str, everything: 
     facts.append((text("asked", lang), answer.embedded_text or "-"))
     if answer.mode:
         words = f"{answer.mode} ({mode(answer.mode, lang)})" if mode(answer.mode, lang) else answer.mode
-        if answer.needed_probability:
-            words += f", {_needed(answer.needed_probability, lang)}"
+        if answer.needed_probability > 1:
+            words += f", {text('never', lang)}"
+        elif answer.needed_probability:
+            words += f", {text('needs', lang, value=f'{answer.needed_probability:.3f}')}"
         facts.append((text("mode", lang), words))
     facts.append((text("key", lang), answer.exact_key))
     lines.append(_facts(facts))
     if not answer.candidates:
         lines.append(Text(f"\n{text('none', lang)}"))
     for number, found in enumerate(answer.candidates, start=1):
-        lines += ["", *_candidate(number, found, answer.needed_probability, lang, everything)]
+        lines += ["", *_candidate(number, found, lang, everything)]
     return Group(*lines)
-
-
-def _needed(probability: float, lang: str) -> str:
-    """Above 1 the cache means that no threshold holds the namespace's bound."""
-    return text("never", lang) if probability > 1 else text("needs", lang, value=f"{probability:.3f}")
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> Table:
@@ -60,16 +57,13 @@ def _facts(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _candidate(
-    number: int, found: cache_pb2.Candidate, needed: float, lang: str, everything: bool
-) -> Iterator[RenderableType]:
+def _candidate(number: int, found: cache_pb2.Candidate, lang: str, everything: bool) -> Iterator[RenderableType]:
     served = found.would_serve
     verdict_of = Text(text("served" if served else "refused", lang), style="green" if served else "red")
     yield Text.assemble((f"{number}. ", "bold"), (found.question, "bold"), "  ", verdict_of)
     sure = text("similarity", lang, value=f"{found.similarity:.4f}")
     if found.probability or found.features:
         sure += ", " + text("probability", lang, value=f"{found.probability:.3f}")
-        sure += text("of_needed", lang, value=f"{needed:.3f}") if 0 < needed <= 1 else ""
     yield _indented(Text(sure))
     for line in found.reasons:
         refused = line.startswith("refused: ")

@@ -21,49 +21,51 @@ _FEATURES_EN = {
     "only_stored": ("lost words", "words that only the stored question has"),
     "length_ratio": ("length ratio", "how far the lengths are apart, 0 alike"),
     "length": ("length", "how long the asked question is"),
-    "high_similarity": ("high similarity", "how far the similarity is above 0.95"),
-    "high_letters": ("alike letters", "how far the letter groups are above 0.6"),
-    "same_words": ("same words", "1: both have the same words"),
-    "one_word_apart": ("one word apart", "1: one word more or less"),
-    "few_words_apart": ("few words apart", "1: at most one word of its own in each"),
-    "no_difference": ("no difference", "1: no rule found a difference"),
-    "similarity_letters": ("similar in letters", "similarity times letter groups"),
-    "similarity_words": ("similar in words", "similarity times words"),
+    "high_similarity": ("high similarity", "what the similarity is above 0.95"),
+    "high_letters": ("many letters", "what the letters in common are above 0.6"),
+    "same_words": ("same words", "1: the content words are the same"),
+    "one_word_apart": ("one word apart", "1: one content word more or less"),
+    "few_words_apart": ("few words apart", "1: at most one content word of each is its own"),
+    "no_difference": ("no difference", "1: no guard sees a difference"),
+    "similarity_letters": ("similarity and letters", "both at once"),
+    "similarity_words": ("similarity and words", "both at once"),
     "margin": ("margin", "how much nearer than the next other answer"),
-    "second_margin": ("second margin", "how much nearer its second neighbour is than the next other answer"),
-    "mean_margin": ("mean margin", "how much nearer its three nearest are than those of the others"),
-    "letters_margin": ("letter margin", "how many more letter groups agree than with the next other answer"),
-    "letters_mean_margin": ("mean letter margin", "the same for the three most alike"),
-    "votes": ("votes", "neighbours with this answer"),
-    "different": ("answers around", "how many different answers the neighbours have, 1: all differ"),
+    "second_margin": ("second margin", "the same for the second question with this answer"),
+    "mean_margin": ("mean margin", "the same for the three nearest of each"),
+    "letters_margin": ("letter margin", "more letters in common than the next other answer"),
+    "letters_mean_margin": ("mean letter margin", "the same for the three nearest of each"),
     "share": ("agreement", "share of the neighbours with this answer"),
     "weighted_share": ("near agreement", "the same, near ones count more"),
+    "votes": ("votes", "neighbours with this answer"),
+    "different": ("disagreement", "how many different answers the neighbours have"),
     "nearest": ("nearest", "1: it is the nearest answer"),
     "run": ("run", "nearest neighbours in a row with this answer"),
     "near_five": ("nearest five", "how near the nearest five with this answer are"),
     "numbers": ("numbers", "a number or unit differs"),
-    "one_number": ("one number", "only one has numbers"),
-    "identifiers": ("identifiers", "an address, path, code or quotation differs"),
-    "times": ("times", "another day, month or part of the day"),
-    "one_time": ("one time", "only one names a time"),
-    "things": ("things", "another city, country, firm or appliance"),
-    "one_thing": ("one thing", "only one names such a thing"),
+    "one_number": ("one number", "only one of the two has numbers"),
+    "identifiers": ("identifiers", "a code, path, version or quotation differs"),
+    "times": ("times", "a day, month, season or part of the day differs"),
+    "things": ("things", "a city, firm, appliance or the like differs"),
     "negation": ("negation", "one says not, the other does not"),
-    "negation_scope": ("negation", "one denies what the other says"),
-    "polarity": ("polarity", "only one of the two is negative"),
-    "alternatives": ("alternatives", "wanted and not wanted are swapped"),
-    "one_alternative": ("one alternative", "one does not want what the other wants"),
+    "negation_scope": ("denied word", "what one denies the other affirms"),
+    "polarity": ("negation", "only one of the two says not"),
+    "alternatives": ("alternatives", "what one does not want the other wants"),
     "antonyms": ("opposites", "one says the opposite: on, off"),
     "asked_for": ("asked for", "who, when, where, why, how much differ"),
-    "one_asks": ("one asks", "only one asks who, when, where, why, how"),
-    "acts": ("acts", "whether to do it is asked in one, told to do in the other"),
-    "other_act": ("other act", "question, order and prohibition differ"),
+    "modality": ("modality", "may, must and should differ"),
+    "acts": ("question or order", "one asks whether, the other tells to do it"),
     "names": ("names", "a person, place or product differs"),
-    "one_name": ("one name", "only one has a name"),
-    "guard_words": ("other words", "each has a word that the other lacks"),
     "argument_order": ("word order", "who does what to whom is swapped"),
     "particles": ("particles", "a word has another role in the sentence"),
-    "modality": ("modality", "can, must and may differ"),
+    "one_time": ("one time", "only one names a time"),
+    "one_thing": ("one thing", "only one names a city, firm, appliance or the like"),
+    "one_name": ("one name", "only one has a name"),
+    "one_alternative": ("one alternative", "only one wants what the other does not"),
+    "one_asks": ("one asks", "only one asks who, when, where, why, how much"),
+    "other_act": ("kind of sentence", "question, order and prohibition differ"),
+    "guard_words": ("other words", "each has a word that the other lacks"),
+    "right_count": ("reported right", "reports that its answer was right"),
+    "wrong_count": ("reported wrong", "reports that its answer was wrong"),
 }
 _FEATURES_KO = {
     "similarity": ("유사도", "두 질문의 뜻이 얼마나 가까운지, 1이면 같음"),
@@ -76,48 +78,50 @@ _FEATURES_KO = {
     "length_ratio": ("길이 차이", "길이가 얼마나 다른지, 0이면 같음"),
     "length": ("길이", "물은 질문의 길이"),
     "high_similarity": ("높은 유사도", "유사도가 0.95를 넘는 만큼"),
-    "high_letters": ("많은 글자 겹침", "글자 겹침이 0.6을 넘는 만큼"),
-    "same_words": ("같은 낱말", "1이면 낱말이 모두 같음"),
-    "one_word_apart": ("한 낱말 차이", "1이면 한 낱말이 더 있거나 없음"),
-    "few_words_apart": ("적은 낱말 차이", "1이면 서로 다른 낱말이 하나 이하"),
-    "no_difference": ("차이 없음", "1이면 규칙이 찾은 차이가 없음"),
-    "similarity_letters": ("글자까지 비슷함", "유사도와 글자 겹침의 곱"),
-    "similarity_words": ("낱말까지 비슷함", "유사도와 낱말 겹침의 곱"),
+    "high_letters": ("많은 글자", "글자 겹침이 0.6을 넘는 만큼"),
+    "same_words": ("같은 낱말", "1이면 내용 낱말이 같음"),
+    "one_word_apart": ("한 낱말 차이", "1이면 내용 낱말 하나가 더 있거나 없음"),
+    "few_words_apart": ("적은 낱말 차이", "1이면 서로에게 없는 내용 낱말이 하나씩 이하"),
+    "no_difference": ("차이 없음", "1이면 가드가 본 차이가 없음"),
+    "similarity_letters": ("유사도와 글자", "둘을 함께 봄"),
+    "similarity_words": ("유사도와 낱말", "둘을 함께 봄"),
     "margin": ("여유", "다음 다른 답보다 얼마나 더 가까운지"),
-    "second_margin": ("둘째 여유", "같은 답의 둘째 이웃이 다음 다른 답보다 얼마나 더 가까운지"),
-    "mean_margin": ("평균 여유", "같은 답의 가까운 셋이 다른 답의 셋보다 얼마나 더 가까운지"),
+    "second_margin": ("둘째 여유", "같은 답의 두 번째 질문이 얼마나 더 가까운지"),
+    "mean_margin": ("평균 여유", "가까운 셋의 평균이 얼마나 더 가까운지"),
     "letters_margin": ("글자 여유", "다음 다른 답보다 글자가 얼마나 더 겹치는지"),
-    "letters_mean_margin": ("평균 글자 여유", "글자가 가장 겹치는 셋끼리 견준 것"),
-    "votes": ("표", "같은 답을 가진 이웃 수"),
-    "different": ("둘레의 답", "이웃의 서로 다른 답 비율, 1이면 모두 다름"),
+    "letters_mean_margin": ("글자 평균 여유", "가까운 셋의 글자가 얼마나 더 겹치는지"),
     "share": ("이웃 일치", "이웃 가운데 같은 답의 비율"),
     "weighted_share": ("가까운 일치", "같은 비율, 가까울수록 크게 셈"),
+    "votes": ("이웃 수", "같은 답을 가진 이웃의 수"),
+    "different": ("다른 답", "이웃의 답이 얼마나 서로 다른지"),
     "nearest": ("가장 가까움", "1이면 가장 가까운 답"),
     "run": ("연속", "가까운 순서로 같은 답이 이어진 비율"),
     "near_five": ("가까운 다섯", "가까운 다섯 중 같은 답의 유사도"),
     "numbers": ("숫자", "숫자나 단위가 다름"),
     "one_number": ("한쪽 숫자", "한쪽에만 숫자가 있음"),
-    "identifiers": ("식별자", "주소, 경로, 코드, 따온 말이 다름"),
-    "times": ("때", "요일, 달, 하루의 때가 다름"),
-    "one_time": ("한쪽 때", "한쪽에만 때가 있음"),
-    "things": ("대상", "도시, 나라, 회사, 기기가 다름"),
-    "one_thing": ("한쪽 대상", "한쪽에만 그런 대상이 있음"),
+    "identifiers": ("식별자", "코드, 경로, 판, 따옴표 안의 글이 다름"),
+    "times": ("시간", "요일, 달, 계절, 시간대가 다름"),
+    "things": ("대상", "도시, 회사, 가전 등이 다름"),
     "negation": ("부정", "한쪽만 부정함 (안, 못, -지 않)"),
-    "negation_scope": ("부정", "한쪽이 말하는 것을 다른 쪽이 부정함"),
-    "polarity": ("긍정과 부정", "한쪽만 부정하는 말"),
-    "alternatives": ("고른 것", "원하는 것과 원하지 않는 것이 뒤바뀜"),
-    "one_alternative": ("한쪽이 고른 것", "한쪽이 원하지 않는 것을 다른 쪽이 원함"),
+    "negation_scope": ("부정한 말", "한쪽이 부정한 말을 다른 쪽은 긍정함"),
+    "polarity": ("부정", "한쪽만 부정함 (안, 못, -지 않)"),
+    "alternatives": ("대신", "한쪽이 원하지 않는 것을 다른 쪽이 원함"),
     "antonyms": ("반대말", "서로 반대되는 말 (켜다, 끄다)"),
     "asked_for": ("묻는 것", "누가, 언제, 어디, 왜, 얼마가 다름"),
-    "one_asks": ("한쪽 물음", "한쪽만 누가, 언제, 어디, 왜, 어떻게를 물음"),
-    "acts": ("할지와 하라", "한쪽은 할지 묻고 다른 쪽은 하라고 함"),
-    "other_act": ("말의 종류", "물음, 시킴, 막음이 다름"),
+    "modality": ("양태", "할 수 있다, 해야 한다, 해도 된다가 다름"),
+    "acts": ("질문과 명령", "한쪽은 할지 묻고 다른 쪽은 하라고 함"),
     "names": ("이름", "사람, 장소, 제품의 이름이 다름"),
-    "one_name": ("한쪽 이름", "한쪽에만 이름이 있음"),
-    "guard_words": ("다른 낱말", "서로 상대에게 없는 낱말이 있음"),
     "argument_order": ("순서", "누가 누구에게인지가 뒤바뀜"),
     "particles": ("조사", "같은 낱말의 조사가 다름"),
-    "modality": ("양태", "할 수 있다, 해야 한다, 해도 된다가 다름"),
+    "one_time": ("한쪽 시간", "한쪽에만 시간이 있음"),
+    "one_thing": ("한쪽 대상", "한쪽에만 도시, 회사, 가전 등이 있음"),
+    "one_name": ("한쪽 이름", "한쪽에만 이름이 있음"),
+    "one_alternative": ("한쪽 대신", "다른 쪽이 원하지 않는 것을 한쪽만 원함"),
+    "one_asks": ("한쪽 물음", "한쪽만 누가, 언제, 어디, 왜, 얼마를 물음"),
+    "other_act": ("문장 종류", "질문, 명령, 금지가 다름"),
+    "guard_words": ("다른 낱말", "서로 상대에게 없는 낱말이 있음"),
+    "right_count": ("맞았다는 보고", "답이 맞았다는 보고의 수"),
+    "wrong_count": ("틀렸다는 보고", "답이 틀렸다는 보고의 수"),
 }
 FEATURES: Mapping[str, Mapping[str, tuple[str, str]]] = {"en": _FEATURES_EN, "ko": _FEATURES_KO}
 """Label and explanation of features and guards, by language and name."""
@@ -159,7 +163,7 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
     "asked": ("compared text", "비교한 글"),
     "mode": ("mode", "방식"),
     "needs": ("needs probability {value}", "필요한 확률 {value}"),
-    "never": ("no probability is enough", "어떤 확률로도 쓰지 않음"),
+    "never": ("no probability is high enough for its bound", "허용 오류를 지킬 수 있는 확률이 없음"),
     "key": ("exact key", "정확 키"),
     "none": (
         "No stored question can be compared with it.",
@@ -169,7 +173,6 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
     "refused": ("would not be served", "쓰지 않음"),
     "similarity": ("similarity {value}", "유사도 {value}"),
     "probability": ("probability that its answer is right {value}", "답이 맞을 확률 {value}"),
-    "of_needed": (", needs {value}", ", {value} 필요"),
     "feature": ("what was compared", "비교한 것"),
     "value": ("value", "값"),
     "adds": ("adds", "기여"),
@@ -186,32 +189,21 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
 }
 """Headings and lines of the explanation; ``{...}`` is filled in."""
 
-_BASES: Mapping[str, tuple[str, str]] = {
-    "the pair alone": ("by the two questions alone", "두 질문만 보고"),
-    "the same letters": ("only spacing, case and final marks differ", "띄어쓰기와 문장 부호만 다름"),
-    "near entries with the same answer": ("by near entries with the same answer", "같은 답의 이웃을 함께 보고"),
-}
-"""What a probability rests on, as the cache says it."""
-
 _NEED = r"needs (?P<need>[-\d.e]+)"
+_BASIS = r"(?P<basis>(?: \(.+\))?)"
 _VERDICTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern), english, korean)
     for pattern, english, korean in (
         (rf"similarity (?P<a>[-\d.]+), {_NEED}", r"similarity \g<a>, needs \g<need>", r"유사도 \g<a>, \g<need> 필요"),
         (
-            rf"probability (?P<a>[-\d.]+), {_NEED}",
-            r"probability that the answer is right \g<a>, needs \g<need>",
-            r"답이 맞을 확률 \g<a>, \g<need> 필요",
+            rf"probability (?P<a>[-\d.]+), {_NEED}{_BASIS}",
+            r"probability that the answer is right \g<a>, needs \g<need>\g<basis>",
+            r"답이 맞을 확률 \g<a>, \g<need> 필요\g<basis>",
         ),
         (
-            rf"probability (?P<a>[-\d.]+), {_NEED} \((?P<basis>.+)\)",
-            r"probability that the answer is right \g<a>, needs \g<need> (\g<basis>)",
-            r"답이 맞을 확률 \g<a>, \g<need> 필요 (\g<basis>)",
-        ),
-        (
-            r"probability (?P<a>[-\d.]+), no threshold holds the namespace's bound \((?P<basis>.+)\)",
-            r"probability that the answer is right \g<a>, but no threshold holds the namespace's bound (\g<basis>)",
-            r"답이 맞을 확률 \g<a>, 네임스페이스의 오류 한도를 지킬 기준이 없음 (\g<basis>)",
+            rf"probability (?P<a>[-\d.]+), no threshold holds the namespace's bound{_BASIS}",
+            r"probability that the answer is right \g<a>; none is high enough for the namespace's bound\g<basis>",
+            r"답이 맞을 확률 \g<a>, 네임스페이스의 허용 오류를 지킬 수 있는 확률이 없음\g<basis>",
         ),
         (r"similarity (?P<a>[-\d.]+)", r"similarity \g<a>", r"유사도 \g<a>"),
         (
@@ -232,19 +224,20 @@ _VERDICTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"the embedder cannot read Hangul: only one has (?P<a>.+)",
          r"the embedder cannot read Hangul; only one of the two says \g<a>",
          r"임베더가 한글을 읽지 못함; 한쪽에만 \g<a> 있음"),
+        (r"only one is negative", "only one of the two says not", "한쪽만 부정함"),
+        (r"only one denies (?P<a>.+)", r"only one of the two denies \g<a>",
+         r"한쪽만 \g<a> 부정함"),
+        (r"only one wants (?P<a>.+)", r"only one of the two wants \g<a>", r"한쪽만 \g<a> 원함"),
+        (r"only one asks (?P<a>.+)", r"only one of the two asks \g<a>", r"한쪽만 \g<a> 물음"),
+        (r"(?P<a>.+) and (?P<b>.+) are denied the other way round", r"one denies \g<a>, the other \g<b>",
+         r"한쪽은 \g<a>, 다른 쪽은 \g<b> 부정함"),
+        (r"(?P<a>.+) and (?P<b>.+) have changed places", r"\g<a> and \g<b> have changed places",
+         r"\g<a>, \g<b> 자리가 뒤바뀜"),
+        (r"(?P<a>.+) against (?P<b>.+) as (?P<c>from|than)", r"one has \g<a>, the other \g<b> as \g<c>",
+         r"\g<c> 한쪽은 \g<a>, 다른 쪽은 \g<b>"),
         (r"none against (?P<a>.+)", r"only the stored question has \g<a>", r"저장된 질문에만 \g<a> 있음"),
         (r"(?P<a>.+) against none", r"only the asked question has \g<a>", r"물은 질문에만 \g<a> 있음"),
         (r"only one has (?P<a>.+)", r"only one of the two says \g<a>", r"한쪽에만 \g<a> 있음"),
-        (r"only one denies (?P<a>.+)", r"only one of the two denies \g<a>", r"한쪽에만 \g<a> 부정"),
-        (r"(?P<a>.+) and (?P<b>.+) are denied the other way round",
-         r"one denies \g<a>, the other \g<b>", r"한쪽은 \g<a>, 다른 쪽은 \g<b> 부정"),
-        (r"only one is negative", "only one of the two is negative", "한쪽만 부정하는 말"),
-        (r"(?P<a>.+) and (?P<b>.+) have changed places", r"\g<a> and \g<b> have changed places",
-         r"\g<a>, \g<b>의 자리가 바뀜"),
-        (r"only one wants (?P<a>.+)", r"only one of the two wants \g<a>", r"한쪽만 \g<a> 원함"),
-        (r"only one asks (?P<a>.+)", r"only one of the two asks \g<a>", r"한쪽만 \g<a> 물음"),
-        (r"(?P<a>.+) against (?P<b>.+) as (?P<c>from|than)", r"one says \g<a>, the other \g<b> (as \"\g<c>\")",
-         r"한쪽은 \g<a>, 다른 쪽은 \g<b> (\g<c>)"),
         (r"asks (?P<a>.+) against (?P<b>.+)", r"one asks \g<a>, the other \g<b>",
          r"한쪽은 \g<a>, 다른 쪽은 \g<b> 물음"),
         (r"(?P<a>.+) is (?P<b>.+) against (?P<c>.+)", r"\g<a> is \g<b> in one, \g<c> in the other",
@@ -258,32 +251,29 @@ _VERDICTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"same canonical request", "the same request was answered before", "똑같은 요청에 이미 답함"),
         (r"nothing similar enough is stored", "nothing similar enough is stored", "충분히 비슷한 질문이 없음"),
         (r"no exact match; (?P<rest>.+)", r"no exact match; \g<rest>", r"똑같은 요청이 없음; \g<rest>"),
+        (r"no exact match \((?P<old>.+)\); (?P<rest>.+)", r"no exact match that holds (\g<old>); \g<rest>",
+         r"쓸 수 있는 똑같은 요청이 없음 (\g<old>); \g<rest>"),
+        (r"the namespace serves exact hits only: (?P<rest>.+)", r"the namespace serves exact hits only: \g<rest>",
+         r"네임스페이스가 똑같은 질문만 답함: \g<rest>"),
+        (r"the namespace is set to exact hits only", "the namespace is set to exact hits only",
+         "네임스페이스가 똑같은 질문만 쓰도록 설정됨"),
+        (r"no threshold was calibrated for this embedder in this language and mode",
+         "this embedder was not calibrated for this language and mode",
+         "이 임베더는 이 언어와 방식에 맞추어 보정되지 않음"),
+        (r"the conversation does not end with a user turn", "the conversation does not end with a user's question",
+         "대화가 사용자의 질문으로 끝나지 않음"),
+        (r"the last turn is empty", "the question is empty", "질문이 비어 있음"),
+        (r"the nearest entry was deleted in this moment", "the nearest entry was deleted in this moment",
+         "가장 가까운 항목이 방금 삭제됨"),
         (r"an identical request is in flight", "an identical request is being answered", "똑같은 요청에 답하는 중"),
         (r"the last turn holds more than text", "the question holds more than text", "질문에 글이 아닌 것이 있음"),
         (r"the question is longer than the embedder reads", "the question is longer than the embedder reads",
          "질문이 임베더가 읽는 길이보다 김"),
-        (r"the namespace is set to exact hits only", "the namespace is set to exact hits only",
-         "네임스페이스가 똑같은 질문만 씀"),
-        (r"no threshold was calibrated for this embedder in this language and mode",
-         "no threshold was calibrated for this embedder in this language and mode",
-         "이 임베더, 언어, 방식에 맞춘 기준이 없음"),
-        (r"the last turn is empty", "the question is empty", "질문이 비어 있음"),
-        (r"the conversation does not end with a user turn", "the conversation does not end with a question",
-         "대화가 질문으로 끝나지 않음"),
-        (r"the nearest entry was deleted in this moment", "the nearest entry was just deleted",
-         "가장 가까운 항목이 방금 지워짐"),
-        (r"the namespace serves exact hits only: (?P<a>.+)", r"the namespace serves exact hits only: \g<a>",
-         r"네임스페이스가 똑같은 질문만 씀: \g<a>"),
         (r"the embedder cannot read this script", "the embedder cannot read this script", "임베더가 읽지 못하는 글자"),
     )
 )  # fmt: skip
 """Sentences of the cache's verdicts: the pattern, English and Korean."""
-_WHOLE = (
-    "follow-up",
-    "the embedder cannot read Hangul",
-    "the namespace serves exact hits only",
-    "no exact match; the namespace serves exact hits only",
-)
+_WHOLE = ("follow-up", "the embedder cannot read Hangul", "no exact match; the namespace serves exact hits only")
 """What stands before a colon in some of them; before the colon of any other line stands the name of its guard."""
 
 
@@ -294,6 +284,8 @@ _TOKENS: Mapping[str, str] = {
     "may": "해도 되는지", "must": "해야 하는지", "should": "하는 것이 좋은지", "none": "없음",
     "from": "출발점", "to": "도착점", "than": "비교 기준", "subject": "주어", "object": "목적어",
     "year": "년", "month": "개월", "week": "주", "day": "일", "hour": "시간", "minute": "분", "second": "초",
+    " (the pair alone)": " (두 질문만 비교)", " (near entries with the same answer)": " (같은 답의 이웃까지 비교)",
+    " (the same letters)": " (띄어쓰기와 끝의 부호만 다름)",
 }  # fmt: skip
 """Korean for what guards name by a word of their own; words of the questions stand in quotation marks."""
 
@@ -314,9 +306,8 @@ def text(name: str, lang: str, **values: object) -> str:
 
 def feature(name: str, lang: str) -> tuple[str, str]:
     """Label and explanation of a feature or guard; its name alone when it is not known."""
-    words = FEATURES[lang]
-    # One guard is called as a measure of both texts is.
-    return words.get(name.replace(" ", "_")) or words.get(_plain(name), (name, ""))
+    known = FEATURES[lang]
+    return known.get(name) or known.get(name.removeprefix("guard_").replace(" ", "_"), (name, ""))
 
 
 def reason(name: str, lang: str) -> str:
@@ -348,11 +339,6 @@ def verdict(line: str, lang: str) -> str:
     return reason(line, lang) if said == line else said
 
 
-def _plain(name: str) -> str:
-    """The name under which a feature of a guard and the guard itself are one."""
-    return name.removeprefix("guard_").replace(" ", "_")
-
-
 def _sentence(line: str, lang: str) -> str:
     for pattern, english, korean in _VERDICTS:
         match = pattern.fullmatch(line)
@@ -360,17 +346,16 @@ def _sentence(line: str, lang: str) -> str:
             continue
         said = korean if lang == "ko" else english
         for name, value in match.groupdict().items():
-            said = said.replace(rf"\g<{name}>", _part(name, value, lang))
+            inner = _sentence(value, lang) if name in ("rest", "old") else _token(value, lang)
+            said = said.replace(rf"\g<{name}>", inner)
         return said
     return line
 
 
-def _part(name: str, value: str, lang: str) -> str:
-    """What a verdict fills in, in the language; words of the questions as they are."""
-    if name == "rest":
-        return _sentence(value, lang)
-    if value in _BASES:
-        return _BASES[value][LANGUAGES.index(lang)]
+def _token(value: str, lang: str) -> str:
+    """What a guard names, in the language; words of the questions as they are."""
     if lang != "ko":
         return value
+    if value in _TOKENS:
+        return _TOKENS[value]
     return ", ".join(" ".join(_TOKENS.get(word, word) for word in part.split(" ")) for part in value.split(", "))

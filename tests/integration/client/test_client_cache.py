@@ -301,8 +301,7 @@ async def test_inspect_explains_with_the_system_prompt_and_namespace_asked_for(m
     assert (await mesh.run("inspect", RESET, *how)).startswith("HIT")
     korean = await mesh.run("inspect", "How do I not reset the alarm?", *how[:-1], "ko")
     assert "적중 없음" in korean
-    assert "부정: 한쪽에만 'reset' 부정" in korean
-    assert "(두 질문만 보고)" in korean
+    assert "부정: 한쪽만 부정함" in korean
     assert "비교할 수 있는 저장된 질문이 없습니다." in await mesh.run("inspect", RESET, "--lang", "ko")
     body = mesh.folder / "request.json"
     body.write_text(json.dumps({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]}))
