@@ -80,7 +80,7 @@ def quantize(graph: Any, bits: int, level: int = 4) -> Any:
 
     At ``level`` 4 activations are int8, by blocks of 32 as well. So a text's vector does not depend on its batch, which
     it does with ``quantize_dynamic`` (one scale for a whole tensor), and matrices that came in 4-bit blocks lose
-    nothing. Measured in docs/decisions/0010-embedder.md.
+    nothing. Measured in docs/decisions/0008-embedder.md.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
