@@ -99,7 +99,8 @@ def stored_wording(number: int) -> str:
 
 def other_wording(number: int) -> str:
     """Another of the same topic."""
-    return f"How do I reset the {_name(number)} lamp, please?"
+    # No nearer: what is served must be served for certain, or the hit would be measured as a miss.
+    return f"how do i reset the {_name(number)} lamp"
 
 
 def _name(number: int) -> str:
