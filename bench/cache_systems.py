@@ -28,7 +28,7 @@ from services.cache.keys import ROLE_USER, Message, Question, embedded_text
 from services.cache.namespaces import Mode, NamespacePolicy, Namespaces
 from services.cache.policy import CachePolicy, bypass_reason
 from services.cache.qdrant_edge import QdrantEdgeStore
-from services.cache.store import Found
+from services.cache.store import Entry
 from services.cache.verifier import WEIGHTS, load_verifier
 
 ARTICLE_MODEL = "all-MiniLM-L6-v2"
@@ -232,12 +232,14 @@ async def _ask(cache: AnswerCache, question: Question) -> _Reply:
     if bypass_reason(question, CachePolicy()) is not None:
         return _Reply(None, exact=False, bypassed=True, best=None)
     outcome = await cache.find(cache.ask(question), count_hit=False)
-    answer = _text(outcome.found) if outcome.found is not None else None
+    answer = _text(outcome.found.entry) if outcome.found is not None else None
     best: tuple[float, str] | None = None
     if outcome.exact and answer is not None:
         best = (1.0, answer)
     elif outcome.verdict is not None and _depends_on_threshold(outcome.verdict):
-        best = (outcome.verdict.probability, _text(outcome.verdict.found))
+        # Candidates come without their answers.
+        entry = await cache.entry(outcome.verdict.found.entry.entry_id, question.tenant_id)
+        best = (outcome.verdict.probability, _text(entry)) if entry is not None else None
     return _Reply(answer, exact=outcome.exact, bypassed=False, best=best)
 
 
@@ -247,6 +249,6 @@ def _depends_on_threshold(verdict: Verdict) -> bool:
     return all(line.startswith("refused: probability") for line in refused)
 
 
-def _text(found: Found) -> str:
-    completion = chat_pb2.Completion.FromString(found.entry.completion)
+def _text(entry: Entry) -> str:
+    completion = chat_pb2.Completion.FromString(entry.completion)
     return "".join(part.text for part in completion.message.parts)
