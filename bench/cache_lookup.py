@@ -309,7 +309,7 @@ def _serve() -> None:
     from services.cache.settings import CacheSettings
 
     vars(cache)["load_encoder"] = lambda *_: GivenEncoder()
-    vars(cache)["load_verifier"] = lambda *_: _verifier()
+    vars(cache)["weights"] = lambda *_: _verifier()
     run(cache.serve(load(MeshSettings), load(CacheSettings)))
 
 

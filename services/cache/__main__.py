@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from contextlib import AsyncExitStack
-from pathlib import Path
 from random import SystemRandom
 
 from tenth.cache.v1 import cache_pb2_grpc
@@ -14,7 +13,6 @@ from tenth.inference.v1 import inference_pb2_grpc
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
 from mesh.auth import Authenticator, Signer, read_key
-from mesh.catalog import CatalogError, WatchedFile
 from mesh.channel import connect
 from mesh.process import run
 from mesh.server import MeshServer
@@ -23,37 +21,22 @@ from mesh.telemetry import start_telemetry
 from services.cache.answers import AnswerCache
 from services.cache.embedding import Embedder, load_encoder
 from services.cache.feedback import Evidence
+from services.cache.files import namespaces_file, weights
 from services.cache.flights import FlightBoard
 from services.cache.judging import Judging, judge_settings
-from services.cache.namespaces import NamespacePolicy, Namespaces, Rules, parse_namespaces
+from services.cache.namespaces import NamespacePolicy, Namespaces, Rules
 from services.cache.policy import CachePolicy
 from services.cache.reports import keeping_reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.settings import CacheSettings
 from services.cache.stores import make_store
-from services.cache.verifier import WEIGHTS, Verifier, load_verifier
-
-
-def namespaces_file(path: Path | None, defaults: NamespacePolicy) -> WatchedFile[Rules] | None:
-    """The rules of the file, if there is one. Raises CatalogError or OSError."""
-    return None if path is None else WatchedFile(path, lambda text, name: parse_namespaces(text, name, defaults))
-
-
-def weights(folder: Path, embedder: str) -> Verifier | None:
-    """The weights of an embedder, if there are any. Exits for a damaged file: it says what a wrong answer is."""
-    try:
-        return load_verifier(folder, embedder)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"setting TENTH_CACHE_WEIGHTS_DIR: {error}") from None
+from services.cache.verifier import WEIGHTS
 
 
 async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
     """Run the cache until it is told to stop."""
     defaults = NamespacePolicy(**settings.model_dump(include=set(NamespacePolicy.__slots__)))
-    try:
-        rules = namespaces_file(settings.namespaces_file, defaults)
-    except (CatalogError, OSError) as error:
-        raise SystemExit(f"setting TENTH_CACHE_NAMESPACES_FILE: {error}") from None
+    rules = namespaces_file(settings.namespaces_file, defaults)
     async with AsyncExitStack() as stack:
         telemetry = start_telemetry("cache", mesh)
         stack.callback(telemetry.close)

@@ -14,11 +14,11 @@ from tenth.type.v1 import chat_pb2
 
 from mesh.catalog import CatalogError
 from services.cache import features, traits
-from services.cache.__main__ import weights
 from services.cache.aliases import alias_of
 from services.cache.choice import CHARACTERS_READ, explain, judge
 from services.cache.embedding import has_direction
 from services.cache.features import NEIGHBOURHOOD, PAIR, letters_of
+from services.cache.files import weights
 from services.cache.guards import differences
 from services.cache.keys import ROLE_USER, Message, Question, canonical_text, exact_key, semantic_scope
 from services.cache.messages import question_from_proto
