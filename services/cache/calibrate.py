@@ -156,7 +156,7 @@ def _count(trial: Trial) -> int:
 def _outside(trial: Trial, rows: Sequence[Row]) -> Trial:
     """The questions that nothing stored answers: few among all, and bounded on their own."""
     count = sum(row.answer.startswith(_OUTSIDE) for row in rows)
-    return Trial(f"{trial.name}/outside", count, [each for each in trial.examples if each.outside], share=0.7)
+    return Trial(f"{trial.name}/outside", count, [each for each in trial.examples if each.outside], share=0.4)
 
 
 class Vectors:

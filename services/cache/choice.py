@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from services.cache.aliases import source_of
 from services.cache.features import letter_overlap, neighbourhood_features, pair_features, same_letters
 from services.cache.guards import HARD, differences, ngram_overlap
-from services.cache.keys import Question, language
+from services.cache.keys import Language, Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.policy import fresh
 from services.cache.store import Entry, Found
@@ -24,6 +24,9 @@ NEIGHBOURS_READ = 16
 """Neighbours that are read per lookup; the verifier was fitted on as many."""
 HEADROOM = 0.6
 """Share of the bound that thresholds are chosen for: users' questions are not those of the calibration."""
+HEADROOM_AMONG_NEIGHBOURS = {Language.ENGLISH: 0.55, Language.KOREAN: 0.7}
+"""The same where neighbours vote. English is calibrated on intents, which lie the closer the more of them are stored;
+Korean on paraphrase sets, which do not."""
 FOLLOW_UP_OVERLAP = 0.6
 """Least overlap of character 2-4-grams of two follow-up questions: short ones look alike to any embedder."""
 _WEIGHED_IN_FAQ = frozenset({"one number", "acts", "names"})
@@ -208,7 +211,9 @@ def _verdict(
         sure = _SAME_LETTERS if alike else model.probability(item.values)
         wrong = (1 - sure) * error_factor(found.entry)
         probability = 1 - min(wrong, 1.0)
-        needed = model.needed(rules.max_wrong_hits_per_thousand * HEADROOM)
+        among = item.basis is Basis.NEIGHBOURS
+        headroom = HEADROOM_AMONG_NEIGHBOURS.get(language(question.last_turn), HEADROOM) if among else HEADROOM
+        needed = model.needed(rules.max_wrong_hits_per_thousand * headroom)
         contributions = model.contributions(item.values)
     rests_on = "near entries with the same answer" if item.basis is Basis.NEIGHBOURS else "the pair alone"
     rests_on = "the same letters" if alike else rests_on
