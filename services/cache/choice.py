@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from services.cache.aliases import source_of
 from services.cache.features import letter_overlap, neighbourhood_features, pair_features, same_letters
-from services.cache.guards import HARD, differences, ngram_overlap
+from services.cache.guards import HARD, differences
 from services.cache.keys import Language, Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.policy import fresh
@@ -220,7 +220,7 @@ def _verdict(
     wanted = f"needs {needed:.4f}" if needed <= 1 else "no threshold holds the namespace's bound"
     test(probability >= needed, f"probability {probability:.4f}, {wanted} ({rests_on})")
     if question.is_follow_up:
-        overlap = ngram_overlap(question.last_turn, found.entry.turn)
+        overlap = letter_overlap(question.last_turn, found.entry.turn)
         what = f"follow-up: 2-4-gram overlap of the last turns {overlap:.3f}, needs {FOLLOW_UP_OVERLAP:g}"
         test(overlap >= FOLLOW_UP_OVERLAP, what)
     old = fresh(found.entry, question, now)

@@ -259,21 +259,6 @@ _COMMON_KOREAN = re.compile(
 _WORD = re.compile(r"[^\W_]+(?:'[^\W\d_]+)?")
 
 
-def unmatched_word(asked: str, stored: str) -> str:
-    """A content word of one Korean question that the other lacks; empty when there is none.
-
-    For embedders that cannot read Hangul: with MiniLM "how do I use the humidifier" and "... the dryer" are one
-    question. A word counts as present when its first two letters occur in the other text, which forgives particles
-    and endings; words that only ask or request are passed over.
-    """
-    for one, other in ((asked, stored), (stored, asked)):
-        letters = "".join(_WORD.findall(other.lower()))
-        for word in _WORD.findall(one.lower()):
-            if len(word) > 1 and not _COMMON_KOREAN.match(word) and word[:2] not in letters:
-                return f"only one has {word!r}"
-    return ""
-
-
 def words(one: Traits, other: Traits) -> str:
     """Each has a content word that the other lacks."""
     here, there = _own(one, other), _own(other, one)
@@ -321,20 +306,6 @@ SOFT: tuple[tuple[str, Guard], ...] = (
 )
 GUARD_NAMES = tuple(name for name, _ in (*HARD, *SOFT))
 """Stable: weights of verifiers refer to this order."""
-
-
-def ngram_overlap(one: str, other: str) -> float:
-    """Dice coefficient of the sets of character 2-, 3- and 4-grams, 0..1; spaces and punctuation do not count."""
-    first, second = _ngrams(one), _ngrams(other)
-    total = len(first) + len(second)
-    return 2 * len(first & second) / total if total else 1.0
-
-
-def _ngrams(text: str) -> set[str]:
-    letters = "".join(letter for letter in text.lower() if letter.isalnum())
-    if len(letters) < 2:
-        return {letters} if letters else set()
-    return {letters[start : start + size] for size in (2, 3, 4) for start in range(len(letters) - size + 1)}
 
 
 def _sets(one: frozenset[str], other: frozenset[str]) -> str:

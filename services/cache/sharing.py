@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from services.cache.embedding import Embedder
-from services.cache.guards import differences, ngram_overlap
+from services.cache.features import letter_overlap
+from services.cache.guards import differences
 from services.cache.keys import Language, language
 from services.cache.store import Condition, Conditions, Entry, Found, VectorStore
 
@@ -104,7 +105,7 @@ class Agreement:
         if not (self._comparable(one.text) and self._comparable(other.text)):
             return False
         # Similar is not the same: a number or a "not" more is another answer, and "Paris" is near "London".
-        if ngram_overlap(one.text, other.text) < _LEAST_OVERLAP or differences(one.text, other.text):
+        if letter_overlap(one.text, other.text) < _LEAST_OVERLAP or differences(one.text, other.text):
             return False
         first, second = (await self._embedder.embed([one.text, other.text])).vectors
         return float(first @ second) >= self._threshold

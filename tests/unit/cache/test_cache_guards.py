@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from services.cache.guards import differences, ngram_overlap, unmatched_word
+from services.cache.features import letter_overlap
+from services.cache.guards import differences
 from services.cache.traits import analyse
 
 REFUSED = [
@@ -76,24 +77,12 @@ def test_the_same_text_has_no_differences() -> None:
     assert differences("Turn it on, not off, in 5 days", "Turn it on, not off, in 5 days") == ()
 
 
-def test_ngram_overlap_is_symmetric_and_bounded() -> None:
-    assert ngram_overlap("비밀번호 변경", "비밀번호변경!") == 1.0
-    assert ngram_overlap("abc", "xyz") == 0.0
-    assert ngram_overlap("", "") == 1.0
+def test_letter_overlap_is_symmetric_and_bounded() -> None:
+    assert letter_overlap("비밀번호 변경", "비밀번호변경!") == 1.0
+    assert letter_overlap("abc", "xyz") == 0.0
+    assert letter_overlap("", "") == 1.0
     one, other = "환불 방법 알려줘", "환불하는 방법을 알려주세요"
-    assert ngram_overlap(one, other) == ngram_overlap(other, one) > 0.1
-
-
-@pytest.mark.parametrize(
-    ("asked", "stored", "word"),
-    [
-        ("가습기 사용방법 좀 설명해줘", "건조기 사용방법 좀 설명해줘", "가습기"),
-        ("비밀번호를 변경하고 싶어요", "비밀번호 변경 방법 알려주세요", ""),
-    ],
-)
-def test_a_content_word_without_counterpart_is_found(asked: str, stored: str, word: str) -> None:
-    assert word in unmatched_word(asked, stored)
-    assert bool(unmatched_word(asked, stored)) is bool(word)
+    assert letter_overlap(one, other) == letter_overlap(other, one) > 0.1
 
 
 def test_long_texts_are_read_to_the_end() -> None:
