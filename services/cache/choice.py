@@ -82,25 +82,40 @@ def candidates(
     The sequences run over the neighbours, best first; equal answers are named equally, an empty name equals no other.
     """
     names = [answer or f"\0{place}" for place, answer in enumerate(answers)]
+    overlaps = _overlaps(asked, stored, names)
     chosen = []
     for answer in list(dict.fromkeys(names))[:_ANSWERS_JUDGED]:
         places = [place for place, name in enumerate(names) if name == answer]
-        passing = (place for place in places if not refusals(asked, stored[place], mode))
-        chosen.append(candidate(asked, stored, similarities, names, next(passing, places[0]), mode))
+        speaker, against = places[0], refusals(asked, stored[places[0]], mode)
+        if against:
+            passing = (place for place in places[1:] if not refusals(asked, stored[place], mode))
+            other = next(passing, None)
+            speaker, against = (speaker, against) if other is None else (other, ())
+        chosen.append(_candidate(asked, stored, similarities, names, overlaps, speaker, against))
     return chosen
 
 
-def candidate(
-    asked: str, stored: Sequence[str], similarities: Sequence[float], answers: Sequence[str], place: int, mode: Mode
+def _candidate(
+    asked: str,
+    stored: Sequence[str],
+    similarities: Sequence[float],
+    answers: Sequence[str],
+    overlaps: Sequence[float],
+    place: int,
+    against: tuple[str, ...],
 ) -> Candidate:
-    """One neighbour as a candidate."""
+    """One neighbour as a candidate, with what the guards say against it."""
     values = pair_features(asked, stored[place], similarities[place])
-    against = refusals(asked, stored[place], mode)
     if not _curated(answers, place):
         return Candidate(place, Basis.PAIR, values, against)
-    overlaps = [letter_overlap(asked, turn) for turn in stored]
     around = neighbourhood_features(place, similarities, overlaps, answers)
     return Candidate(place, Basis.NEIGHBOURS, values + around, against)
+
+
+def _overlaps(asked: str, stored: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Shared letters with each neighbour; none where no answer occurs again, for then nobody votes."""
+    named = [answer for answer in answers if answer]
+    return [letter_overlap(asked, turn) for turn in stored] if len(set(named)) < len(named) else []
 
 
 def _curated(answers: Sequence[str], place: int) -> bool:
@@ -145,13 +160,15 @@ def explain(
             found,
             *(one for one in neighbours[place + 1 :] if one in witnesses and _origin(one.entry) != standing_for),
         ]
-        item = candidate(
+        turns, answers = [one.entry.turn for one in around], [one.entry.answer_digest for one in around]
+        item = _candidate(
             question.last_turn,
-            [one.entry.turn for one in around],
+            turns,
             [one.similarity for one in around],
-            [one.entry.answer_digest for one in around],
+            answers,
+            _overlaps(question.last_turn, turns, answers),
             own,
-            rules.mode,
+            refusals(question.last_turn, found.entry.turn, rules.mode),
         )
         verdicts.append(_verdict(question, found, item, rules, verifier, error_factor, now))
     return verdicts
