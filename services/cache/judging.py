@@ -28,6 +28,7 @@ from services.cache.embedding import Embedder
 from services.cache.judge import MAX_OUTPUT_TOKENS, judgeable, judging_prompt, says_yes
 from services.cache.keys import Language, language, semantic_scope
 from services.cache.policy import MODE_READ
+from services.cache.rates import TokenBuckets
 from services.cache.reports import Policies
 from services.cache.settings import CacheSettings
 from services.cache.store import Entry, Found, VectorStore, entry_id
@@ -38,6 +39,8 @@ ATTEMPTS_FROM = 2_000_001_000
 """Above the numbers of every other caller's attempts (the orchestrator's end at 1,999,999,999)."""
 _ATTEMPTS = 100_000_000
 _REMEMBERED = 4096
+_BURST_SECONDS = 10.0
+"""As many calls as come in this time may be made at once, per tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Judging:
         self._new_id = new_id
         self._random = random
         self._queue: asyncio.Queue[_Case] = asyncio.Queue(settings.queue_count)
-        self._allowance: dict[str, tuple[float, float]] = {}
+        self._allowance = TokenBuckets(now, burst_seconds=_BURST_SECONDS)
         self._known: OrderedDict[tuple[str, str, float], None] = OrderedDict()
         self._outcomes = meter.create_counter(
             "tenth.cache.judgements", unit="{judgement}", description="Near misses by what became of them"
@@ -122,7 +125,7 @@ class Judging:
         # The answer is read when its turn comes; searching brings none along.
         if not judgeable(asked.text, source.question, "-"):
             return False
-        if not self._may_call(question.tenant_id):
+        if not self._allowance.take(((question.tenant_id,), self._settings.per_minute)):
             return self._count("rate_limited")
         try:
             self._queue.put_nowait(_Case(asked, source, model, identity))
@@ -208,16 +211,6 @@ class Judging:
             return False
         first = source_of(source.tags)
         return not first or await self._store.get(first) is not None
-
-    def _may_call(self, tenant: str) -> bool:
-        """A token bucket per tenant, as big as ten seconds of its rate."""
-        now, rate = self._now(), self._settings.per_minute / 60
-        most = max(1.0, 10 * rate)
-        tokens, at = self._allowance.get(tenant, (most, now))
-        tokens = min(most, tokens + max(0.0, now - at) * rate)
-        allowed = tokens >= 1
-        self._allowance[tenant] = (tokens - 1 if allowed else tokens, now)
-        return allowed
 
     def _count(self, outcome: str) -> bool:
         self._outcomes.add(1, {"tenth.cache.outcome": outcome})

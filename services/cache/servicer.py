@@ -39,7 +39,7 @@ from services.cache.policy import (
     bypass_reason,
     not_stored_reason,
 )
-from services.cache.rates import WriteRates
+from services.cache.rates import TokenBuckets
 from services.cache.reports import Reports
 from services.cache.store import Condition, Found
 from services.cache.transfer import Importer, export
@@ -65,12 +65,12 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         store_name: str,
         reports: Reports,
         judging: Judging | None = None,
-        rates: WriteRates | None = None,
+        rates: TokenBuckets | None = None,
     ) -> None:
         self._answers = answers
         self._reports = reports
         self._judging = judging
-        self._rates = rates or WriteRates(time.monotonic)
+        self._rates = rates or TokenBuckets(time.monotonic)
         self._board = board
         self._policy = policy
         self._store_name = store_name

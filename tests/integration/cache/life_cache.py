@@ -23,7 +23,7 @@ from services.cache.flights import FlightBoard
 from services.cache.namespaces import NamespacePolicy, Namespaces, Rules, parse_namespaces
 from services.cache.policy import CachePolicy
 from services.cache.qdrant_edge import QdrantEdgeStore
-from services.cache.rates import WriteRates
+from services.cache.rates import TokenBuckets
 from services.cache.reports import Reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from services.cache.store import Entry
@@ -160,7 +160,7 @@ async def running_cache(
     journal = FeedbackJournal(folder, evidence)
     await journal.open()
     reports = Reports(answers, evidence, journal, answers.namespaces.of, memory_telemetry("cache")[0].meter)
-    servicer = CacheServicer(answers, board, policy, store.name, reports, rates=WriteRates(lambda: now[0]))
+    servicer = CacheServicer(answers, board, policy, store.name, reports, rates=TokenBuckets(lambda: now[0]))
     try:
         yield Cache(servicer, answers, store, encoder, now)
     finally:
