@@ -22,49 +22,98 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
 from tenth.type.v1 import receipt_pb2 as tenth_dot_type_dot_v1_dot_receipt__pb2
+from tenth.type.v1 import usage_pb2 as tenth_dot_type_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctenth/router/v1/router.proto\x12\x0ftenth.router.v1\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\"\x92\x02\n\x12SelectModelRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12+\n\tembedding\x18\x02 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12)\n\x0ctier_ceiling\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x65xcluded_models\x18\x04 \x03(\t\x12+\n\x08strategy\x18\x05 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x1a\n\x12\x63lassifier_attempt\x18\x07 \x01(\x05\"\x98\x01\n\x0eRouteCandidate\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1b\n\x13success_probability\x18\x03 \x01(\x01\x12\x1e\n\x16\x65xpected_cost_nano_usd\x18\x04 \x01(\x03\x12\x17\n\x0frejected_reason\x18\x05 \x01(\t\"\x96\x02\n\x13SelectModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x66\x61llback_models\x18\x03 \x03(\t\x12+\n\x08strategy\x18\x04 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x33\n\ncandidates\x18\x06 \x03(\x0b\x32\x1f.tenth.router.v1.RouteCandidate\x12\x12\n\ncomplexity\x18\x07 \x01(\x01\x12.\n\toverheads\x18\x08 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\"T\n\x0eModelAbilities\x12\r\n\x05tools\x18\x01 \x01(\x08\x12\x13\n\x0bjson_schema\x18\x02 \x01(\x08\x12\x0e\n\x06vision\x18\x03 \x01(\x08\x12\x0e\n\x06korean\x18\x04 \x01(\x08\"\xcc\x01\n\x0c\x43\x61talogModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x03\x12\x32\n\tabilities\x18\x05 \x01(\x0b\x32\x1f.tenth.router.v1.ModelAbilities\x12\x13\n\x0bself_hosted\x18\x06 \x01(\x08\x12\x10\n\x08routable\x18\x07 \x01(\x08\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"u\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.tenth.router.v1.CatalogModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x03 \x01(\t\"J\n\x14ReportOutcomeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x17\n\x15ReportOutcomeResponse\",\n\x19\x44\x65leteUserOutcomesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"3\n\x1a\x44\x65leteUserOutcomesResponse\x12\x15\n\routcome_count\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xc2\x01\n\x10GetStatsResponse\x12N\n\x0f\x64\x65\x63ision_counts\x18\x01 \x03(\x0b\x32\x35.tenth.router.v1.GetStatsResponse.DecisionCountsEntry\x12\'\n\x1funparsable_classification_count\x18\x02 \x01(\x03\x1a\x35\n\x13\x44\x65\x63isionCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*d\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x15\n\x11STRATEGY_FEATURES\x10\x01\x12\x10\n\x0cSTRATEGY_LLM\x10\x02\x12\x15\n\x11STRATEGY_OVERRIDE\x10\x03\x32\xe0\x03\n\rRouterService\x12X\n\x0bSelectModel\x12#.tenth.router.v1.SelectModelRequest\x1a$.tenth.router.v1.SelectModelResponse\x12U\n\nListModels\x12\".tenth.router.v1.ListModelsRequest\x1a#.tenth.router.v1.ListModelsResponse\x12^\n\rReportOutcome\x12%.tenth.router.v1.ReportOutcomeRequest\x1a&.tenth.router.v1.ReportOutcomeResponse\x12m\n\x12\x44\x65leteUserOutcomes\x12*.tenth.router.v1.DeleteUserOutcomesRequest\x1a+.tenth.router.v1.DeleteUserOutcomesResponse\x12O\n\x08GetStats\x12 .tenth.router.v1.GetStatsRequest\x1a!.tenth.router.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctenth/router/v1/router.proto\x12\x0ftenth.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"\xd3\x02\n\x12SelectModelRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12+\n\tembedding\x18\x02 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12)\n\x0ctier_ceiling\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x65xcluded_models\x18\x04 \x03(\t\x12+\n\x08strategy\x18\x05 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x1a\n\x12\x63lassifier_attempt\x18\x07 \x01(\x05\x12,\n\ttime_left\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstreaming\x18\t \x01(\x08\"\xce\x01\n\x0eRouteCandidate\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1b\n\x13success_probability\x18\x03 \x01(\x01\x12\x1e\n\x16\x65xpected_cost_nano_usd\x18\x04 \x01(\x03\x12\x17\n\x0frejected_reason\x18\x05 \x01(\t\x12#\n\x1b\x65xpected_output_token_count\x18\x06 \x01(\x03\x12\x0f\n\x07utility\x18\x07 \x01(\x01\"\x89\x01\n\x0b\x43\x61scadePlan\x12\x18\n\x10\x65scalation_model\x18\x01 \x01(\t\x12,\n\x0f\x65scalation_tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x16\n\x0emin_confidence\x18\x03 \x01(\x01\x12\x1a\n\x12top_logprobs_count\x18\x04 \x01(\x05\"L\n\x0eShadowDecision\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08strategy\x18\x02 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\"\xc7\x04\n\x13SelectModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x17\n\x0f\x66\x61llback_models\x18\x03 \x03(\t\x12+\n\x08strategy\x18\x04 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x33\n\ncandidates\x18\x06 \x03(\x0b\x32\x1f.tenth.router.v1.RouteCandidate\x12\x12\n\ncomplexity\x18\x07 \x01(\x01\x12.\n\toverheads\x18\x08 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x31\n\x0b\x65xploration\x18\t \x01(\x0e\x32\x1c.tenth.router.v1.Exploration\x12\x12\n\npropensity\x18\n \x01(\x01\x12-\n\x07\x63\x61scade\x18\x0b \x01(\x0b\x32\x1c.tenth.router.v1.CascadePlan\x12/\n\x06shadow\x18\x0c \x01(\x0b\x32\x1f.tenth.router.v1.ShadowDecision\x12\x1b\n\x13out_of_distribution\x18\r \x01(\x08\x12\x16\n\x0equality_target\x18\x0e \x01(\x01\x12\x15\n\rquality_price\x18\x0f \x01(\x01\x12\x15\n\rheads_version\x18\x10 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x11 \x01(\t\x12\x0c\n\x04rule\x18\x12 \x01(\t\"\xa2\x01\n\x12\x43heckAnswerRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12-\n\ncompletion\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12*\n\x04plan\x18\x03 \x01(\x0b\x32\x1c.tenth.router.v1.CascadePlan\"K\n\x13\x43heckAnswerResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x88\x02\n\x17RecordCompletionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x32\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12\x15\n\rfailed_models\x18\x05 \x03(\t\x12\x16\n\x0e\x65scalated_from\x18\x06 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x07 \x01(\x03\x12+\n\x08\x64uration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1a\n\x18RecordCompletionResponse\"T\n\x0eModelAbilities\x12\r\n\x05tools\x18\x01 \x01(\x08\x12\x13\n\x0bjson_schema\x18\x02 \x01(\x08\x12\x0e\n\x06vision\x18\x03 \x01(\x08\x12\x0e\n\x06korean\x18\x04 \x01(\x08\"\xa4\x03\n\x0c\x43\x61talogModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x03\x12\x32\n\tabilities\x18\x05 \x01(\x0b\x32\x1f.tenth.router.v1.ModelAbilities\x12\x13\n\x0bself_hosted\x18\x06 \x01(\x08\x12\x10\n\x08routable\x18\x07 \x01(\x08\x12\x14\n\x0cquality_like\x18\x08 \x01(\t\x12 \n\x18output_tokens_per_second\x18\t \x01(\x01\x12\x36\n\x13time_to_first_token\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07healthy\x18\x0b \x01(\x08\x12)\n!input_nano_usd_per_million_tokens\x18\x0c \x01(\x03\x12*\n\"output_nano_usd_per_million_tokens\x18\r \x01(\x03\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"u\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.tenth.router.v1.CatalogModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x03 \x01(\t\"J\n\x14ReportOutcomeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x17\n\x15ReportOutcomeResponse\",\n\x19\x44\x65leteUserOutcomesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"3\n\x1a\x44\x65leteUserOutcomesResponse\x12\x15\n\routcome_count\x18\x01 \x01(\x03\"\xb0\x06\n\x07Outcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x0b\x64\x65\x63ide_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12+\n\x08strategy\x18\x04 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\r\n\x05model\x18\x05 \x01(\t\x12!\n\x04tier\x18\x06 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x31\n\x0b\x65xploration\x18\x07 \x01(\x0e\x32\x1c.tenth.router.v1.Exploration\x12\x12\n\npropensity\x18\x08 \x01(\x01\x12/\n\x06shadow\x18\t \x01(\x0b\x32\x1f.tenth.router.v1.ShadowDecision\x12\x38\n\x08\x66\x65\x61tures\x18\n \x03(\x0b\x32&.tenth.router.v1.Outcome.FeaturesEntry\x12\x10\n\x08language\x18\x0b \x01(\t\x12+\n\tembedding\x18\x0c \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x33\n\ncandidates\x18\r \x03(\x0b\x32\x1f.tenth.router.v1.RouteCandidate\x12.\n\x06\x64\x65mand\x18\x0e \x01(\x0b\x32\x1e.tenth.router.v1.OutcomeDemand\x12\x16\n\x0equality_target\x18\x0f \x01(\x01\x12\x12\n\ncomplexity\x18\x10 \x01(\x01\x12\x1b\n\x13out_of_distribution\x18\x11 \x01(\x08\x12\x15\n\rheads_version\x18\x12 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x13 \x01(\t\x12<\n\ncompletion\x18\x14 \x01(\x0b\x32(.tenth.router.v1.RecordCompletionRequest\x12\x12\n\x05score\x18\x15 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cscore_source\x18\x16 \x01(\t\x1a/\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_score\"\xde\x01\n\rOutcomeDemand\x12.\n\x05needs\x18\x01 \x01(\x0b\x32\x1f.tenth.router.v1.ModelAbilities\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\x03\x12\x1e\n\x16max_output_token_count\x18\x03 \x01(\x03\x12\'\n\ntier_floor\x18\x04 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12)\n\x0ctier_ceiling\x18\x05 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\r\n\x05model\x18\x06 \x01(\t\"\x88\x01\n\x13ListOutcomesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12without_embeddings\x18\x04 \x01(\x08\"[\n\x14ListOutcomesResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.tenth.router.v1.Outcome\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xca\x01\n\x15ReplayOutcomesRequest\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.tenth.router.v1.Outcome\x12\x14\n\x0c\x63\x61talog_yaml\x18\x02 \x01(\t\x12\x12\n\nrules_yaml\x18\x03 \x01(\t\x12+\n\x08strategy\x18\x04 \x01(\x0e\x32\x19.tenth.router.v1.Strategy\x12\x1b\n\x0equality_target\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_quality_target\"\xe1\x01\n\x0fReplayedOutcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x1b\n\x13success_probability\x18\x04 \x01(\x01\x12\x15\n\rcost_nano_usd\x18\x05 \x01(\x03\x12$\n\x1crecorded_success_probability\x18\x06 \x01(\x01\x12\x1e\n\x16recorded_cost_nano_usd\x18\x07 \x01(\x03\x12\x0e\n\x06reason\x18\x08 \x01(\t\"L\n\x16ReplayOutcomesResponse\x12\x32\n\x08outcomes\x18\x01 \x03(\x0b\x32 .tenth.router.v1.ReplayedOutcome\"B\n\x10GetReportRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc0\x02\n\x0bModelReport\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65\x63ision_count\x18\x02 \x01(\x03\x12\x14\n\x0cscored_count\x18\x03 \x01(\x03\x12\x12\n\nmean_score\x18\x04 \x01(\x01\x12\x16\n\x0emean_predicted\x18\x05 \x01(\x01\x12\x0f\n\x07gap_low\x18\x06 \x01(\x01\x12\x10\n\x08gap_high\x18\x07 \x01(\x01\x12\x14\n\x0c\x66\x61iled_count\x18\x08 \x01(\x03\x12\x17\n\x0f\x65scalated_count\x18\t \x01(\x03\x12\x15\n\rcost_nano_usd\x18\n \x01(\x03\x12\x1e\n\x16\x65xpected_cost_nano_usd\x18\x0b \x01(\x03\x12\x1a\n\x12output_token_count\x18\x0c \x01(\x03\x12#\n\x1b\x65xpected_output_token_count\x18\r \x01(\x03\"\xb5\x04\n\x11GetReportResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.tenth.router.v1.ModelReport\x12O\n\x0fstrategy_counts\x18\x02 \x03(\x0b\x32\x36.tenth.router.v1.GetReportResponse.StrategyCountsEntry\x12\x16\n\x0e\x65xplored_count\x18\x03 \x01(\x03\x12\x15\n\raudited_count\x18\x04 \x01(\x03\x12!\n\x19\x65xploration_cost_nano_usd\x18\x05 \x01(\x03\x12!\n\x19out_of_distribution_count\x18\x06 \x01(\x03\x12\x1c\n\x14shadow_differs_count\x18\x07 \x01(\x03\x12\x14\n\x0cshadow_count\x18\x08 \x01(\x03\x12\x10\n\x08warnings\x18\t \x03(\t\x12K\n\rfeature_drift\x18\n \x03(\x0b\x32\x34.tenth.router.v1.GetReportResponse.FeatureDriftEntry\x12\x16\n\x0e\x64\x65\x63ision_count\x18\x0b \x01(\x03\x12\x15\n\rheads_version\x18\x0c \x01(\t\x1a\x35\n\x13StrategyCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x33\n\x11\x46\x65\x61tureDriftEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x11\n\x0fGetStatsRequest\"\xc2\x01\n\x10GetStatsResponse\x12N\n\x0f\x64\x65\x63ision_counts\x18\x01 \x03(\x0b\x32\x35.tenth.router.v1.GetStatsResponse.DecisionCountsEntry\x12\'\n\x1funparsable_classification_count\x18\x02 \x01(\x03\x1a\x35\n\x13\x44\x65\x63isionCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*\xa4\x01\n\x08Strategy\x12\x18\n\x14STRATEGY_UNSPECIFIED\x10\x00\x12\x15\n\x11STRATEGY_FEATURES\x10\x01\x12\x10\n\x0cSTRATEGY_LLM\x10\x02\x12\x15\n\x11STRATEGY_OVERRIDE\x10\x03\x12\x14\n\x10STRATEGY_TRAINED\x10\x04\x12\x12\n\x0eSTRATEGY_RULES\x10\x05\x12\x14\n\x10STRATEGY_CASCADE\x10\x06*Z\n\x0b\x45xploration\x12\x1b\n\x17\x45XPLORATION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45XPLORATION_EXPLORE\x10\x01\x12\x15\n\x11\x45XPLORATION_AUDIT\x10\x02\x32\xb7\x07\n\rRouterService\x12X\n\x0bSelectModel\x12#.tenth.router.v1.SelectModelRequest\x1a$.tenth.router.v1.SelectModelResponse\x12X\n\x0b\x43heckAnswer\x12#.tenth.router.v1.CheckAnswerRequest\x1a$.tenth.router.v1.CheckAnswerResponse\x12g\n\x10RecordCompletion\x12(.tenth.router.v1.RecordCompletionRequest\x1a).tenth.router.v1.RecordCompletionResponse\x12U\n\nListModels\x12\".tenth.router.v1.ListModelsRequest\x1a#.tenth.router.v1.ListModelsResponse\x12^\n\rReportOutcome\x12%.tenth.router.v1.ReportOutcomeRequest\x1a&.tenth.router.v1.ReportOutcomeResponse\x12m\n\x12\x44\x65leteUserOutcomes\x12*.tenth.router.v1.DeleteUserOutcomesRequest\x1a+.tenth.router.v1.DeleteUserOutcomesResponse\x12[\n\x0cListOutcomes\x12$.tenth.router.v1.ListOutcomesRequest\x1a%.tenth.router.v1.ListOutcomesResponse\x12\x61\n\x0eReplayOutcomes\x12&.tenth.router.v1.ReplayOutcomesRequest\x1a\'.tenth.router.v1.ReplayOutcomesResponse\x12R\n\tGetReport\x12!.tenth.router.v1.GetReportRequest\x1a\".tenth.router.v1.GetReportResponse\x12O\n\x08GetStats\x12 .tenth.router.v1.GetStatsRequest\x1a!.tenth.router.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tenth.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_OUTCOME_FEATURESENTRY']._loaded_options = None
+  _globals['_OUTCOME_FEATURESENTRY']._serialized_options = b'8\001'
+  _globals['_GETREPORTRESPONSE_STRATEGYCOUNTSENTRY']._loaded_options = None
+  _globals['_GETREPORTRESPONSE_STRATEGYCOUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_GETREPORTRESPONSE_FEATUREDRIFTENTRY']._loaded_options = None
+  _globals['_GETREPORTRESPONSE_FEATUREDRIFTENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_STRATEGY']._serialized_start=1705
-  _globals['_STRATEGY']._serialized_end=1805
-  _globals['_SELECTMODELREQUEST']._serialized_start=105
-  _globals['_SELECTMODELREQUEST']._serialized_end=379
-  _globals['_ROUTECANDIDATE']._serialized_start=382
-  _globals['_ROUTECANDIDATE']._serialized_end=534
-  _globals['_SELECTMODELRESPONSE']._serialized_start=537
-  _globals['_SELECTMODELRESPONSE']._serialized_end=815
-  _globals['_MODELABILITIES']._serialized_start=817
-  _globals['_MODELABILITIES']._serialized_end=901
-  _globals['_CATALOGMODEL']._serialized_start=904
-  _globals['_CATALOGMODEL']._serialized_end=1108
-  _globals['_LISTMODELSREQUEST']._serialized_start=1110
-  _globals['_LISTMODELSREQUEST']._serialized_end=1168
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1170
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1287
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1289
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1363
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1365
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=1388
-  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_start=1390
-  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_end=1434
-  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_start=1436
-  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_end=1487
-  _globals['_GETSTATSREQUEST']._serialized_start=1489
-  _globals['_GETSTATSREQUEST']._serialized_end=1506
-  _globals['_GETSTATSRESPONSE']._serialized_start=1509
-  _globals['_GETSTATSRESPONSE']._serialized_end=1703
-  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_start=1650
-  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_end=1703
-  _globals['_ROUTERSERVICE']._serialized_start=1808
-  _globals['_ROUTERSERVICE']._serialized_end=2288
+  _globals['_STRATEGY']._serialized_start=5939
+  _globals['_STRATEGY']._serialized_end=6103
+  _globals['_EXPLORATION']._serialized_start=6105
+  _globals['_EXPLORATION']._serialized_end=6195
+  _globals['_SELECTMODELREQUEST']._serialized_start=197
+  _globals['_SELECTMODELREQUEST']._serialized_end=536
+  _globals['_ROUTECANDIDATE']._serialized_start=539
+  _globals['_ROUTECANDIDATE']._serialized_end=745
+  _globals['_CASCADEPLAN']._serialized_start=748
+  _globals['_CASCADEPLAN']._serialized_end=885
+  _globals['_SHADOWDECISION']._serialized_start=887
+  _globals['_SHADOWDECISION']._serialized_end=963
+  _globals['_SELECTMODELRESPONSE']._serialized_start=966
+  _globals['_SELECTMODELRESPONSE']._serialized_end=1549
+  _globals['_CHECKANSWERREQUEST']._serialized_start=1552
+  _globals['_CHECKANSWERREQUEST']._serialized_end=1714
+  _globals['_CHECKANSWERRESPONSE']._serialized_start=1716
+  _globals['_CHECKANSWERRESPONSE']._serialized_end=1791
+  _globals['_RECORDCOMPLETIONREQUEST']._serialized_start=1794
+  _globals['_RECORDCOMPLETIONREQUEST']._serialized_end=2058
+  _globals['_RECORDCOMPLETIONRESPONSE']._serialized_start=2060
+  _globals['_RECORDCOMPLETIONRESPONSE']._serialized_end=2086
+  _globals['_MODELABILITIES']._serialized_start=2088
+  _globals['_MODELABILITIES']._serialized_end=2172
+  _globals['_CATALOGMODEL']._serialized_start=2175
+  _globals['_CATALOGMODEL']._serialized_end=2595
+  _globals['_LISTMODELSREQUEST']._serialized_start=2597
+  _globals['_LISTMODELSREQUEST']._serialized_end=2655
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2657
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2774
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=2776
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=2850
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=2852
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2875
+  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_start=2877
+  _globals['_DELETEUSEROUTCOMESREQUEST']._serialized_end=2921
+  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_start=2923
+  _globals['_DELETEUSEROUTCOMESRESPONSE']._serialized_end=2974
+  _globals['_OUTCOME']._serialized_start=2977
+  _globals['_OUTCOME']._serialized_end=3793
+  _globals['_OUTCOME_FEATURESENTRY']._serialized_start=3736
+  _globals['_OUTCOME_FEATURESENTRY']._serialized_end=3783
+  _globals['_OUTCOMEDEMAND']._serialized_start=3796
+  _globals['_OUTCOMEDEMAND']._serialized_end=4018
+  _globals['_LISTOUTCOMESREQUEST']._serialized_start=4021
+  _globals['_LISTOUTCOMESREQUEST']._serialized_end=4157
+  _globals['_LISTOUTCOMESRESPONSE']._serialized_start=4159
+  _globals['_LISTOUTCOMESRESPONSE']._serialized_end=4250
+  _globals['_REPLAYOUTCOMESREQUEST']._serialized_start=4253
+  _globals['_REPLAYOUTCOMESREQUEST']._serialized_end=4455
+  _globals['_REPLAYEDOUTCOME']._serialized_start=4458
+  _globals['_REPLAYEDOUTCOME']._serialized_end=4683
+  _globals['_REPLAYOUTCOMESRESPONSE']._serialized_start=4685
+  _globals['_REPLAYOUTCOMESRESPONSE']._serialized_end=4761
+  _globals['_GETREPORTREQUEST']._serialized_start=4763
+  _globals['_GETREPORTREQUEST']._serialized_end=4829
+  _globals['_MODELREPORT']._serialized_start=4832
+  _globals['_MODELREPORT']._serialized_end=5152
+  _globals['_GETREPORTRESPONSE']._serialized_start=5155
+  _globals['_GETREPORTRESPONSE']._serialized_end=5720
+  _globals['_GETREPORTRESPONSE_STRATEGYCOUNTSENTRY']._serialized_start=5614
+  _globals['_GETREPORTRESPONSE_STRATEGYCOUNTSENTRY']._serialized_end=5667
+  _globals['_GETREPORTRESPONSE_FEATUREDRIFTENTRY']._serialized_start=5669
+  _globals['_GETREPORTRESPONSE_FEATUREDRIFTENTRY']._serialized_end=5720
+  _globals['_GETSTATSREQUEST']._serialized_start=5722
+  _globals['_GETSTATSREQUEST']._serialized_end=5739
+  _globals['_GETSTATSRESPONSE']._serialized_start=5742
+  _globals['_GETSTATSRESPONSE']._serialized_end=5936
+  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_start=5883
+  _globals['_GETSTATSRESPONSE_DECISIONCOUNTSENTRY']._serialized_end=5936
+  _globals['_ROUTERSERVICE']._serialized_start=6198
+  _globals['_ROUTERSERVICE']._serialized_end=7149
 # @@protoc_insertion_point(module_scope)

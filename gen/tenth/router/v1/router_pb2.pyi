@@ -5,11 +5,14 @@ The router: the cheapest model that answers well enough."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tenth.type.v1 import chat_pb2 as _chat_pb2
 from tenth.type.v1 import receipt_pb2 as _receipt_pb2
+from tenth.type.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -34,7 +37,15 @@ class _StrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strategy.Val
     STRATEGY_LLM: _Strategy.ValueType  # 2
     """A small model classifies."""
     STRATEGY_OVERRIDE: _Strategy.ValueType  # 3
-    """The caller or a rule named the model."""
+    """The caller named the model."""
+    STRATEGY_TRAINED: _Strategy.ValueType  # 4
+    """Trained heads on the question's embedding and features. Without an embedding, or with one of another embedder
+    version, the features decide and the reason says so.
+    """
+    STRATEGY_RULES: _Strategy.ValueType  # 5
+    """A rule of the routing rules named the model or tier."""
+    STRATEGY_CASCADE: _Strategy.ValueType  # 6
+    """The cheap model first; its answer is checked before it is given, and a stronger model asked if it does not pass."""
 
 class Strategy(_Strategy, metaclass=_StrategyEnumTypeWrapper):
     """How the router decides."""
@@ -46,8 +57,40 @@ STRATEGY_FEATURES: Strategy.ValueType  # 1
 STRATEGY_LLM: Strategy.ValueType  # 2
 """A small model classifies."""
 STRATEGY_OVERRIDE: Strategy.ValueType  # 3
-"""The caller or a rule named the model."""
+"""The caller named the model."""
+STRATEGY_TRAINED: Strategy.ValueType  # 4
+"""Trained heads on the question's embedding and features. Without an embedding, or with one of another embedder
+version, the features decide and the reason says so.
+"""
+STRATEGY_RULES: Strategy.ValueType  # 5
+"""A rule of the routing rules named the model or tier."""
+STRATEGY_CASCADE: Strategy.ValueType  # 6
+"""The cheap model first; its answer is checked before it is given, and a stronger model asked if it does not pass."""
 Global___Strategy: _TypeAlias = Strategy  # noqa: Y015
+
+class _Exploration:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExplorationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exploration.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPLORATION_UNSPECIFIED: _Exploration.ValueType  # 0
+    """Decided for the caller alone."""
+    EXPLORATION_EXPLORE: _Exploration.ValueType  # 1
+    """Another model than the best was taken, to learn what it can do."""
+    EXPLORATION_AUDIT: _Exploration.ValueType  # 2
+    """The strongest allowed model was taken, for a label of what it would have answered."""
+
+class Exploration(_Exploration, metaclass=_ExplorationEnumTypeWrapper):
+    """Whether a decision was taken to learn from it."""
+
+EXPLORATION_UNSPECIFIED: Exploration.ValueType  # 0
+"""Decided for the caller alone."""
+EXPLORATION_EXPLORE: Exploration.ValueType  # 1
+"""Another model than the best was taken, to learn what it can do."""
+EXPLORATION_AUDIT: Exploration.ValueType  # 2
+"""The strongest allowed model was taken, for a label of what it would have answered."""
+Global___Exploration: _TypeAlias = Exploration  # noqa: Y015
 
 @_typing.final
 class SelectModelRequest(_message.Message):
@@ -62,6 +105,8 @@ class SelectModelRequest(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     CLASSIFIER_ATTEMPT_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
+    STREAMING_FIELD_NUMBER: _builtins.int
     tier_ceiling: _chat_pb2.Tier.ValueType
     """No model above this tier: the budget's downgrade. Tightens the request's own ceiling."""
     strategy: Global___Strategy.ValueType
@@ -70,6 +115,8 @@ class SelectModelRequest(_message.Message):
     """True: explain only."""
     classifier_attempt: _builtins.int
     """The attempt number for the `llm` strategy's call, unique over the request's life; 0: 1001."""
+    streaming: _builtins.bool
+    """The caller reads a stream: a cascade, which holds the answer back, is only planned where the policy asks for it."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request, before compression. Its policy's floor, ceiling, model and quality target bind."""
@@ -82,6 +129,10 @@ class SelectModelRequest(_message.Message):
     def excluded_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that must not be chosen now (down, or failed already)."""
 
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """Time left to answer in. Models that are measured to be slower are left out. Absent: no limit."""
+
     def __init__(
         self,
         *,
@@ -92,10 +143,12 @@ class SelectModelRequest(_message.Message):
         strategy: Global___Strategy.ValueType = ...,
         dry_run: _builtins.bool = ...,
         classifier_attempt: _builtins.int = ...,
+        time_left: _duration_pb2.Duration | None = ...,
+        streaming: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "request", b"request", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier_attempt", b"classifier_attempt", "dry_run", b"dry_run", "embedding", b"embedding", "excluded_models", b"excluded_models", "request", b"request", "strategy", b"strategy", "tier_ceiling", b"tier_ceiling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifier_attempt", b"classifier_attempt", "dry_run", b"dry_run", "embedding", b"embedding", "excluded_models", b"excluded_models", "request", b"request", "strategy", b"strategy", "streaming", b"streaming", "tier_ceiling", b"tier_ceiling", "time_left", b"time_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,6 +165,8 @@ class RouteCandidate(_message.Message):
     SUCCESS_PROBABILITY_FIELD_NUMBER: _builtins.int
     EXPECTED_COST_NANO_USD_FIELD_NUMBER: _builtins.int
     REJECTED_REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    UTILITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The catalogue model."""
     tier: _chat_pb2.Tier.ValueType
@@ -122,6 +177,10 @@ class RouteCandidate(_message.Message):
     """Expected price of this request on it, from the catalogue's reference prices; -1 when it has none."""
     rejected_reason: _builtins.str
     """Why it was left out; empty if it was eligible."""
+    expected_output_token_count: _builtins.int
+    """Output tokens that are expected of it."""
+    utility: _builtins.float
+    """What was maximised: success probability less the price of quality times the expected cost. 0 where tiers decided."""
     def __init__(
         self,
         *,
@@ -130,14 +189,76 @@ class RouteCandidate(_message.Message):
         success_probability: _builtins.float = ...,
         expected_cost_nano_usd: _builtins.int = ...,
         rejected_reason: _builtins.str = ...,
+        expected_output_token_count: _builtins.int = ...,
+        utility: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_cost_nano_usd", b"expected_cost_nano_usd", "model", b"model", "rejected_reason", b"rejected_reason", "success_probability", b"success_probability", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_cost_nano_usd", b"expected_cost_nano_usd", "expected_output_token_count", b"expected_output_token_count", "model", b"model", "rejected_reason", b"rejected_reason", "success_probability", b"success_probability", "tier", b"tier", "utility", b"utility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteCandidate: _TypeAlias = RouteCandidate  # noqa: Y015
+
+@_typing.final
+class CascadePlan(_message.Message):
+    """The plan of a cascade: the chosen model answers first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ESCALATION_MODEL_FIELD_NUMBER: _builtins.int
+    ESCALATION_TIER_FIELD_NUMBER: _builtins.int
+    MIN_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_COUNT_FIELD_NUMBER: _builtins.int
+    escalation_model: _builtins.str
+    """Who is asked when the first answer does not pass."""
+    escalation_tier: _chat_pb2.Tier.ValueType
+    """The tier of that model."""
+    min_confidence: _builtins.float
+    """Least probability, 0..1, that the first answer is good for it to be given; follows from both prices."""
+    top_logprobs_count: _builtins.int
+    """Alternatives per token that the first answer's log probabilities must carry (top_logprobs_count)."""
+    def __init__(
+        self,
+        *,
+        escalation_model: _builtins.str = ...,
+        escalation_tier: _chat_pb2.Tier.ValueType = ...,
+        min_confidence: _builtins.float = ...,
+        top_logprobs_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escalation_model", b"escalation_model", "escalation_tier", b"escalation_tier", "min_confidence", b"min_confidence", "top_logprobs_count", b"top_logprobs_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CascadePlan: _TypeAlias = CascadePlan  # noqa: Y015
+
+@_typing.final
+class ShadowDecision(_message.Message):
+    """What another strategy would have done; nobody acted on it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its model."""
+    strategy: Global___Strategy.ValueType
+    """Its strategy."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        strategy: Global___Strategy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowDecision: _TypeAlias = ShadowDecision  # noqa: Y015
 
 @_typing.final
 class SelectModelResponse(_message.Message):
@@ -153,6 +274,16 @@ class SelectModelResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     COMPLEXITY_FIELD_NUMBER: _builtins.int
     OVERHEADS_FIELD_NUMBER: _builtins.int
+    EXPLORATION_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
+    CASCADE_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    OUT_OF_DISTRIBUTION_FIELD_NUMBER: _builtins.int
+    QUALITY_TARGET_FIELD_NUMBER: _builtins.int
+    QUALITY_PRICE_FIELD_NUMBER: _builtins.int
+    HEADS_VERSION_FIELD_NUMBER: _builtins.int
+    CATALOG_VERSION_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The chosen model."""
     tier: _chat_pb2.Tier.ValueType
@@ -163,6 +294,22 @@ class SelectModelResponse(_message.Message):
     """Why, for a person."""
     complexity: _builtins.float
     """Complexity estimate, 0 (trivial) .. 1 (hardest)."""
+    exploration: Global___Exploration.ValueType
+    """Set when the decision was taken to learn from it."""
+    propensity: _builtins.float
+    """Probability with which this decision was drawn, above 0 up to 1."""
+    out_of_distribution: _builtins.bool
+    """True when the question is unlike all that the heads were trained on: the default tier answers."""
+    quality_target: _builtins.float
+    """The quality target in force, 0..1, and what it comes to: the price of quality, in success probability per USD."""
+    quality_price: _builtins.float
+    """See quality_target."""
+    heads_version: _builtins.str
+    """Digest of the trained heads; empty if none are loaded."""
+    catalog_version: _builtins.str
+    """Digest of the catalogue."""
+    rule: _builtins.str
+    """The rule that applied; empty if none."""
     @_builtins.property
     def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What to try next, in order, when it cannot answer; same tier first, never below the floor."""
@@ -175,6 +322,14 @@ class SelectModelResponse(_message.Message):
     def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
         """What deciding cost (the `llm` strategy's call), for the receipt."""
 
+    @_builtins.property
+    def cascade(self) -> Global___CascadePlan:
+        """Set when the answer must be checked (CheckAnswer) before it is given."""
+
+    @_builtins.property
+    def shadow(self) -> Global___ShadowDecision:
+        """Set while a strategy runs in shadow."""
+
     def __init__(
         self,
         *,
@@ -186,14 +341,163 @@ class SelectModelResponse(_message.Message):
         candidates: _abc.Iterable[Global___RouteCandidate] | None = ...,
         complexity: _builtins.float = ...,
         overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
+        exploration: Global___Exploration.ValueType = ...,
+        propensity: _builtins.float = ...,
+        cascade: Global___CascadePlan | None = ...,
+        shadow: Global___ShadowDecision | None = ...,
+        out_of_distribution: _builtins.bool = ...,
+        quality_target: _builtins.float = ...,
+        quality_price: _builtins.float = ...,
+        heads_version: _builtins.str = ...,
+        catalog_version: _builtins.str = ...,
+        rule: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cascade", b"cascade", "shadow", b"shadow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "complexity", b"complexity", "fallback_models", b"fallback_models", "model", b"model", "overheads", b"overheads", "reason", b"reason", "strategy", b"strategy", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "cascade", b"cascade", "catalog_version", b"catalog_version", "complexity", b"complexity", "exploration", b"exploration", "fallback_models", b"fallback_models", "heads_version", b"heads_version", "model", b"model", "out_of_distribution", b"out_of_distribution", "overheads", b"overheads", "propensity", b"propensity", "quality_price", b"quality_price", "quality_target", b"quality_target", "reason", b"reason", "rule", b"rule", "shadow", b"shadow", "strategy", b"strategy", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SelectModelResponse: _TypeAlias = SelectModelResponse  # noqa: Y015
+
+@_typing.final
+class CheckAnswerRequest(_message.Message):
+    """Asks whether a first answer will do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _chat_pb2.CompletionRequest:
+        """The request, as for SelectModel."""
+
+    @_builtins.property
+    def completion(self) -> _chat_pb2.Completion:
+        """The first answer, with its log probabilities."""
+
+    @_builtins.property
+    def plan(self) -> Global___CascadePlan:
+        """The plan that SelectModel made."""
+
+    def __init__(
+        self,
+        *,
+        request: _chat_pb2.CompletionRequest | None = ...,
+        completion: _chat_pb2.Completion | None = ...,
+        plan: Global___CascadePlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "plan", b"plan", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "plan", b"plan", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAnswerRequest: _TypeAlias = CheckAnswerRequest  # noqa: Y015
+
+@_typing.final
+class CheckAnswerResponse(_message.Message):
+    """Whether it will do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    """True: give it to the caller. False: ask the escalation model."""
+    confidence: _builtins.float
+    """Probability, 0..1, that it is good; 0 when a check failed."""
+    reason: _builtins.str
+    """Why, for a person."""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+        confidence: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "confidence", b"confidence", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAnswerResponse: _TypeAlias = CheckAnswerResponse  # noqa: Y015
+
+@_typing.final
+class RecordCompletionRequest(_message.Message):
+    """What became of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    FAILED_MODELS_FIELD_NUMBER: _builtins.int
+    ESCALATED_FROM_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    model: _builtins.str
+    """The model that answered; empty when none did."""
+    finish_reason: _chat_pb2.FinishReason.ValueType
+    """Why it ended."""
+    escalated_from: _builtins.str
+    """The model whose answer a cascade did not accept; empty if none."""
+    cost_nano_usd: _builtins.int
+    """What the answer cost, nano-USD, all attempts included."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the answer used."""
+
+    @_builtins.property
+    def failed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that were asked before and failed."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From asking the model to its whole answer."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        finish_reason: _chat_pb2.FinishReason.ValueType = ...,
+        failed_models: _abc.Iterable[_builtins.str] | None = ...,
+        escalated_from: _builtins.str = ...,
+        cost_nano_usd: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "duration", b"duration", "escalated_from", b"escalated_from", "failed_models", b"failed_models", "finish_reason", b"finish_reason", "model", b"model", "request_id", b"request_id", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordCompletionRequest: _TypeAlias = RecordCompletionRequest  # noqa: Y015
+
+@_typing.final
+class RecordCompletionResponse(_message.Message):
+    """The record is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordCompletionResponse: _TypeAlias = RecordCompletionResponse  # noqa: Y015
 
 @_typing.final
 class ModelAbilities(_message.Message):
@@ -242,6 +546,12 @@ class CatalogModel(_message.Message):
     ABILITIES_FIELD_NUMBER: _builtins.int
     SELF_HOSTED_FIELD_NUMBER: _builtins.int
     ROUTABLE_FIELD_NUMBER: _builtins.int
+    QUALITY_LIKE_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name here, unique."""
     provider: _builtins.str
@@ -254,9 +564,23 @@ class CatalogModel(_message.Message):
     """True when served on own hardware."""
     routable: _builtins.bool
     """True when routing may choose it; otherwise only by name."""
+    quality_like: _builtins.str
+    """The reference model or class whose recorded outcomes stand for its own; see `tenth router report`."""
+    output_tokens_per_second: _builtins.float
+    """Output tokens per second, as measured; 0: not measured."""
+    healthy: _builtins.bool
+    """False while its provider fails."""
+    input_nano_usd_per_million_tokens: _builtins.int
+    """Reference price of a million input tokens, nano-USD; -1: unknown."""
+    output_nano_usd_per_million_tokens: _builtins.int
+    """Reference price of a million output tokens, nano-USD; -1: unknown."""
     @_builtins.property
     def abilities(self) -> Global___ModelAbilities:
         """What it can do."""
+
+    @_builtins.property
+    def time_to_first_token(self) -> _duration_pb2.Duration:
+        """Time to its first token, as measured; absent: not measured."""
 
     def __init__(
         self,
@@ -268,10 +592,16 @@ class CatalogModel(_message.Message):
         abilities: Global___ModelAbilities | None = ...,
         self_hosted: _builtins.bool = ...,
         routable: _builtins.bool = ...,
+        quality_like: _builtins.str = ...,
+        output_tokens_per_second: _builtins.float = ...,
+        time_to_first_token: _duration_pb2.Duration | None = ...,
+        healthy: _builtins.bool = ...,
+        input_nano_usd_per_million_tokens: _builtins.int = ...,
+        output_nano_usd_per_million_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "context_window_tokens", b"context_window_tokens", "model", b"model", "provider", b"provider", "routable", b"routable", "self_hosted", b"self_hosted", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "context_window_tokens", b"context_window_tokens", "healthy", b"healthy", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "model", b"model", "output_nano_usd_per_million_tokens", b"output_nano_usd_per_million_tokens", "output_tokens_per_second", b"output_tokens_per_second", "provider", b"provider", "quality_like", b"quality_like", "routable", b"routable", "self_hosted", b"self_hosted", "tier", b"tier", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,6 +755,580 @@ class DeleteUserOutcomesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteUserOutcomesResponse: _TypeAlias = DeleteUserOutcomesResponse  # noqa: Y015
+
+@_typing.final
+class Outcome(_message.Message):
+    """One decision and what became of it. Text is never kept: features are numbers, the embedding can be switched off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FeaturesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DECIDE_TIME_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    EXPLORATION_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    QUALITY_TARGET_FIELD_NUMBER: _builtins.int
+    COMPLEXITY_FIELD_NUMBER: _builtins.int
+    OUT_OF_DISTRIBUTION_FIELD_NUMBER: _builtins.int
+    HEADS_VERSION_FIELD_NUMBER: _builtins.int
+    CATALOG_VERSION_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    SCORE_SOURCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    user_id: _builtins.str
+    """The end user, as named by the caller; empty if none."""
+    strategy: Global___Strategy.ValueType
+    """How it was decided."""
+    model: _builtins.str
+    """The chosen model."""
+    tier: _chat_pb2.Tier.ValueType
+    """Its tier."""
+    exploration: Global___Exploration.ValueType
+    """Set when it was decided to learn from it."""
+    propensity: _builtins.float
+    """Probability with which this decision was drawn."""
+    language: _builtins.str
+    """Its language: "ko", "en" or "other"."""
+    quality_target: _builtins.float
+    """The quality target in force."""
+    complexity: _builtins.float
+    """Complexity by features, 0..1."""
+    out_of_distribution: _builtins.bool
+    """True when the heads had nothing to say."""
+    heads_version: _builtins.str
+    """Digest of the heads that decided."""
+    catalog_version: _builtins.str
+    """Digest of the catalogue."""
+    score: _builtins.float
+    """Feedback, 0..1; absent until ReportOutcome."""
+    score_source: _builtins.str
+    """Where the feedback is from: "caller", "judge" or "escalation"."""
+    @_builtins.property
+    def decide_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided."""
+
+    @_builtins.property
+    def shadow(self) -> Global___ShadowDecision:
+        """What a shadow strategy would have done."""
+
+    @_builtins.property
+    def features(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The question's features by name."""
+
+    @_builtins.property
+    def embedding(self) -> _chat_pb2.Embedding:
+        """The question's embedding; absent where it is not kept or there was none."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteCandidate]:
+        """What each model was expected to do."""
+
+    @_builtins.property
+    def demand(self) -> Global___OutcomeDemand:
+        """What the request demanded; enough to decide it again."""
+
+    @_builtins.property
+    def completion(self) -> Global___RecordCompletionRequest:
+        """What became of it; absent until RecordCompletion."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        decide_time: _timestamp_pb2.Timestamp | None = ...,
+        user_id: _builtins.str = ...,
+        strategy: Global___Strategy.ValueType = ...,
+        model: _builtins.str = ...,
+        tier: _chat_pb2.Tier.ValueType = ...,
+        exploration: Global___Exploration.ValueType = ...,
+        propensity: _builtins.float = ...,
+        shadow: Global___ShadowDecision | None = ...,
+        features: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        language: _builtins.str = ...,
+        embedding: _chat_pb2.Embedding | None = ...,
+        candidates: _abc.Iterable[Global___RouteCandidate] | None = ...,
+        demand: Global___OutcomeDemand | None = ...,
+        quality_target: _builtins.float = ...,
+        complexity: _builtins.float = ...,
+        out_of_distribution: _builtins.bool = ...,
+        heads_version: _builtins.str = ...,
+        catalog_version: _builtins.str = ...,
+        completion: Global___RecordCompletionRequest | None = ...,
+        score: _builtins.float | None = ...,
+        score_source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "completion", b"completion", "decide_time", b"decide_time", "demand", b"demand", "embedding", b"embedding", "score", b"score", "shadow", b"shadow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "candidates", b"candidates", "catalog_version", b"catalog_version", "completion", b"completion", "complexity", b"complexity", "decide_time", b"decide_time", "demand", b"demand", "embedding", b"embedding", "exploration", b"exploration", "features", b"features", "heads_version", b"heads_version", "language", b"language", "model", b"model", "out_of_distribution", b"out_of_distribution", "propensity", b"propensity", "quality_target", b"quality_target", "request_id", b"request_id", "score", b"score", "score_source", b"score_source", "shadow", b"shadow", "strategy", b"strategy", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class OutcomeDemand(_message.Message):
+    """What a request demanded of routing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEEDS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TIER_FLOOR_FIELD_NUMBER: _builtins.int
+    TIER_CEILING_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    prompt_token_count: _builtins.int
+    """Prompt tokens, estimated."""
+    max_output_token_count: _builtins.int
+    """Output limit; 0: none."""
+    tier_floor: _chat_pb2.Tier.ValueType
+    """Floor; unset: none."""
+    tier_ceiling: _chat_pb2.Tier.ValueType
+    """Ceiling, the budget's included; unset: none."""
+    model: _builtins.str
+    """The model that was named; empty if none."""
+    @_builtins.property
+    def needs(self) -> Global___ModelAbilities:
+        """Abilities it needs."""
+
+    def __init__(
+        self,
+        *,
+        needs: Global___ModelAbilities | None = ...,
+        prompt_token_count: _builtins.int = ...,
+        max_output_token_count: _builtins.int = ...,
+        tier_floor: _chat_pb2.Tier.ValueType = ...,
+        tier_ceiling: _chat_pb2.Tier.ValueType = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["needs", b"needs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_output_token_count", b"max_output_token_count", "model", b"model", "needs", b"needs", "prompt_token_count", b"prompt_token_count", "tier_ceiling", b"tier_ceiling", "tier_floor", b"tier_floor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutcomeDemand: _TypeAlias = OutcomeDemand  # noqa: Y015
+
+@_typing.final
+class ListOutcomesRequest(_message.Message):
+    """Asks for outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    WITHOUT_EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, most 1000."""
+    page_token: _builtins.str
+    """From the previous page."""
+    without_embeddings: _builtins.bool
+    """Leave embeddings out."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only decisions from this time on."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        without_embeddings: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "without_embeddings", b"without_embeddings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOutcomesRequest: _TypeAlias = ListOutcomesRequest  # noqa: Y015
+
+@_typing.final
+class ListOutcomesResponse(_message.Message):
+    """Outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+        """By time."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOutcomesResponse: _TypeAlias = ListOutcomesResponse  # noqa: Y015
+
+@_typing.final
+class ReplayOutcomesRequest(_message.Message):
+    """Asks to decide again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    CATALOG_YAML_FIELD_NUMBER: _builtins.int
+    RULES_YAML_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    QUALITY_TARGET_FIELD_NUMBER: _builtins.int
+    catalog_yaml: _builtins.str
+    """Text of a catalogue file to decide under; empty: the loaded one."""
+    rules_yaml: _builtins.str
+    """Text of a routing rules file; empty: the loaded one."""
+    strategy: Global___Strategy.ValueType
+    """Strategy; unset: each outcome's own."""
+    quality_target: _builtins.float
+    """Quality target for all; absent: each outcome's own."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+        """Recorded outcomes, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        catalog_yaml: _builtins.str = ...,
+        rules_yaml: _builtins.str = ...,
+        strategy: Global___Strategy.ValueType = ...,
+        quality_target: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target", "quality_target", b"quality_target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target", "catalog_yaml", b"catalog_yaml", "outcomes", b"outcomes", "quality_target", b"quality_target", "rules_yaml", b"rules_yaml", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__quality_target: _TypeAlias = _typing.Literal["quality_target"]  # noqa: Y015
+    _WhichOneofArgType__quality_target: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_target) -> _WhichOneofReturnType__quality_target | None: ...
+
+Global___ReplayOutcomesRequest: _TypeAlias = ReplayOutcomesRequest  # noqa: Y015
+
+@_typing.final
+class ReplayedOutcome(_message.Message):
+    """How one request would be decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    SUCCESS_PROBABILITY_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    RECORDED_SUCCESS_PROBABILITY_FIELD_NUMBER: _builtins.int
+    RECORDED_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    model: _builtins.str
+    """The model that would be chosen; empty when none is eligible."""
+    tier: _chat_pb2.Tier.ValueType
+    """Its tier."""
+    success_probability: _builtins.float
+    """Estimated probability that it answers well."""
+    cost_nano_usd: _builtins.int
+    """Expected cost under the given catalogue, nano-USD, with the recorded output tokens where there are some; -1: unknown."""
+    recorded_success_probability: _builtins.float
+    """The same two of the recorded decision's model, under the given catalogue."""
+    recorded_cost_nano_usd: _builtins.int
+    """See recorded_success_probability."""
+    reason: _builtins.str
+    """Why, for a person."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tier: _chat_pb2.Tier.ValueType = ...,
+        success_probability: _builtins.float = ...,
+        cost_nano_usd: _builtins.int = ...,
+        recorded_success_probability: _builtins.float = ...,
+        recorded_cost_nano_usd: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "model", b"model", "reason", b"reason", "recorded_cost_nano_usd", b"recorded_cost_nano_usd", "recorded_success_probability", b"recorded_success_probability", "request_id", b"request_id", "success_probability", b"success_probability", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayedOutcome: _TypeAlias = ReplayedOutcome  # noqa: Y015
+
+@_typing.final
+class ReplayOutcomesResponse(_message.Message):
+    """The decisions anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayedOutcome]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___ReplayedOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayOutcomesResponse: _TypeAlias = ReplayOutcomesResponse  # noqa: Y015
+
+@_typing.final
+class GetReportRequest(_message.Message):
+    """Asks for the report of the calling tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only decisions from this time on; absent: all that are kept."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReportRequest: _TypeAlias = GetReportRequest  # noqa: Y015
+
+@_typing.final
+class ModelReport(_message.Message):
+    """How one model does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DECISION_COUNT_FIELD_NUMBER: _builtins.int
+    SCORED_COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_SCORE_FIELD_NUMBER: _builtins.int
+    MEAN_PREDICTED_FIELD_NUMBER: _builtins.int
+    GAP_LOW_FIELD_NUMBER: _builtins.int
+    GAP_HIGH_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    ESCALATED_COUNT_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    EXPECTED_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    EXPECTED_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    decision_count: _builtins.int
+    """Decisions for it."""
+    scored_count: _builtins.int
+    """Those with feedback."""
+    mean_score: _builtins.float
+    """Mean feedback of those, 0..1."""
+    mean_predicted: _builtins.float
+    """What was predicted for those, 0..1."""
+    gap_low: _builtins.float
+    """95% interval of mean_score less mean_predicted."""
+    gap_high: _builtins.float
+    """See gap_low."""
+    failed_count: _builtins.int
+    """Attempts that failed."""
+    escalated_count: _builtins.int
+    """First answers of cascades that were not accepted."""
+    cost_nano_usd: _builtins.int
+    """Actual cost of its answers, nano-USD."""
+    expected_cost_nano_usd: _builtins.int
+    """Expected cost of the same."""
+    output_token_count: _builtins.int
+    """Output tokens of its answers, and those that were expected."""
+    expected_output_token_count: _builtins.int
+    """See output_token_count."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        decision_count: _builtins.int = ...,
+        scored_count: _builtins.int = ...,
+        mean_score: _builtins.float = ...,
+        mean_predicted: _builtins.float = ...,
+        gap_low: _builtins.float = ...,
+        gap_high: _builtins.float = ...,
+        failed_count: _builtins.int = ...,
+        escalated_count: _builtins.int = ...,
+        cost_nano_usd: _builtins.int = ...,
+        expected_cost_nano_usd: _builtins.int = ...,
+        output_token_count: _builtins.int = ...,
+        expected_output_token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_nano_usd", b"cost_nano_usd", "decision_count", b"decision_count", "escalated_count", b"escalated_count", "expected_cost_nano_usd", b"expected_cost_nano_usd", "expected_output_token_count", b"expected_output_token_count", "failed_count", b"failed_count", "gap_high", b"gap_high", "gap_low", b"gap_low", "mean_predicted", b"mean_predicted", "mean_score", b"mean_score", "model", b"model", "output_token_count", b"output_token_count", "scored_count", b"scored_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelReport: _TypeAlias = ModelReport  # noqa: Y015
+
+@_typing.final
+class GetReportResponse(_message.Message):
+    """The report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class StrategyCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FeatureDriftEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    STRATEGY_COUNTS_FIELD_NUMBER: _builtins.int
+    EXPLORED_COUNT_FIELD_NUMBER: _builtins.int
+    AUDITED_COUNT_FIELD_NUMBER: _builtins.int
+    EXPLORATION_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    OUT_OF_DISTRIBUTION_COUNT_FIELD_NUMBER: _builtins.int
+    SHADOW_DIFFERS_COUNT_FIELD_NUMBER: _builtins.int
+    SHADOW_COUNT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    FEATURE_DRIFT_FIELD_NUMBER: _builtins.int
+    DECISION_COUNT_FIELD_NUMBER: _builtins.int
+    HEADS_VERSION_FIELD_NUMBER: _builtins.int
+    explored_count: _builtins.int
+    """Decisions that explored."""
+    audited_count: _builtins.int
+    """Decisions that audited."""
+    exploration_cost_nano_usd: _builtins.int
+    """What exploring and auditing was expected to cost beyond the best decision, nano-USD."""
+    out_of_distribution_count: _builtins.int
+    """Decisions on questions unlike the training's."""
+    shadow_differs_count: _builtins.int
+    """Decisions where a shadow strategy would have done otherwise."""
+    shadow_count: _builtins.int
+    """Decisions with a shadow."""
+    decision_count: _builtins.int
+    """All decisions."""
+    heads_version: _builtins.str
+    """Digest of the loaded heads."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelReport]:
+        """By model."""
+
+    @_builtins.property
+    def strategy_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Decisions by strategy."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Warnings for a person: drift of features, of quality, of cost. Empty when all is as trained."""
+
+    @_builtins.property
+    def feature_drift(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Population stability index of each feature against the training's; above 0.2 is drift."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelReport] | None = ...,
+        strategy_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        explored_count: _builtins.int = ...,
+        audited_count: _builtins.int = ...,
+        exploration_cost_nano_usd: _builtins.int = ...,
+        out_of_distribution_count: _builtins.int = ...,
+        shadow_differs_count: _builtins.int = ...,
+        shadow_count: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        feature_drift: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        decision_count: _builtins.int = ...,
+        heads_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audited_count", b"audited_count", "decision_count", b"decision_count", "exploration_cost_nano_usd", b"exploration_cost_nano_usd", "explored_count", b"explored_count", "feature_drift", b"feature_drift", "heads_version", b"heads_version", "models", b"models", "out_of_distribution_count", b"out_of_distribution_count", "shadow_count", b"shadow_count", "shadow_differs_count", b"shadow_differs_count", "strategy_counts", b"strategy_counts", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):

@@ -40,6 +40,16 @@ class RouterServiceStub:
                 request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.SelectModelRequest.SerializeToString,
                 response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.SelectModelResponse.FromString,
                 _registered_method=True)
+        self.CheckAnswer = channel.unary_unary(
+                '/tenth.router.v1.RouterService/CheckAnswer',
+                request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.CheckAnswerRequest.SerializeToString,
+                response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.CheckAnswerResponse.FromString,
+                _registered_method=True)
+        self.RecordCompletion = channel.unary_unary(
+                '/tenth.router.v1.RouterService/RecordCompletion',
+                request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.RecordCompletionRequest.SerializeToString,
+                response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.RecordCompletionResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/tenth.router.v1.RouterService/ListModels',
                 request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
@@ -55,6 +65,21 @@ class RouterServiceStub:
                 request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.DeleteUserOutcomesRequest.SerializeToString,
                 response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.DeleteUserOutcomesResponse.FromString,
                 _registered_method=True)
+        self.ListOutcomes = channel.unary_unary(
+                '/tenth.router.v1.RouterService/ListOutcomes',
+                request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.ListOutcomesRequest.SerializeToString,
+                response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.ListOutcomesResponse.FromString,
+                _registered_method=True)
+        self.ReplayOutcomes = channel.unary_unary(
+                '/tenth.router.v1.RouterService/ReplayOutcomes',
+                request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.ReplayOutcomesRequest.SerializeToString,
+                response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.ReplayOutcomesResponse.FromString,
+                _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/tenth.router.v1.RouterService/GetReport',
+                request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.GetReportResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/tenth.router.v1.RouterService/GetStats',
                 request_serializer=tenth_dot_router_dot_v1_dot_router__pb2.GetStatsRequest.SerializeToString,
@@ -68,6 +93,21 @@ class RouterServiceServicer:
 
     def SelectModel(self, request, context):
         """Chooses the model for one request, with its fallbacks and the reason. Changes nothing but statistics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckAnswer(self, request, context):
+        """Whether a cheap first answer of a cascade may be given to the caller, or a stronger model must be asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordCompletion(self, request, context):
+        """What became of a decision: the model that answered, what it used, whether it failed. Idempotent by request_id;
+        a second record of a request takes the place of the first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +134,27 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOutcomes(self, request, context):
+        """The outcome log of the calling tenant, oldest first: for refits, replays and audits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayOutcomes(self, request, context):
+        """Decides recorded requests again under another policy, catalogue or price list. Calls no model, changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReport(self, request, context):
+        """How routing does: decisions, quality seen against quality predicted, drift, exploration and its cost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStats(self, request, context):
         """Counts of decisions.
         """
@@ -109,6 +170,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.SelectModelRequest.FromString,
                     response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.SelectModelResponse.SerializeToString,
             ),
+            'CheckAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckAnswer,
+                    request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.CheckAnswerRequest.FromString,
+                    response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.CheckAnswerResponse.SerializeToString,
+            ),
+            'RecordCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordCompletion,
+                    request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.RecordCompletionRequest.FromString,
+                    response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.RecordCompletionResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.ListModelsRequest.FromString,
@@ -123,6 +194,21 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.DeleteUserOutcomes,
                     request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.DeleteUserOutcomesRequest.FromString,
                     response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.DeleteUserOutcomesResponse.SerializeToString,
+            ),
+            'ListOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOutcomes,
+                    request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.ListOutcomesRequest.FromString,
+                    response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.ListOutcomesResponse.SerializeToString,
+            ),
+            'ReplayOutcomes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayOutcomes,
+                    request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.ReplayOutcomesRequest.FromString,
+                    response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.ReplayOutcomesResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=tenth_dot_router_dot_v1_dot_router__pb2.GetReportRequest.FromString,
+                    response_serializer=tenth_dot_router_dot_v1_dot_router__pb2.GetReportResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -158,6 +244,60 @@ class RouterService:
             '/tenth.router.v1.RouterService/SelectModel',
             tenth_dot_router_dot_v1_dot_router__pb2.SelectModelRequest.SerializeToString,
             tenth_dot_router_dot_v1_dot_router__pb2.SelectModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.router.v1.RouterService/CheckAnswer',
+            tenth_dot_router_dot_v1_dot_router__pb2.CheckAnswerRequest.SerializeToString,
+            tenth_dot_router_dot_v1_dot_router__pb2.CheckAnswerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.router.v1.RouterService/RecordCompletion',
+            tenth_dot_router_dot_v1_dot_router__pb2.RecordCompletionRequest.SerializeToString,
+            tenth_dot_router_dot_v1_dot_router__pb2.RecordCompletionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -239,6 +379,87 @@ class RouterService:
             '/tenth.router.v1.RouterService/DeleteUserOutcomes',
             tenth_dot_router_dot_v1_dot_router__pb2.DeleteUserOutcomesRequest.SerializeToString,
             tenth_dot_router_dot_v1_dot_router__pb2.DeleteUserOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.router.v1.RouterService/ListOutcomes',
+            tenth_dot_router_dot_v1_dot_router__pb2.ListOutcomesRequest.SerializeToString,
+            tenth_dot_router_dot_v1_dot_router__pb2.ListOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayOutcomes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.router.v1.RouterService/ReplayOutcomes',
+            tenth_dot_router_dot_v1_dot_router__pb2.ReplayOutcomesRequest.SerializeToString,
+            tenth_dot_router_dot_v1_dot_router__pb2.ReplayOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.router.v1.RouterService/GetReport',
+            tenth_dot_router_dot_v1_dot_router__pb2.GetReportRequest.SerializeToString,
+            tenth_dot_router_dot_v1_dot_router__pb2.GetReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,12 +35,24 @@ class RouterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     SelectModel: _grpc.UnaryUnaryMultiCallable[_router_pb2.SelectModelRequest, _router_pb2.SelectModelResponse]
     """Chooses the model for one request, with its fallbacks and the reason. Changes nothing but statistics."""
+    CheckAnswer: _grpc.UnaryUnaryMultiCallable[_router_pb2.CheckAnswerRequest, _router_pb2.CheckAnswerResponse]
+    """Whether a cheap first answer of a cascade may be given to the caller, or a stronger model must be asked."""
+    RecordCompletion: _grpc.UnaryUnaryMultiCallable[_router_pb2.RecordCompletionRequest, _router_pb2.RecordCompletionResponse]
+    """What became of a decision: the model that answered, what it used, whether it failed. Idempotent by request_id;
+    a second record of a request takes the place of the first.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
     """The catalogue as loaded."""
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_router_pb2.ReportOutcomeRequest, _router_pb2.ReportOutcomeResponse]
     """Feedback on an answer, for learning. Idempotent by request_id."""
     DeleteUserOutcomes: _grpc.UnaryUnaryMultiCallable[_router_pb2.DeleteUserOutcomesRequest, _router_pb2.DeleteUserOutcomesResponse]
     """Deletes what is remembered of one end user."""
+    ListOutcomes: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListOutcomesRequest, _router_pb2.ListOutcomesResponse]
+    """The outcome log of the calling tenant, oldest first: for refits, replays and audits."""
+    ReplayOutcomes: _grpc.UnaryUnaryMultiCallable[_router_pb2.ReplayOutcomesRequest, _router_pb2.ReplayOutcomesResponse]
+    """Decides recorded requests again under another policy, catalogue or price list. Calls no model, changes nothing."""
+    GetReport: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetReportRequest, _router_pb2.GetReportResponse]
+    """How routing does: decisions, quality seen against quality predicted, drift, exploration and its cost."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetStatsRequest, _router_pb2.GetStatsResponse]
     """Counts of decisions."""
 
@@ -51,12 +63,24 @@ class RouterServiceAsyncStub(RouterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SelectModel: _aio.UnaryUnaryMultiCallable[_router_pb2.SelectModelRequest, _router_pb2.SelectModelResponse]  # type: ignore[assignment]
     """Chooses the model for one request, with its fallbacks and the reason. Changes nothing but statistics."""
+    CheckAnswer: _aio.UnaryUnaryMultiCallable[_router_pb2.CheckAnswerRequest, _router_pb2.CheckAnswerResponse]  # type: ignore[assignment]
+    """Whether a cheap first answer of a cascade may be given to the caller, or a stronger model must be asked."""
+    RecordCompletion: _aio.UnaryUnaryMultiCallable[_router_pb2.RecordCompletionRequest, _router_pb2.RecordCompletionResponse]  # type: ignore[assignment]
+    """What became of a decision: the model that answered, what it used, whether it failed. Idempotent by request_id;
+    a second record of a request takes the place of the first.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The catalogue as loaded."""
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_router_pb2.ReportOutcomeRequest, _router_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
     """Feedback on an answer, for learning. Idempotent by request_id."""
     DeleteUserOutcomes: _aio.UnaryUnaryMultiCallable[_router_pb2.DeleteUserOutcomesRequest, _router_pb2.DeleteUserOutcomesResponse]  # type: ignore[assignment]
     """Deletes what is remembered of one end user."""
+    ListOutcomes: _aio.UnaryUnaryMultiCallable[_router_pb2.ListOutcomesRequest, _router_pb2.ListOutcomesResponse]  # type: ignore[assignment]
+    """The outcome log of the calling tenant, oldest first: for refits, replays and audits."""
+    ReplayOutcomes: _aio.UnaryUnaryMultiCallable[_router_pb2.ReplayOutcomesRequest, _router_pb2.ReplayOutcomesResponse]  # type: ignore[assignment]
+    """Decides recorded requests again under another policy, catalogue or price list. Calls no model, changes nothing."""
+    GetReport: _aio.UnaryUnaryMultiCallable[_router_pb2.GetReportRequest, _router_pb2.GetReportResponse]  # type: ignore[assignment]
+    """How routing does: decisions, quality seen against quality predicted, drift, exploration and its cost."""
     GetStats: _aio.UnaryUnaryMultiCallable[_router_pb2.GetStatsRequest, _router_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Counts of decisions."""
 
@@ -70,6 +94,24 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.SelectModelResponse, _abc.Awaitable[_router_pb2.SelectModelResponse]]:
         """Chooses the model for one request, with its fallbacks and the reason. Changes nothing but statistics."""
+
+    @_abc_1.abstractmethod
+    def CheckAnswer(
+        self,
+        request: _router_pb2.CheckAnswerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.CheckAnswerResponse, _abc.Awaitable[_router_pb2.CheckAnswerResponse]]:
+        """Whether a cheap first answer of a cascade may be given to the caller, or a stronger model must be asked."""
+
+    @_abc_1.abstractmethod
+    def RecordCompletion(
+        self,
+        request: _router_pb2.RecordCompletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RecordCompletionResponse, _abc.Awaitable[_router_pb2.RecordCompletionResponse]]:
+        """What became of a decision: the model that answered, what it used, whether it failed. Idempotent by request_id;
+        a second record of a request takes the place of the first.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -94,6 +136,30 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.DeleteUserOutcomesResponse, _abc.Awaitable[_router_pb2.DeleteUserOutcomesResponse]]:
         """Deletes what is remembered of one end user."""
+
+    @_abc_1.abstractmethod
+    def ListOutcomes(
+        self,
+        request: _router_pb2.ListOutcomesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListOutcomesResponse, _abc.Awaitable[_router_pb2.ListOutcomesResponse]]:
+        """The outcome log of the calling tenant, oldest first: for refits, replays and audits."""
+
+    @_abc_1.abstractmethod
+    def ReplayOutcomes(
+        self,
+        request: _router_pb2.ReplayOutcomesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ReplayOutcomesResponse, _abc.Awaitable[_router_pb2.ReplayOutcomesResponse]]:
+        """Decides recorded requests again under another policy, catalogue or price list. Calls no model, changes nothing."""
+
+    @_abc_1.abstractmethod
+    def GetReport(
+        self,
+        request: _router_pb2.GetReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.GetReportResponse, _abc.Awaitable[_router_pb2.GetReportResponse]]:
+        """How routing does: decisions, quality seen against quality predicted, drift, exploration and its cost."""
 
     @_abc_1.abstractmethod
     def GetStats(

@@ -207,6 +207,30 @@ COMPRESSION_MODE_AGGRESSIVE: CompressionMode.ValueType  # 4
 """As few tokens as the answer probably survives."""
 Global___CompressionMode: _TypeAlias = CompressionMode  # noqa: Y015
 
+class _CascadeMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CascadeModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CascadeMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CASCADE_MODE_UNSPECIFIED: _CascadeMode.ValueType  # 0
+    """The deployment's default, and never for a stream."""
+    CASCADE_MODE_OFF: _CascadeMode.ValueType  # 1
+    """No cascade."""
+    CASCADE_MODE_ALLOW: _CascadeMode.ValueType  # 2
+    """A cascade where it pays, also for a stream: its first piece then waits for a whole, checked answer."""
+
+class CascadeMode(_CascadeMode, metaclass=_CascadeModeEnumTypeWrapper):
+    """Use of cascades."""
+
+CASCADE_MODE_UNSPECIFIED: CascadeMode.ValueType  # 0
+"""The deployment's default, and never for a stream."""
+CASCADE_MODE_OFF: CascadeMode.ValueType  # 1
+"""No cascade."""
+CASCADE_MODE_ALLOW: CascadeMode.ValueType  # 2
+"""A cascade where it pays, also for a stream: its first piece then waits for a whole, checked answer."""
+Global___CascadeMode: _TypeAlias = CascadeMode  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -590,6 +614,7 @@ class RequestPolicy(_message.Message):
     CACHE_MAX_AGE_FIELD_NUMBER: _builtins.int
     COMPRESSION_MODE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    CASCADE_MODE_FIELD_NUMBER: _builtins.int
     quality_target: _builtins.float
     """Share of the strongest model's quality to keep, above 0 up to 1. Absent: the tenant's default."""
     tier_floor: Global___Tier.ValueType
@@ -602,6 +627,8 @@ class RequestPolicy(_message.Message):
     """Use of the compressor."""
     model: _builtins.str
     """A catalogue model that must answer; empty lets the router choose."""
+    cascade_mode: Global___CascadeMode.ValueType
+    """Use of cascades (the cheap model first, its answer checked)."""
     @_builtins.property
     def completion_window(self) -> _duration_pb2.Duration:
         """How long the caller can wait for the answer. Absent or zero: now. A far window (minutes to 24 h)
@@ -623,10 +650,11 @@ class RequestPolicy(_message.Message):
         cache_max_age: _duration_pb2.Duration | None = ...,
         compression_mode: Global___CompressionMode.ValueType = ...,
         model: _builtins.str = ...,
+        cascade_mode: Global___CascadeMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target", "cache_max_age", b"cache_max_age", "completion_window", b"completion_window", "quality_target", b"quality_target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target", "cache_max_age", b"cache_max_age", "cache_mode", b"cache_mode", "completion_window", b"completion_window", "compression_mode", b"compression_mode", "model", b"model", "quality_target", b"quality_target", "tier_ceiling", b"tier_ceiling", "tier_floor", b"tier_floor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target", "cache_max_age", b"cache_max_age", "cache_mode", b"cache_mode", "cascade_mode", b"cascade_mode", "completion_window", b"completion_window", "compression_mode", b"compression_mode", "model", b"model", "quality_target", b"quality_target", "tier_ceiling", b"tier_ceiling", "tier_floor", b"tier_floor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__quality_target: _TypeAlias = _typing.Literal["quality_target"]  # noqa: Y015
     _WhichOneofArgType__quality_target: _TypeAlias = _typing.Literal["_quality_target", b"_quality_target"]  # noqa: Y015
