@@ -56,6 +56,12 @@ class Model:
     self_hosted: bool = False
     routable: bool = True
     price: ReferencePrice | None = None
+    quality_like: str = ""
+    """Arm of the heads whose recorded outcomes stand for this model's; empty: the class of its tier."""
+    output_tokens_per_second: float = 0.0
+    """As measured; 0: not measured."""
+    first_token_seconds: float = 0.0
+    """Time to its first token, as measured; 0: not measured."""
 
 
 @dataclass(frozen=True, slots=True)

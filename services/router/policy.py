@@ -3,62 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mesh import money
 from mesh.errors import Code, TenthError, invalid_argument
 from services.router.catalog import Catalog, Model, Tier
 from services.router.classifier import Judgement, Thresholds, success_probability, wanted_tier
+from services.router.decision import UNKNOWN_COST, Candidate, Demand, Route
 from services.router.errors import Reason
-
-PRICE_UNKNOWN_COST = -1
-"""Expected cost of a model without a reference price: unknown is never free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a model must be able to do for this request."""
-
-    tools: bool = False
-    json_schema: bool = False
-    vision: bool = False
-    korean: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request asks of routing."""
-
-    needs: Needs
-    prompt_token_count: int
-    """An estimate: the router has no tokenizer."""
-    max_output_tokens: int | None = None
-    quality_target: float | None = None
-    floor: Tier | None = None
-    ceiling: Tier | None = None
-    budget_ceiling: Tier | None = None
-    excluded_models: frozenset[str] = frozenset()
-    model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One model that was considered."""
-
-    model: Model
-    success_probability: float
-    expected_cost_nano_usd: int
-    rejected_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The decision."""
-
-    model: Model
-    fallbacks: tuple[Model, ...]
-    candidates: tuple[Candidate, ...]
-    reason: str
 
 
 def choose(catalog: Catalog, demand: Demand, judgement: Judgement, thresholds: Thresholds, why: str) -> Route:
@@ -101,7 +53,7 @@ def tier_order(tier: Tier, floor: Tier, ceiling: Tier) -> tuple[Tier, ...]:
 def expected_cost_nano_usd(model: Model, prompt_token_count: int, max_output_tokens: int | None) -> int:
     """Reference price of the prompt and the expected output; -1 when the model has no price."""
     if model.price is None:
-        return PRICE_UNKNOWN_COST
+        return UNKNOWN_COST
     output = min(model.expected_output_tokens, max_output_tokens or model.expected_output_tokens)
     # Rounded up in integers: this is an estimate, no ledger line, and a Fraction costs more than the rest of it.
     exact = prompt_token_count * model.price.input + output * model.price.output
@@ -170,6 +122,8 @@ def _candidates(
             model,
             success_probability(model.tier, judgement.complexity, thresholds),
             expected_cost_nano_usd(model, demand.prompt_token_count, demand.max_output_tokens),
+            min(model.expected_output_tokens, demand.max_output_tokens or model.expected_output_tokens),
+            0.0,
             "; ".join(_objections(model, demand, floor, ceiling)),
         )
 

@@ -16,6 +16,7 @@ from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.router import classifier, features, policy
 from services.router.catalog import Catalog, Model, Tier
+from services.router.decision import Demand, Needs
 from services.router.llm import FIRST_ATTEMPT, LlmClassifier
 from services.router.outcomes import OutcomeLog
 
@@ -230,9 +231,7 @@ def prompt_of(request: chat_pb2.CompletionRequest) -> features.Prompt:
     )
 
 
-def demand_of(
-    request: router_pb2.SelectModelRequest, prompt: features.Prompt, found: features.Features
-) -> policy.Demand:
+def demand_of(request: router_pb2.SelectModelRequest, prompt: features.Prompt, found: features.Features) -> Demand:
     """What the request asks of routing. Raises INVALID_FIELD for a quality target outside 0..1."""
     asked = request.request
     bounds = asked.policy
@@ -246,8 +245,8 @@ def demand_of(
     # Half of a Korean prompt's characters are blanks, digits and Latin at most; the estimate stays on the high side.
     hangul = chars * 3 // 4 if korean else 0
     sampling = asked.sampling
-    return policy.Demand(
-        needs=policy.Needs(
+    return Demand(
+        needs=Needs(
             tools=bool(asked.tools) and asked.tool_choice.mode != chat_pb2.TOOL_CHOICE_MODE_NONE,
             json_schema=prompt.wants_schema or prompt.wants_json,
             vision=prompt.image_count > 0,

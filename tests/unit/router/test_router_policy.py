@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mesh.errors import Code, TenthError
 from services.router.catalog import Abilities, Catalog, Model, ReferencePrice, Tier
 from services.router.classifier import Judgement, Thresholds
-from services.router.policy import Demand, Needs, Route, choose, estimate_tokens, expected_cost_nano_usd, tier_order
+from services.router.decision import Demand, Needs, Route
+from services.router.policy import choose, estimate_tokens, expected_cost_nano_usd, tier_order
 
 ALL = Abilities(tools=True, json_schema=True, vision=True, korean=True)
 THRESHOLDS = Thresholds(0.3, 0.6, 0.9)
