@@ -42,6 +42,9 @@ MODEL_KEYS = frozenset(
         "self_hosted",
         "routable",
         "expected_output_tokens",
+        "quality_like",
+        "output_tokens_per_second",
+        "first_token_seconds",
     }
 )
 ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean"})
@@ -105,6 +108,10 @@ class Entry:
         """What to raise for a key's value, or for the whole entry where the key is empty."""
         return self._source.wrong(self._values.get(key, self._node), self._below(key), message)
 
+    def line(self, key: str) -> int:
+        """The line of a key's value, from 1; that of the entry where the key is absent or empty."""
+        return int(self._values.get(key, self._node).start_mark.line) + 1
+
     def mapping(self, key: str, allowed: Collection[str] | None, *, required: bool = False) -> Entry:
         """The entry under a key; one without keys when it is absent and not required."""
         node = self._given(key)
@@ -138,6 +145,20 @@ class Entry:
         if node.tag != f"{_TAG}str" or (default is None and not node.value):
             raise self.wrong(key, f"must be text, not {node.value!r}")
         return str(node.value)
+
+    def texts(self, key: str, options: Sequence[str] | None = None) -> tuple[str, ...]:
+        """A list of at least one text, each one of ``options`` if they are given; nothing when the key is absent."""
+        if key not in self:
+            return ()
+        node = self._values[key]
+        if not isinstance(node, SequenceNode) or not node.value:
+            raise self.wrong(key, "must be a list of at least one text")
+        for item in node.value:
+            if not isinstance(item, ScalarNode) or item.tag != f"{_TAG}str" or not item.value:
+                raise self._source.wrong(item, self._below(key), "must be text; numbers, yes and no need quotes")
+            if options is not None and item.value not in options:
+                raise self._source.wrong(item, self._below(key), f"{item.value!r} is none of {', '.join(options)}")
+        return tuple(str(item.value) for item in node.value)
 
     def choice(self, key: str, options: Sequence[str], default: str | None = None) -> str:
         """One of some words; one that YAML takes for another kind of value, such as ``off``, needs no quotes."""
@@ -272,7 +293,11 @@ class WatchedFile(Generic[T]):
             if signature == self._signature:
                 return False
             self._signature = signature
-            self.current = await asyncio.to_thread(read_file, self._path, self._parse)
+            text = await asyncio.to_thread(_text, self._path)
+            if await asyncio.to_thread(self._stat) != signature:
+                # It is being written: what was read may be half of it, and half a YAML file can be a valid one.
+                return False
+            self.current = await asyncio.to_thread(self._parse, text, str(self._path))
         except (ValueError, OSError) as error:
             log.error("a changed file is not taken, the old one stays: %s", error)
             return False

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         "--deploy-dir",
         type=Path,
         default=Path("deploy"),
-        help="catalog.yaml, callers.yaml, namespaces.yaml (default: %(default)s)",
+        help="catalog.yaml, callers.yaml, namespaces.yaml, routing.yaml (default: %(default)s)",
     )
     up.add_argument("--no-model", action="store_true", help="without the local model")
     up.add_argument(

@@ -321,10 +321,14 @@ class Mesh:
             env[prefix + "CATALOG_FILE"] = catalog
         if service in ("cache", "compressor", "inference"):
             env[prefix + "MODELS_DIR"] = models
-        namespaces = self.options.deploy_dir / "namespaces.yaml"
-        if service == "cache" and namespaces.is_file():
-            # Not a copy: the running cache takes what is changed there.
-            env[prefix + "NAMESPACES_FILE"] = str(namespaces.resolve())
+        for one, setting, name_of_file in (
+            ("cache", "NAMESPACES_FILE", "namespaces.yaml"),
+            ("router", "RULES_FILE", "routing.yaml"),
+        ):
+            file = self.options.deploy_dir / name_of_file
+            if service == one and file.is_file():
+                # Not a copy: the running service takes what is changed there.
+                env[prefix + setting] = str(file.resolve())
         for other in _CALLS.get(service, ()):
             if self._names(other):
                 env[f"{prefix}{other.upper()}_ADDRESS"] = self._address_for_services(other)

@@ -18,7 +18,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = sorted(path.parent.name for path in ROOT.glob("services/*/__init__.py"))
 
-PURE_FILES = ("policy", "gate", "guards", "traits", "strategies", "features", "keys", "cues", "flights", "prices")
+PURE_FILES = (
+    *("policy", "gate", "guards", "traits", "strategies", "features", "keys", "cues", "flights", "prices"),
+    *("rules", "tasks", "health", "speed"),
+)
 """Modules that decide, and therefore know no wire, no database and no framework."""
 IMPURE = ("grpc", "google.protobuf", "sqlalchemy", "qdrant_client", "qdrant_edge", "openai", "vllm", "torch", "tenth")
 

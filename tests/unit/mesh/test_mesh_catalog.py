@@ -118,3 +118,50 @@ async def test_a_file_that_is_no_text_is_not_taken(tmp_path: Path, caplog: pytes
     path.write_text("x: bb")
     assert await file.refresh()
     assert file.current == "bb"
+
+
+def test_lists_of_texts_and_lines() -> None:
+    found = entry('a: [one, "2"]\nb:\n  - x\n')
+    assert (found.texts("a"), found.texts("b", ("x", "y")), found.texts("absent")) == (("one", "2"), ("x",), ())
+    assert (found.line("a"), found.line("b"), found.line("absent"), found.line("")) == (1, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: one", "c.yaml:1: a: must be a list"),
+        ("a: []", "c.yaml:1: a: must be a list of at least one text"),
+        ("a:", "c.yaml:1: a: must be a list"),
+        ("a:\n - one\n - 2", "c.yaml:3: a: must be text"),
+        ("a:\n - yes", "c.yaml:2: a: must be text"),
+        ("a:\n - {b: c}", "c.yaml:2: a: must be text"),
+        ("a:\n - x\n - z", "c.yaml:3: a: 'z' is none of x, y"),
+    ],
+)
+def test_a_wrong_list_of_texts_is_named(text: str, message: str) -> None:
+    with pytest.raises(CatalogError) as caught:
+        entry(text).texts("a", ("x", "y") if "x" in text else None)
+    assert message in str(caught.value)
+
+
+async def test_a_file_that_is_being_written_is_read_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that goes on while the file is read: half a YAML file can be a valid one."""
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 1")
+    file = WatchedFile(path, lambda text, name: text)
+    path.write_text("a: 2\n")
+    read = Path.read_text
+
+    def read_and_write(self: Path, *arguments: str) -> str:
+        text = read(self, *arguments)
+        monkeypatch.setattr(Path, "read_text", read)
+        path.write_text("a: 2\nb: 3\n")
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read_and_write)
+    assert not await file.refresh()
+    assert file.current == "a: 1"
+    assert await file.refresh()
+    assert file.current == "a: 2\nb: 3\n"
