@@ -238,6 +238,31 @@ def test_chart_environment_is_what_the_service_reads(service: str, monkeypatch: 
     assert bool(mine.get("persistent")) == (service in OUTBOXES)
 
 
+def test_every_configuration_file_is_shipped_mounted_and_told_of() -> None:
+    """What a service's settings name is there: in compose, and in the ConfigMap that an operator is told to make."""
+    chart = (CHART / "values.yaml").read_text()
+    values = yaml.safe_load(chart)
+    (listed,) = re.findall(r"existingConfigMap: \S+ # keys (.+)", chart)
+    keys = set(listed.split(", "))
+    operating = (ROOT / "docs" / "operating.md").read_text()
+    assert keys == set(re.findall(r"--from-file=deploy/(\w+\.yaml)", operating))
+    assert all((ROOT / "deploy" / key).is_file() for key in keys)
+    configuration = compose()
+    for service in PORTS:
+        environment = configuration["services"][service]["environment"]
+        mounted = {
+            one["source"] if isinstance(one, dict) else one for one in configuration["services"][service]["configs"]
+        }
+        for name, value in values["services"][service]["env"].items():
+            path = Path(str(value))
+            if path.parent != Path("/etc/tenth"):
+                continue
+            assert path.name in keys, f"{service}: {name} names a file that no ConfigMap has"
+            assert environment[name] == f"/{path.stem}", f"{service}: compose and chart disagree on {name}"
+            assert path.stem in mounted, f"{service}: compose does not mount {path.stem}"
+            assert Path(configuration["configs"][path.stem]["file"]).name == path.name
+
+
 def test_versions_agree() -> None:
     import tomllib
 

@@ -122,6 +122,14 @@ def test_the_cache_reads_the_namespaces_file_of_the_deploy_folder(deploy: Path) 
     assert not any("NAMESPACES" in name for name in mesh._env("router", "router"))
 
 
+def test_the_router_reads_the_rules_file_of_the_deploy_folder(deploy: Path) -> None:
+    mesh = prepared(deploy)
+    assert "TENTH_ROUTER_RULES_FILE" not in mesh._env("router", "router"), "there is none"
+    (deploy / "routing.yaml").write_text("rules: []")
+    assert mesh._env("router", "router")["TENTH_ROUTER_RULES_FILE"] == str(deploy / "routing.yaml")
+    assert not any("RULES" in name for name in mesh._env("cache", "cache"))
+
+
 def test_missing_local_model(deploy: Path, tmp_path: Path) -> None:
     reason = missing_local_model(deploy, tmp_path)
     assert reason
