@@ -52,6 +52,7 @@ PRICE_KEYS = frozenset({"valid_from", "valid_to", "source", *(field.name for fie
 STEP_KEYS = frozenset({"above_input_tokens", *(field.name for field in fields(PriceStep) if field.name != "above")})
 
 _TAG = "tag:yaml.org,2002:"
+_MAX_MERGES = 20
 
 
 class CatalogError(ValueError):
@@ -67,6 +68,8 @@ def open_catalog(text: str, name: str, allowed: Collection[str] | None = SECTION
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise CatalogError(f"{name}: not YAML: {error}") from None
+    except RecursionError:
+        raise CatalogError(f"{name}: nested too deeply") from None
     start = yaml.Mark(name, 0, 0, 0, None, 0)
     return Entry(_Source(name), MappingNode("", [], start, start) if node is None else node, "", allowed)
 
@@ -94,7 +97,7 @@ class Entry:
         """``allowed`` are the known keys; None takes any, as where the keys are names."""
         self.path = path
         self._source, self._node = source, node
-        self._values = self._read(node, allowed, ())
+        self._values = self._read(node, allowed, (), {})
 
     def __contains__(self, key: str) -> bool:
         """True when the key is given."""
@@ -237,17 +240,24 @@ class Entry:
     def _below(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path and key else self.path or key
 
-    def _read(self, node: Node, allowed: Collection[str] | None, above: tuple[Node, ...]) -> dict[str, Node]:
+    def _read(
+        self, node: Node, allowed: Collection[str] | None, above: tuple[Node, ...], known: dict[int, dict[str, Node]]
+    ) -> dict[str, Node]:
+        """The values by key. ``above`` merge this node; ``known`` has what was read, by id, so that it is read once."""
         if not isinstance(node, MappingNode):
             raise self._source.wrong(node, self.path, "must be a mapping")
         if any(node is each for each in above):
             raise self._source.wrong(node, self.path, "merges itself")
+        if len(above) > _MAX_MERGES:
+            raise self._source.wrong(node, self.path, f"merges more than {_MAX_MERGES} deep")
         own: dict[str, Node] = {}
         merged: dict[str, Node] = {}
         for key, value in node.value:
             if key.tag == f"{_TAG}merge":
                 for each in value.value if isinstance(value, SequenceNode) else [value]:
-                    merged = {**self._read(each, allowed, (*above, node)), **merged}
+                    if id(each) not in known:
+                        known[id(each)] = self._read(each, allowed, (*above, node), known)
+                    merged = {**known[id(each)], **merged}
                 continue
             name = str(key.value)
             if allowed is not None and name not in allowed:

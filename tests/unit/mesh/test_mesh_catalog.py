@@ -120,6 +120,18 @@ async def test_a_file_that_is_no_text_is_not_taken(tmp_path: Path, caplog: pytes
     assert file.current == "bb"
 
 
+def test_hostile_nesting_is_refused_and_repeated_merges_cost_nothing() -> None:
+    """Files may come from callers, who replay decisions under a catalogue of their own."""
+    with pytest.raises(CatalogError, match="nested too deeply"):
+        entry("[" * 5000)
+    chain = "\n".join(f"k{n}: &k{n} {{ <<: {f'*k{n - 1}' if n else '{a: 1}'} }}" for n in range(40))
+    with pytest.raises(CatalogError, match="deep"):
+        entry(chain).mapping("k39", None)
+    tower = "\n".join(f"k{n}: &k{n} {{ <<: [{', '.join([f'*k{n - 1}'] * 20) if n else '{a: 1}'}] }}" for n in range(15))
+    # 20 to the 14th readings, were each node read as often as it is merged.
+    assert entry(tower).mapping("k14", None).integer("a") == 1
+
+
 def test_lists_of_texts_and_lines() -> None:
     found = entry('a: [one, "2"]\nb:\n  - x\n')
     assert (found.texts("a"), found.texts("b", ("x", "y")), found.texts("absent")) == (("one", "2"), ("x",), ())
