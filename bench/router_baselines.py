@@ -64,6 +64,8 @@ def by_neighbours(vectors: npt.NDArray[np.float32], gain: Floats, k: int = NEIGH
 def cross_fitted(score: Scorer, digests: Sequence[str], places: Indices, seed: int) -> Floats:
     """Scores of these rows, each learned from the folds that it is not in. Copies of a question share a fold.
 
+    A fold's rows are compared with each other only: the scores are ranks within the fold, 0..1. What is learned for a
+    fold leans away from the fold's own outcomes, which would make the order of rows of several folds worse than chance.
     Raises ValueError with fewer than two different questions.
     """
     questions, numbers = np.unique(np.array([digests[place] for place in places]), return_inverse=True)
@@ -74,5 +76,12 @@ def cross_fitted(score: Scorer, digests: Sequence[str], places: Indices, seed: i
     found = np.empty(len(places))
     for fold in np.unique(of_row):
         asked = of_row == fold
-        found[asked] = score(places[~asked], places[asked])
+        found[asked] = _ranks(score(places[~asked], places[asked]))
     return found
+
+
+def _ranks(score: Floats) -> Floats:
+    """Ranks as shares of the rows, 0..1; equal scores share the middle of theirs."""
+    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
+    middles: Floats = (np.cumsum(counts) - counts / 2) / len(score)
+    return middles[places]

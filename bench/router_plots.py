@@ -20,7 +20,7 @@ LOOKS: Mapping[str, tuple[str, str, bool]] = {
     "task_prior_in_domain": ("the task's mean, learned on the rows of training", "#2f9e44", True),
     "knn": ("20 nearest questions", "#9c36b5", False),
     "knn_in_domain": ("20 nearest questions of the rows of training", "#9c36b5", True),
-    "length": ("length of the question", "#868e96", False),
+    "length": ("length of the question", "#f08c00", False),
     "random": ("random", "#868e96", True),
 }
 """By system: its name in the legend, its colour, whether its line is dashed."""
