@@ -26,12 +26,12 @@ from bench.router_baselines import FOLDS, NEIGHBOURS
 from bench.router_costs import QUALITY_TO_KEEP, Costs, measure
 from bench.router_heads import Heads, Shipped, load
 from bench.router_scores import curve, resamples
-from bench.router_sets import Choice, MeasuredSet, embed, read
+from bench.router_sets import Choice, MeasuredSet, Memory, embed, read
 from mesh.errors import TenthError
 from services.cache.embedding import Embedder, load_encoder
 from services.cache.settings import CacheSettings
 from services.router import datasets
-from services.router.catalog import parse_catalog
+from services.router.catalog import Catalog, parse_catalog
 from services.router.datasets import Row
 from services.router.settings import RouterSettings
 
@@ -48,7 +48,8 @@ class Bench:
     result: Result
     choice: Choice
     shipped: Shipped
-    encoder: KeptEncoder | None
+    encoder: Memory | None
+    catalog_file: Path
     plots: Path | None = None
     prices: router_target.TargetPrices | None = None
     kept: list[router_target.Kept] = field(default_factory=list)
@@ -85,7 +86,7 @@ class Bench:
         if self.prices is None:
             self.skip("quality_target: the router has no shipped price of quality")
 
-    def decision(self, texts: Sequence[str], catalog_file: Path) -> None:
+    def decision(self, texts: Sequence[str]) -> None:
         """The time of a decision on questions drawn from these."""
         count = 200 if self.choice.quick else router_decision.QUESTIONS
         questions = router_decision.sample(texts, count, self.choice.seed)
@@ -98,8 +99,10 @@ class Bench:
             vectors = embed(self.encoder, "router_decision", questions)
         else:
             self.skip("decision/ours: no heads, or no embedder for their vectors")
-        catalog = parse_catalog(catalog_file.read_text("utf-8"), catalog_file.name, datetime.now(UTC))
-        router_decision.measure(self.result, questions, vectors, heads, catalog)
+        try:
+            router_decision.measure(self.result, questions, vectors, heads, self._catalog())
+        except ValueError as error:
+            self.skip(f"decision: {error}")
 
     def skip(self, why: str) -> None:
         """Note what was not measured."""
@@ -120,16 +123,23 @@ class Bench:
             self._draw(f"router_{name}_costs.png", router_plots.costs(name, costs.models[costs.best], frontier))
 
     def _target(self, measured: MeasuredSet, heads: dict[str, Heads], prices: router_target.TargetPrices) -> None:
-        settings = RouterSettings()
-        catalog = parse_catalog(settings.catalog_file.read_text("utf-8"), settings.catalog_file.name, datetime.now(UTC))
         own = heads.get("ours_in_domain") or heads.get("ours_transfer")
         try:
             if own is None:
                 raise ValueError("no heads")
             price = prices(router_target.TARGET)
-            self.kept.append(router_target.keep(measured, own, router_target.cheapest_by_arm(catalog), price))
+            by_arm = router_target.cheapest_by_arm(self._catalog())
+            self.kept.append(router_target.keep(measured, own, by_arm, price))
         except ValueError as error:
             self.skip(f"quality_target/{measured.name}: {error}")
+
+    def _catalog(self) -> Catalog:
+        """The catalogue in use. Raises ValueError when it cannot be read."""
+        file = self.catalog_file
+        try:
+            return parse_catalog(file.read_text("utf-8"), file.name, datetime.now(UTC))
+        except OSError as error:
+            raise ValueError(f"no catalogue: {error}") from error
 
     def _draw(self, file_name: str, picture: dict[str, object]) -> None:
         said = router_plots.draw(self.plots / file_name, picture) if self.plots is not None else ""
@@ -146,7 +156,7 @@ def main() -> int:
     options = parser.parse_args()
     result = Result("router", options.quick)
     choice = Choice(options.quick, options.held_out, options.seed)
-    bench = Bench(result, choice, load(), None, options.plots)
+    bench = Bench(result, choice, load(), None, RouterSettings().catalog_file, options.plots)
     _assume(result, choice)
     if options.data is None:
         bench.skip("everything: no --data")
@@ -181,7 +191,7 @@ def run(bench: Bench, data: Path, only: Sequence[str] | None) -> None:
                 texts += [row.text for row in read(data, name)]
             except ValueError:
                 continue  # Said above, where the set was to be measured.
-        bench.decision(texts, RouterSettings().catalog_file)
+        bench.decision(texts)
 
 
 def _prepare(bench: Bench, models_dir: Path) -> None:
@@ -196,7 +206,7 @@ def _prepare(bench: Bench, models_dir: Path) -> None:
         bench.skip(f"ours and knn: {error}")
         return
     bench.encoder = KeptEncoder(loaded, models_dir / settings.embedder)
-    embedder = Embedder(bench.encoder, settings.embedder)
+    embedder = Embedder(loaded, settings.embedder)
     asyncio.run(embedder.close())
     bench.result.assumptions["embedder"] = embedder.version
     if bench.shipped.heads is not None and bench.shipped.heads.embedder_version != embedder.version:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from bench.cache_vectors import KeptEncoder, batches
+from bench.cache_vectors import batches
 from bench.router_heads import Vectors
 from bench.router_scores import Floats, Indices
 from services.router import datasets
@@ -32,10 +33,23 @@ class Choice:
     seed: int
 
 
+class Memory(Protocol):
+    """An encoder that keeps the vectors of a set; ``bench.cache_vectors`` has the real one."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """One L2-normalised row per text."""
+
+    def load(self, name: str) -> None:
+        """Know what was kept under this name."""
+
+    def save(self, name: str) -> None:
+        """Keep what is known under this name."""
+
+
 class MeasuredSet:
     """The rows of one set on which both of its models were recorded, and their vectors and features."""
 
-    def __init__(self, name: str, rows: Sequence[Row], choice: Choice, encoder: KeptEncoder | None) -> None:
+    def __init__(self, name: str, rows: Sequence[Row], choice: Choice, encoder: Memory | None) -> None:
         """``rows`` are all of the set's. Raises ValueError without two models or without a row to measure."""
         self.name = name
         self.weak, self.strong = _pair(name, rows)
@@ -100,7 +114,7 @@ class MeasuredSet:
         return np.array([self.rows[place].quality[model] for place in self.measured])
 
 
-def embed(encoder: KeptEncoder, name: str, texts: Sequence[str]) -> Vectors:
+def embed(encoder: Memory, name: str, texts: Sequence[str]) -> Vectors:
     """One row per text; kept in a file under this name, also what was made before an interruption."""
     encoder.load(name)
     try:

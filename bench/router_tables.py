@@ -30,9 +30,8 @@ class _Figures:
         metric = self.metrics.get(name)
         if metric is None:
             return ""
-        ci95 = metric["ci95"]
-        between = f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 and ci95[0] != ci95[1] else ""
-        return f"{metric['value']:.3f}{between}"
+        low, high = (f"{bound:.3f}" for bound in metric["ci95"] or (0, 0))
+        return f"{metric['value']:.3f}" + (f" [{low}, {high}]" if low != high else "")
 
     def share(self, name: str) -> str:
         """A ratio to two digits."""
