@@ -65,7 +65,7 @@ def test_rows_are_ranked_within_their_fold() -> None:
 
     def score(learned: Indices, asked: Indices) -> Floats:
         # A fold's level says nothing of its rows; their order does.
-        return asked + 1000.0 * float(learned.sum())
+        return np.asarray(asked + 1000.0 * float(learned.sum()), np.float64)
 
     found = cross_fitted(score, digests, np.arange(10), seed=7)
     # Five folds of two rows: the lower has the rank 1/4, the higher 3/4.
