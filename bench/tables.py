@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cache_tables import cache_tables
+from bench.router_tables import router_tables
 
 DOCUMENT = Path("docs/benchmarks.md")
 RESULTS = Path("bench/results")
@@ -176,6 +177,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "mesh": mesh_tables,
     "ledger": ledger_tables,
     "cache": cache_tables,
+    "router": router_tables,
 }
 """The tables by benchmark."""
 

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,15 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "logickor_ko": ("mixtral-8x7b", "gpt-4-1106"),
 }
 """The weak and the strong model of each set that is measured; a set that is not listed takes ``weak_and_strong``."""
+
+_QUESTION_KEYS = ("prompt", "question", "instruction", "text", "query", "problem", "input")
+_RECORD_KEYS = ("results", "models", "outcomes")
+_OUTCOME_KEYS = ("scores", "score", *_RECORD_KEYS, "quality", "correct", "accuracy", "performance")
+_GRADE_KEYS = ("passed", "correct", "score", "quality", "accuracy", "performance")
+_COST_KEYS = ("cost_usd", "cost", "costs")
+_OUTCOME_COLUMNS = ("_correct", "_passed", "_score", "_quality", "_accuracy")
+_COST_COLUMNS = ("_cost_usd", "_cost")
+_SCALES = (1.0, 5.0, 10.0, 100.0)
 
 TRAINING_SETS = (*PAIRS, "routerdc_7models")
 
@@ -123,18 +132,32 @@ def set_names(data: Path) -> list[str]:
 
 
 def read(data: Path, name: str) -> list[Row]:
-    """The rows of a set without contaminated ones and without those that have no question.
+    """The rows of a set without contaminated ones and without those that have no question or no outcome.
 
-    Raises OSError when the file is not there and ValueError for rows that have no outcome in a known form.
+    Marks are brought to 0..1 by the set's scale: of 1, 5, 10 and 100 the least that no mark exceeds.
+
+    Raises OSError when the file is not there and ValueError when no row has an outcome in a known form.
     """
-    rows = []
+    rows, without = [], 0
     with gzip.open(data / FOLDER / f"{name}{SUFFIX}", "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"{name}, row {number}: no JSON object")
             text = _text(row)
             if text and not row.get("contaminated"):
-                rows.append(_row(name, number, row, text))
-    return rows
+                read_row = _row(name, number, row, text)
+                if read_row.quality:
+                    rows.append(read_row)
+                else:
+                    without += 1
+    if without and not rows:
+        raise ValueError(f"{name}: no outcome of any model in {without} rows")
+    highest = max((mark for row in rows for mark in row.quality.values()), default=0.0)
+    scale = next((each for each in _SCALES if highest <= each), highest)
+    if scale == 1.0:
+        return rows
+    return [replace(row, quality={model: mark / scale for model, mark in row.quality.items()}) for row in rows]
 
 
 def weak_and_strong(rows: Sequence[Row]) -> tuple[str, str]:
@@ -154,11 +177,18 @@ def weak_and_strong(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def _text(row: Mapping[str, Any]) -> str:
-    for key in ("prompt", "question", "instruction", "text", "query"):
+    for key in _QUESTION_KEYS:
         if isinstance(row.get(key), str):
             return str(row[key])
-    turns = row.get("turns")
-    return str(turns[0]) if isinstance(turns, list) and turns else ""
+    turns = row.get("turns") or row.get("messages") or row.get("conversation")
+    if not isinstance(turns, list):
+        return ""
+    for turn in turns:
+        if isinstance(turn, str):
+            return turn
+        if isinstance(turn, Mapping) and turn.get("role", "user") == "user" and isinstance(turn.get("content"), str):
+            return str(turn["content"])
+    return ""
 
 
 def _row(name: str, number: int, row: Mapping[str, Any], text: str) -> Row:
@@ -171,8 +201,6 @@ def _row(name: str, number: int, row: Mapping[str, Any], text: str) -> Row:
         cost.setdefault(model_name(model), value)
     for model, value in _tokens(row):
         tokens.setdefault(model_name(model), value)
-    if not quality:
-        raise ValueError(f"{name}, row {number}: no outcome of any model")
     task = row.get("task") or row.get("subject") or row.get("eval_name") or row.get("dataset") or row.get("category")
     return Row(
         set_name=name,
@@ -196,41 +224,65 @@ def _qualities(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             # 0.5 is a tie with the strong model: as good as can be asked.
             yield model, min(1.0, 2.0 * float(chance))
         return
-    outcomes: Any = next((row[key] for key in ("scores", "score", "results") if isinstance(row.get(key), Mapping)), {})
-    for model, value in outcomes.items():
+    for model, value in (*_by_model(row, _OUTCOME_KEYS),) or _in_columns(row, _OUTCOME_COLUMNS):
         graded = _grade(value)
         if graded is not None:
             yield model, graded
 
 
+def _by_model(row: Mapping[str, Any], keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What the first of these keys holds by model, be it as an object or as a list of records that name theirs."""
+    for key in keys:
+        found = row.get(key)
+        if isinstance(found, Mapping):
+            yield from ((str(model), value) for model, value in found.items())
+            return
+        if isinstance(found, list) and found and all(isinstance(each, Mapping) and "model" in each for each in found):
+            yield from ((str(each["model"]), each) for each in found)
+            return
+
+
+def _in_columns(row: Mapping[str, Any], endings: Sequence[str]) -> list[tuple[str, Any]]:
+    """The numbers under ``<model><ending>`` of the first ending that two models have."""
+    for ending in endings:
+        found = [
+            (key.removesuffix(ending), value)
+            for key, value in row.items()
+            if key.endswith(ending) and isinstance(value, int | float)
+        ]
+        if len(found) > 1:
+            return found
+    return []
+
+
 def _grade(value: Any) -> float | None:
-    """0..1 of a grade: a number, a judge's marks out of ten per turn, or a record with one of them; None without."""
-    if value is None:
+    """At least 0, on the set's scale: a number, the mean of a judge's marks, or a record with one of them; or None."""
+    if value is None or isinstance(value, str):
         return None
     if isinstance(value, Mapping):
-        inner = next((value[key] for key in ("passed", "correct", "score", "quality") if key in value), None)
-        return _grade(list(value.values()) if inner is None else inner)
+        inner = next((value[key] for key in _GRADE_KEYS if key in value), None)
+        return _grade([each for each in value.values() if isinstance(each, int | float)] if inner is None else inner)
     if isinstance(value, list):
         # A turn without a mark is one that nobody judged.
         marks = [float(mark) for mark in value if mark is not None]
-        return min(1.0, sum(marks) / len(marks) / 10.0) if marks else None
+        return _grade(sum(marks) / len(marks)) if marks else None
     number = float(value)
-    if not math.isfinite(number):
-        return None
-    return number if 0.0 <= number <= 1.0 else max(0.0, min(1.0, number / 10.0))
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 def _costs(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for model, value in (row.get("cost_usd") or {}).items() if isinstance(row.get("cost_usd"), Mapping) else ():
-        if value is not None:
+    for model, value in (*_by_model(row, _COST_KEYS), *_in_columns(row, _COST_COLUMNS)):
+        if isinstance(value, int | float):
             yield model, float(value)
-    for model, result in (row.get("results") or {}).items() if isinstance(row.get("results"), Mapping) else ():
-        if isinstance(result, Mapping) and result.get("cost_usd") is not None:
-            yield model, float(result["cost_usd"])
+    for model, result in _by_model(row, _RECORD_KEYS):
+        if isinstance(result, Mapping):
+            cost = next((result[key] for key in _COST_KEYS if isinstance(result.get(key), int | float)), None)
+            if cost is not None:
+                yield model, float(cost)
 
 
 def _tokens(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for model, result in (row.get("results") or {}).items() if isinstance(row.get("results"), Mapping) else ():
+    for model, result in _by_model(row, _RECORD_KEYS):
         if isinstance(result, Mapping) and result.get("output_tokens") is not None:
             yield model, float(result["output_tokens"])
     if "weak_response" in row:

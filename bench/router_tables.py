@@ -1,0 +1,150 @@
+"""The tables of the router bench for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SYSTEMS = {
+    "ours_in_domain": "Tenth, in domain",
+    "ours_transfer": "Tenth, never saw the set",
+    "task_prior": "task's mean",
+    "task_prior_in_domain": "task's mean, of training",
+    "knn": "20 nearest",
+    "knn_in_domain": "20 nearest, of training",
+    "length": "length",
+    "random": "random",
+}
+_STEPS = {"ours": "whole decision", "features": "features alone", "heads": "heads alone"}
+_ALL = "all"
+
+
+class _Figures:
+    """The metrics of a result, as cells of a table."""
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        self.metrics: Mapping[str, Mapping[str, Any]] = result["metrics"]
+
+    def with_interval(self, name: str) -> str:
+        """A ratio to three digits with its 95% interval; empty when not measured."""
+        metric = self.metrics.get(name)
+        if metric is None:
+            return ""
+        low, high = (f"{bound:.3f}" for bound in metric["ci95"] or (0, 0))
+        return f"{metric['value']:.3f}" + (f" [{low}, {high}]" if low != high else "")
+
+    def share(self, name: str) -> str:
+        """A ratio to two digits."""
+        return f"{self.metrics[name]['value']:.2f}" if name in self.metrics else ""
+
+    def micros(self, name: str) -> str:
+        """Whole microseconds."""
+        return f"{self.metrics[name]['value']:.0f}" if name in self.metrics else ""
+
+    def n(self, name: str) -> str:
+        """Of how many rows a figure is."""
+        return str(self.metrics[name]["n"]) if name in self.metrics else ""
+
+    def sets_with(self, measure: str) -> list[str]:
+        """Sets that have this measure of any system, in the order measured; ``quality_target`` has sets of its own."""
+        return list(
+            dict.fromkeys(
+                name.partition("/")[0]
+                for name in self.metrics
+                if name.endswith(f"/{measure}") and not name.startswith("quality_target/")
+            )
+        )
+
+
+def router_tables(result: Mapping[str, Any]) -> str:
+    """Recovered gap, calls to recover it, costs, the quality target, time of a decision."""
+    figures, said = _Figures(result), result["assumptions"]
+    parts = [
+        _apgr(figures, said),
+        _cpt(figures),
+        _costs(figures, said),
+        _target(figures),
+        _decision(figures),
+    ]
+    machine = result["machine"]
+    texts = ["\n".join(part) for part in parts if len(part) > 2]
+    texts.append(
+        f"Commit {result['commit'][:12]}, rows: {said['rows']}, seed {said['seed']}, "
+        f"{result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), Python {machine['python']}."
+    )
+    skipped = [f"Not measured: {item}." for item in result["skipped"]]
+    if skipped:
+        texts.append("\n".join(skipped))
+    return "\n\n".join(texts)
+
+
+def _apgr(figures: _Figures, said: Mapping[str, Any]) -> list[str]:
+    systems = _measured(figures, "apgr")
+    lines = _head("APGR: set", "pair", "rows", *(SYSTEMS[system] for system in systems), texts=2)
+    for name in figures.sets_with("apgr"):
+        cells = [figures.with_interval(f"{name}/{system}/apgr") for system in systems]
+        lines.append(_row(name, said.get(f"{name}_pair", ""), figures.n(f"{name}/random/apgr"), *cells))
+    return lines
+
+
+def _cpt(figures: _Figures) -> list[str]:
+    systems = _measured(figures, "cpt50")
+    title = "strong calls to recover 50% / 80%: set"
+    lines = _head(title, *(SYSTEMS[system] for system in systems), texts=1)
+    for name in figures.sets_with("cpt50"):
+        cells = []
+        for system in systems:
+            both = [figures.share(f"{name}/{system}/{measure}") for measure in ("cpt50", "cpt80")]
+            cells.append(" / ".join(both) if all(both) else "")
+        lines.append(_row(name, *cells))
+    return lines
+
+
+def _costs(figures: _Figures, said: Mapping[str, Any]) -> list[str]:
+    lines = _head("recorded costs: set", "best single", "system", "quality of best", "cost of best", "rows", texts=3)
+    for name in figures.sets_with("score_ratio"):
+        for system in ("ours_in_domain", "ours_transfer"):
+            of = f"{name}/{system}"
+            if f"{of}/score_ratio" in figures.metrics:
+                cells = [figures.with_interval(f"{of}/{measure}") for measure in ("score_ratio", "cost_ratio")]
+                best = said.get(f"{name}_best_single", "")
+                lines.append(_row(name, best, SYSTEMS[system], *cells, figures.n(f"{of}/score_ratio")))
+    return lines
+
+
+def _target(figures: _Figures) -> list[str]:
+    lines = _head("quality target 0.95: set", "kept", "cost of the strongest", "rows", texts=1)
+    prefix, ending = "quality_target/", "/ratio_95"
+    for metric in figures.metrics:
+        if metric.startswith(prefix) and metric.endswith(ending):
+            of = metric.removesuffix("/ratio_95")
+            name = of.removeprefix(prefix)
+            cells = [figures.with_interval(metric), figures.with_interval(f"{of}/cost_share_95"), figures.n(metric)]
+            lines.append(_row("all together" if name == _ALL else name, *cells))
+    violations = figures.metrics.get(f"{prefix}{_ALL}/violations")
+    if violations is not None:
+        lines += ["", f"Below the target: {violations['value']:.0f} of {violations['n']} sets."]
+    return lines
+
+
+def _decision(figures: _Figures) -> list[str]:
+    lines = _head("decision, vector given", "p50 µs", "p95 µs", "CPU µs", "questions", texts=1)
+    for step, title in _STEPS.items():
+        of = f"decision/{step}"
+        if f"{of}/p50_us" in figures.metrics:
+            cells = [figures.micros(f"{of}/{measure}") for measure in ("p50_us", "p95_us", "cpu_us")]
+            lines.append(_row(title, *cells, figures.n(f"{of}/p50_us")))
+    return lines
+
+
+def _measured(figures: _Figures, measure: str) -> Sequence[str]:
+    there = {name.split("/")[1] for name in figures.metrics if name.endswith(f"/{measure}")}
+    return [system for system in SYSTEMS if system in there]
+
+
+def _head(*titles: str, texts: int) -> list[str]:
+    return [_row(*titles), f"|{'---|' * texts}{'--:|' * (len(titles) - texts)}"]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

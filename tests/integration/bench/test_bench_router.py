@@ -1,0 +1,194 @@
+"""The router bench over small files: with the real embedder, with heads that are a fake, and without either."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from bench import router
+from bench.router_heads import Shipped, Vectors, load
+from bench.router_target import shipped_prices
+from services.router.datasets import held_out, read
+from services.router.features import Features
+
+MODELS = Path(os.environ.get("TENTH_MODELS_DIR", ".models")).absolute()
+CATALOG = Path("deploy/catalog.yaml").absolute()
+EMBEDDER_VERSION = "multilingual-e5-small@2-int8"
+Run = Callable[..., tuple[int, Mapping[str, Any]]]
+
+
+class FakePrediction:
+    def __init__(self, success: Mapping[str, float]) -> None:
+        self.success = success
+        self.expected_output_tokens = 100
+        self.out_of_distribution = False
+
+
+class FakeHeads:
+    """What has to do with numbers is hard for the small one."""
+
+    def __init__(self, embedder_version: str = EMBEDDER_VERSION) -> None:
+        self.embedder_version = embedder_version
+        self.arms = ("mixtral-8x7b", "gpt-4-1106")
+
+    def predict(self, vector: Vectors, features: Features) -> FakePrediction:
+        return FakePrediction(dict(zip(self.arms, self.predict_many(vector[None], [features])[0], strict=True)))
+
+    def predict_many(self, vectors: Vectors, features: Sequence[Features]) -> npt.NDArray[np.float64]:
+        assert vectors.shape == (len(features), 384)
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(features)), abs=1e-3)
+        return np.array([[0.9 - 0.8 * each.maths, 0.95] for each in features])
+
+    def gain_many(
+        self, vectors: Vectors, features: Sequence[Features], weak: str, strong: str
+    ) -> npt.NDArray[np.float64]:
+        found = self.predict_many(vectors, features)
+        return found[:, self.arms.index(strong)] - found[:, self.arms.index(weak)]
+
+
+def _write(data: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    (data / "router").mkdir(parents=True, exist_ok=True)
+    with gzip.open(data / "router" / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _questions(count: int) -> list[tuple[str, bool]]:
+    """Every third is a calculation."""
+    return [
+        (f"What is {place} + {place * 7} * 3, minus 12%?", True)
+        if place % 3 == 0
+        else (f"Who wrote book {place}?", False)
+        for place in range(count)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    questions = _questions(60)
+    _write(
+        folder,
+        "routellm_mmlu",
+        [
+            {
+                "id": place, "prompt": text, "subject": "sums" if hard else "books",
+                "weak_correct": int(not hard), "strong_correct": 1, "contaminated": 0,
+            }
+            for place, (text, hard) in enumerate(questions)
+        ],
+    )  # fmt: skip
+    _write(
+        folder,
+        "brand_new",
+        [
+            {
+                "question": text,
+                "results": {
+                    "mistralai/Mixtral-8x7B-Instruct-v0.1": {"correct": not hard, "cost_usd": 0.0001},
+                    "openai/gpt-4-1106-preview": {"correct": True, "cost_usd": 0.004},
+                },
+            }
+            for text, hard in questions
+        ],
+    )
+    _write(folder, "odd", [{"question": "what", "answer": "that"}])
+    (folder / "router" / "torn.jsonl.gz").write_bytes(b"not gzip")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENTH_ROUTER_CATALOG_FILE", str(CATALOG))
+
+    def run(*arguments: object, shipped: Shipped | None = None, models: Path = MODELS) -> tuple[int, Mapping[str, Any]]:
+        file = tmp_path / "router.json"
+        named = ["--quick", "--json", file, "--models-dir", models, *arguments]
+        monkeypatch.setattr(sys, "argv", ["bench.router", *map(str, named)])
+        monkeypatch.setattr(router, "load", lambda: shipped or Shipped(None, {}))
+        status = router.main()
+        return status, json.loads(file.read_text("utf-8"))
+
+    return run
+
+
+def test_a_quick_run(data: Path, run: Run, tmp_path: Path) -> None:
+    heads = FakeHeads()
+    status, result = run(
+        "--data", data, "--plots", tmp_path / "plots", shipped=Shipped(heads, {"routellm_mmlu": heads})
+    )
+    assert status == 0
+    assert result["quick"] is True
+    metrics, skipped = result["metrics"], result["skipped"]
+    for system in ("ours_in_domain", "ours_transfer", "task_prior", "knn"):
+        assert metrics[f"routellm_mmlu/{system}/apgr"]["n"] == 60
+        assert metrics[f"routellm_mmlu/{system}/apgr"]["value"] > 0.75
+        low, high = metrics[f"routellm_mmlu/{system}/apgr"]["ci95"]
+        assert low <= metrics[f"routellm_mmlu/{system}/apgr"]["value"] <= high
+    assert metrics["routellm_mmlu/random/apgr"]["value"] == pytest.approx(0.5)
+    assert "brand_new/ours_in_domain/apgr" not in metrics
+    assert metrics["brand_new/ours_transfer/apgr"]["value"] > 0.75
+    assert metrics["brand_new/ours_transfer/score_ratio"]["value"] > 0.95
+    assert 0.02 < metrics["brand_new/ours_transfer/cost_ratio"]["value"] < 0.6
+    assert metrics["decision/ours/p50_us"]["n"] == 60
+    assert metrics["decision/ours/p50_us"]["value"] > metrics["decision/features/p50_us"]["value"] > 0
+    assert any(text.startswith("brand_new/ours_in_domain: the heads were not trained on this set") for text in skipped)
+    assert any(text.startswith("odd: cannot be read: odd: no outcome of any model") for text in skipped)
+    assert any(text.startswith("torn: cannot be read") for text in skipped)
+    assert "routellm_gsm8k: no router/routellm_gsm8k.jsonl.gz in the evaluation data" in skipped
+    assert shipped_prices() is not None or "quality_target: the router has no shipped price of quality" in skipped
+    for picture in ("router_routellm_mmlu", "router_brand_new", "router_brand_new_costs"):
+        assert (tmp_path / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / ".data" / "bench" / "vectors").glob("router_routellm_mmlu-*.npz"))
+
+
+def test_held_out_rows_only(data: Path, run: Run) -> None:
+    expected = sum(map(held_out, read(data, "routellm_mmlu")))
+    assert 0 < expected < 60
+    status, result = run("--data", data, "--held-out", "--only", "routellm_mmlu", shipped=Shipped(FakeHeads(), {}))
+    assert status == 0
+    assert result["assumptions"]["rows"] == "held out of training"
+    assert result["metrics"]["routellm_mmlu/ours_transfer/apgr"]["n"] == expected
+    assert result["metrics"]["routellm_mmlu/knn_in_domain/apgr"]["n"] == expected
+    assert {"brand_new: not asked for", "decision: not asked for"} <= set(result["skipped"])
+    assert not [name for name in result["metrics"] if name.startswith("decision/")]
+
+
+def test_heads_of_other_vectors_are_not_measured(data: Path, run: Run) -> None:
+    _, result = run("--data", data, "--only", "routellm_mmlu", shipped=Shipped(FakeHeads("other@1"), {}))
+    assert "routellm_mmlu/ours_transfer/apgr" not in result["metrics"]
+    assert "routellm_mmlu/knn/apgr" in result["metrics"]
+    assert (
+        f"ours: the heads were trained on vectors of other@1, the embedder is {EMBEDDER_VERSION}" in result["skipped"]
+    )
+
+
+def test_without_heads_and_embedder_the_rest_is_measured(data: Path, run: Run, tmp_path: Path) -> None:
+    status, result = run("--data", data, models=tmp_path / "nowhere")
+    assert status == 0
+    assert "routellm_mmlu/length/apgr" in result["metrics"]
+    assert "routellm_mmlu/knn/apgr" not in result["metrics"]
+    assert "decision/features/p50_us" in result["metrics"]
+    assert "decision/ours/p50_us" not in result["metrics"]
+    assert "ours: no trained heads are shipped" in result["skipped"]
+
+
+def test_nothing_to_measure_is_a_failure(run: Run, tmp_path: Path) -> None:
+    assert run()[0] == 1
+    status, result = run("--data", tmp_path / "empty", models=tmp_path / "nowhere")
+    assert status == 1
+    assert result["metrics"] == {}
+    assert "omnisbench: no router/omnisbench.jsonl.gz in the evaluation data" in result["skipped"]
+
+
+def test_a_folder_without_heads_has_none(tmp_path: Path) -> None:
+    assert load(tmp_path) == Shipped(None, {})
