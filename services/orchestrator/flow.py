@@ -4,7 +4,7 @@
                                                                 (in a cascade: 3 to 5 again after a check)
                                                                               (7 cache store in the background)
 
-What happens when a hop is down or late (each step's code is in steps.py, generation.py, cascade.py, leader.py, outbox.py):
+What happens when a hop is down or late (the code: steps.py, generation.py, cascade.py, leader.py, outbox.py):
 
 | hop              | when it is down or late                                                        |
 |------------------|--------------------------------------------------------------------------------|

@@ -206,7 +206,8 @@ def main() -> None:
         values = np.array([getattr(certainty, statistic) for certainty, _ in train])
         tested_values = np.array([getattr(certainty, statistic) for certainty in tested])
         print(
-            f"{statistic}: AUC {auc(values, train_right):.3f} in training, {auc(tested_values, test_right):.3f} held out"
+            f"{statistic}: AUC {auc(values, train_right):.3f} in training, "
+            f"{auc(tested_values, test_right):.3f} held out"
         )
     # Chosen on the training questions alone.
     chosen = max(
