@@ -10,17 +10,22 @@ not be checked, when the budget refuses the second attempt and when the second a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from tenth.ledger.v1 import ledger_pb2
 from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from mesh import deadlines
 from mesh.errors import Code, TenthError
 from services.orchestrator.call import DEGRADED, Call, Generated, Prompt, Route
 from services.orchestrator.generation import Emit, Generation, whole_delta
 from services.orchestrator.steps import Steps, refused
+
+_KEPT_SECONDS, _KEPT_SHARE = 0.25, 0.1
+"""Most of the deadline that is kept back for giving the first answer, and the share of what is left."""
 
 Start = Callable[[str], None]
 """Tells a stream which model answers, before its first piece."""
@@ -57,15 +62,16 @@ class Cascade:
             quantized=first.quantized,
         )
         call.overheads.append(spent)
-        accepted = await self._steps.check(call, plan, first.completion)
-        if accepted is False:
-            call.escalated_from = route.model
-            try:
-                return await self._escalate(call, plan, embedding, start, emit)
-            except TenthError as error:
-                if call.began:
-                    raise
-                call.skip("cascade", DEGRADED, f"first answer, not {plan.escalation_model}'s: {error.reason}")
+        with _time_to_answer():
+            accepted = await self._steps.check(call, plan, first.completion)
+            if accepted is False:
+                call.escalated_from = route.model
+                try:
+                    return await self._escalate(call, plan, embedding, start, emit)
+                except TenthError as error:
+                    if call.began:
+                        raise
+                    call.skip("cascade", DEGRADED, f"first answer, not {plan.escalation_model}'s: {error.reason}")
         call.unaccepted = not accepted
         call.overheads.remove(spent)
         _keep_logprobs(first.completion, call.request.sampling.top_logprobs_count)
@@ -108,6 +114,21 @@ class Cascade:
             raise
         start(route.model)  # An answer without a piece began nothing.
         return route, prompt, second
+
+
+@contextmanager
+def _time_to_answer() -> Iterator[None]:
+    """Keep some of the deadline back: a check or a second attempt that is late must leave the first answer in time."""
+    left = deadlines.remaining()
+    kept = 0.0 if left is None else min(_KEPT_SECONDS, left * _KEPT_SHARE)
+    if left is not None:
+        deadlines.set_remaining(left - kept)
+    try:
+        yield
+    finally:
+        now_left = deadlines.remaining()
+        if now_left is not None:
+            deadlines.set_remaining(now_left + kept)
 
 
 def _starting(model: str, start: Start, emit: Emit) -> Emit:

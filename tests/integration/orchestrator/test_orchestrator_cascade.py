@@ -318,6 +318,20 @@ async def test_a_caller_who_leaves_during_the_check_pays_for_the_first_answer(st
     assert receipt.actual_nano_usd == 90_000 + CPU
 
 
+@pytest.mark.parametrize("late", ["CheckAnswer", "GenerateText"])
+async def test_what_is_late_leaves_the_first_answer_within_the_deadline(start: Start, late: str) -> None:
+    mesh = await start(check_cap_seconds=10)
+    mesh.fakes.on("SelectModel", planned)
+    if late == "GenerateText":
+        mesh.fakes.on("CheckAnswer", REJECTED)
+        mesh.fakes.then("GenerateText", None)
+    mesh.fakes.on(late, slow(10))
+    reply = await mesh.generate(ask(), timeout=2)
+    assert text_of(reply) == "Hello."
+    assert hops(reply.receipt)["cascade"] == "DEGRADED"
+    assert adds_up(reply.receipt)
+
+
 async def test_the_router_hears_of_failures_and_may_be_down(cascade: Mesh) -> None:
     cascade.fakes.on("GenerateText", spent("PROVIDER_ERROR"))
     cascade.fakes.on("RecordCompletion", DOWN)
