@@ -1,9 +1,9 @@
 """How sure a model was of its answer, by its tokens' log probabilities, and what that is worth. Pure.
 
-The statistic of an answer (mean margin between a token and its best rival) goes through an isotonic map, fitted on
-answers that were checked, to the probability that the answer is good; one threshold then decides (UCCI: token margin,
-isotonic calibration, a threshold from the prices). A model without a fit of its own gets the default map, which
-promises little. ``train_confidence.py`` makes the maps.
+A statistic of an answer (margins between a token and its best rival, or log probabilities) goes through an isotonic
+map, fitted on answers that were checked, to the probability that the answer is good; one threshold then decides (UCCI:
+token margin, isotonic calibration, a threshold from the prices). A model without a fit of its own gets the default
+map, which promises little. ``train_confidence.py`` makes the maps and says how little they are worth.
 
 Log probabilities that say nothing give confidence 0, and with it an escalation: none at all, NaN anywhere, a chosen
 token of probability 0, or a value above 0, which is no log probability.

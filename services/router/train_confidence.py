@@ -5,11 +5,15 @@
 Asks the local engine (vLLM on SmolLM2-135M, in this process, greedy, short answers) the questions of
 ``DIR/compressor/nq_gold_passages.jsonl.gz``, each with its gold passage. An answer is right when a gold answer stands
 in it, both normalised as usual for SQuAD. The map is fitted on seven of ten questions, by a hash of the question, and
-measured on the rest; what it prints is of those. Same data, model and row count: same file.
+measured on the rest; what it prints is of those. Same data, model, engine and row count: same file.
 
-What this fit is worth: it is of one small model on extractive questions in English. For another model, or another
-kind of question, its probabilities are wrong and only its order means something, so models without a fit get the
-default map below. Fit again on answers of the model in question before relying on a threshold.
+What this fit is worth. On the 303 held-out answers of the shipped fit (43% right) the AUC is 0.62 (95% interval 0.56 to
+0.68) and the calibration error 0.10: accepting the surest fifth raises the share of right answers to 0.59, and no
+threshold finds answers that are nearly all right. The three statistics do equally well. So the margins of a model this
+small say little about when it is wrong; the text checks and the prices carry a cascade more than they do. And it is one
+model on extractive questions in English: for another model, or another kind of question, the probabilities are wrong,
+so models without a fit get the default map below. Fit again on answers of the model in question, checked by people or
+a judge, before relying on a threshold.
 """
 
 from __future__ import annotations
@@ -175,6 +179,10 @@ def report(name: str, chosen: ConfidenceMap, certainties: Sequence[Certainty], r
         f"{name}: {len(right)} held-out answers, {right.mean():.3f} right, AUC {auc(confidence, right):.3f}, "
         f"calibration error {calibration_error(confidence, right):.3f}"
     )
+    spread = float(confidence.var())
+    if spread:
+        mean = float(confidence.mean())
+        print(f"  the confidences are as wide as a Beta of a + b = {mean * (1.0 - mean) / spread - 1.0:.1f}")
     for threshold in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
         kept = confidence >= threshold
         rate = f"{right[kept].mean():.3f} of them right" if kept.any() else "none"
