@@ -14,8 +14,10 @@ everything, which is a little too good: hence the least gain.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from services.router.decision import Candidate, CascadePlan, Route
 
@@ -25,6 +27,16 @@ _CONCENTRATION = 11.5
 _MIN_GAIN = 0.005
 """Least utility that a cascade must gain over both models alone; less is within the error of the predictions."""
 _POINTS = 64
+_VALUES = tuple((point + 0.5) / _POINTS for point in range(_POINTS))
+_LOGS = tuple((math.log(value), math.log1p(-value)) for value in _VALUES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Confidences:
+    """A distribution over ``_VALUES``: the sums of weight, and of value times weight, below each of them and of all."""
+
+    weight: tuple[float, ...]
+    value: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +117,29 @@ def _seconds(candidate: Candidate) -> float:
     return candidate.model.first_token_seconds + writing
 
 
-def _expected(
-    first: Candidate, second: Candidate, confidences: Sequence[tuple[float, float]], quality_price: float
-) -> Expectation:
+def _expected(first: Candidate, second: Candidate, confidences: _Confidences, quality_price: float) -> Expectation:
     price = quality_price / _NANO
     threshold = min_confidence(second.expected_cost_nano_usd, second.success_probability, quality_price)
-    escalates = math.fsum(weight for value, weight in confidences if value < threshold)
-    kept = math.fsum(value * weight for value, weight in confidences if value >= threshold)
-    whole = math.fsum(value * weight for value, weight in confidences)
+    below = bisect_left(_VALUES, threshold)
+    escalates, whole = confidences.weight[below], confidences.value[-1]
+    kept = whole - confidences.value[below]
     cheap, strong = price * first.expected_cost_nano_usd, price * second.expected_cost_nano_usd
     utility = kept + escalates * second.success_probability - cheap - escalates * strong
     alone = max(whole - cheap, second.success_probability - strong)
     return Expectation(CascadePlan(second.model, threshold), utility, escalates, utility - alone)
 
 
-def _confidences(mean: float) -> list[tuple[float, float]]:
-    """Points of the Beta of that mean with their weights, which sum to 1."""
+def _confidences(mean: float) -> _Confidences:
+    """The Beta of that mean at the points, added up."""
     centre = min(max(mean, 0.01), 0.99)
     a, b = centre * _CONCENTRATION - 1.0, (1.0 - centre) * _CONCENTRATION - 1.0
-    values = [(point + 0.5) / _POINTS for point in range(_POINTS)]
-    logs = [a * math.log(value) + b * math.log1p(-value) for value in values]
+    logs = [a * here + b * rest for here, rest in _LOGS]
     top = max(logs)
     weights = [math.exp(each - top) for each in logs]
     total = math.fsum(weights)
-    return [(value, weight / total) for value, weight in zip(values, weights, strict=True)]
+    return _Confidences(
+        tuple(accumulate((weight / total for weight in weights), initial=0.0)),
+        tuple(
+            accumulate((value * weight / total for value, weight in zip(_VALUES, weights, strict=True)), initial=0.0)
+        ),
+    )

@@ -8,7 +8,7 @@ in it, both normalised as usual for SQuAD. The map is fitted on seven of ten que
 measured on the rest; what it prints is of those. Same data, model, engine and row count: same file.
 
 What this fit is worth. On the 303 held-out answers of the shipped fit (43% right) the AUC is 0.62 (95% interval 0.56 to
-0.68) and the calibration error 0.10: accepting the surest fifth raises the share of right answers to 0.59, and no
+0.68) and the calibration error 0.10: accepting the surest sixth raises the share of right answers to 0.59, and no
 threshold finds answers that are nearly all right. The three statistics do equally well. So the margins of a model this
 small say little about when it is wrong; the text checks and the prices carry a cascade more than they do. And it is one
 model on extractive questions in English: for another model, or another kind of question, the probabilities are wrong,
