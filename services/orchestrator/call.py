@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tenth.ledger.v1 import ledger_pb2
+from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
 
 from mesh.auth import Identity
@@ -42,6 +43,8 @@ class Route:
     degraded: bool = False
     context_window_tokens: int = 0
     self_hosted: bool = False
+    cascade: router_pb2.CascadePlan | None = None
+    """Set when this model's answer must be checked before it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,10 @@ class Generated:
 
     completion: chat_pb2.Completion
     quantized: bool
+    attempt: int
+    """Its number, as inference knows it."""
+    seconds: float
+    """From asking the model to the whole answer."""
 
 
 @dataclass(slots=True)
@@ -96,6 +103,13 @@ class Call:
     reservation_id: str = ""
     downgraded: bool = False
     excluded: list[str] = field(default_factory=list)
+    """Models that were asked and failed."""
+    routed: bool = False
+    """True when the router has decided: it wants to know what became of it."""
+    escalated_from: str = ""
+    """The model whose answer a cascade did not accept."""
+    unaccepted: bool = False
+    """True when a cascade's first answer is given although no check accepted it."""
     sent_text: str = ""
     """Answer text that the caller has already received."""
     sent_other: bool = False

@@ -1,9 +1,10 @@
 """One request, top to bottom. Start here.
 
     caller -> admit -> 1 cache -> 2 router -> 3 compressor -> 4 ledger -> 5 inference -> receipt -> answer
+                                                                (in a cascade: 3 to 5 again after a check)
                                                                               (7 cache store in the background)
 
-What happens when a hop is down or late (each step's code is in steps.py, generation.py, leader.py, outbox.py):
+What happens when a hop is down or late (the code: steps.py, generation.py, cascade.py, leader.py, outbox.py):
 
 | hop              | when it is down or late                                                        |
 |------------------|--------------------------------------------------------------------------------|
@@ -13,7 +14,9 @@ What happens when a hop is down or late (each step's code is in steps.py, genera
 | ledger reserve   | REFUSE_IF_HARD_BUDGET: UNAVAILABLE; without a hard budget a local lease        |
 | inference        | NEXT_MODEL: held while the service restarts, else the next model of the tier;  |
 |                  | after the first piece: greedy own models continue, others fail with the spend  |
+| router's check   | FIRST_ANSWER: a cascade's first answer is given, marked, not stored            |
 | cache store      | DROP: dropped and counted                                                      |
+| router's record  | DROP: dropped and counted                                                      |
 | ledger settle    | OUTBOX: durable local outbox, delivered when it is back                        |
 """
 
@@ -34,6 +37,7 @@ from mesh.wire import build_receipt
 from services.orchestrator import policy
 from services.orchestrator.background import Background
 from services.orchestrator.call import Call, Generated, Prompt, Route, check_deadline, is_down
+from services.orchestrator.cascade import Cascade
 from services.orchestrator.errors import Reason
 from services.orchestrator.generation import Assembly, Generation, broken, whole_delta
 from services.orchestrator.leader import Leader
@@ -49,7 +53,9 @@ IF_DOWN = {
     "compressor.CompressPrompt": IfDown.UNCHANGED,
     "ledger.ReserveFunds": IfDown.REFUSE_IF_HARD_BUDGET,
     "inference.GenerateText": IfDown.NEXT_MODEL,
+    "router.CheckAnswer": IfDown.FIRST_ANSWER,
     "cache.StoreCompletion": IfDown.DROP,
+    "router.RecordCompletion": IfDown.DROP,
     "ledger.SettleReceipts": IfDown.OUTBOX,
 }
 
@@ -73,6 +79,7 @@ class Flow:
     ) -> None:
         self._steps = steps
         self._generation = generation
+        self._cascade = Cascade(steps, generation)
         self._cache = cache
         self._outbox = outbox
         self._background = background
@@ -126,6 +133,7 @@ class Flow:
             # 6. The receipt: kept durably before the answer leaves, settled behind it.
             completion = self._finish(call, route, prompt, generated)
             receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
+            self._steps.record(call, receipt, generated)  # The router learns what became of its decision.
         except _OutOfControl:
             leader.give_up()
             return await self._answer(run, call)
@@ -153,6 +161,10 @@ class Flow:
             run.emit(delta)
             leader.delta(delta)
 
+        def start(model: str) -> None:
+            if call.streaming and not run.events:
+                run.emit(_started(call, model, from_cache=False))
+
         while True:
             try:
                 route = await self._steps.select(call, embedding, ceiling)
@@ -164,13 +176,15 @@ class Flow:
             if funds.decision != ledger_pb2.RESERVE_DECISION_OK:
                 ceiling = self._downgrade(call, route, funds, ceiling)
                 continue
-            if call.streaming and not run.events:
-                run.emit(_started(call, route.model, from_cache=False))
             try:
+                if route.cascade is not None:
+                    return await self._cascade.answer(call, route, prompt, embedding, start, emit)
+                start(route.model)
                 return route, prompt, await self._generation.generate(call, route, prompt, emit)
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
-                call.excluded.append(route.model)
+                if not call.escalated_from:
+                    call.excluded.append(route.model)
                 may_go_on = _try_next(error) or call.in_control
                 if call.began or not may_go_on or len(call.excluded) >= self._settings.max_attempts:
                     raise
@@ -262,7 +276,7 @@ class Flow:
         facts = call.facts(self._now())
         facts.model = route.model
         facts.tier = route.tier
-        facts.attempt = call.attempt_base + call.attempts
+        facts.attempt = generated.attempt
         facts.usage.CopyFrom(generated.completion.usage)
         facts.baseline_input_token_count = generated.completion.baseline_input_token_count
         facts.original_input_token_count = self._original_tokens(prompt, generated)
@@ -297,6 +311,7 @@ class Flow:
     def _failed(self, call: Call, error: TenthError) -> None:
         """Keep the receipt of a failure and tell the caller what it has cost."""
         receipt = self._keep_failed(call, f"{error.reason}: {error.message}")
+        self._steps.record(call, receipt, None)
         # In the place of inference's word on its own attempt, which has no prices: the receipt has every attempt.
         spent = receipt_pb2.SpentDetail(
             request_id=call.request.request_id,
@@ -324,6 +339,7 @@ class Flow:
             fell_back=bool(call.excluded),
             router_degraded=route.degraded,
             writes=mode != chat_pb2.CACHE_MODE_READ,
+            unaccepted=call.unaccepted,
         )
 
     def _note_entry(self, call: Call, entry_id: str) -> None:

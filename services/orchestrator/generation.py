@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import cast
@@ -26,8 +27,11 @@ class Generation:
     def __init__(self, inference: inference_pb2_grpc.InferenceServiceAsyncStub) -> None:
         self._inference = inference
 
-    async def generate(self, call: Call, route: Route, prompt: Prompt, emit: Emit) -> Generated:
-        """One answer from one model.
+    async def generate(
+        self, call: Call, route: Route, prompt: Prompt, emit: Emit, held_logprobs: int | None = None
+    ) -> Generated:
+        """One answer from one model. With ``held_logprobs`` it comes whole, also for a stream, and no piece is emitted;
+        its tokens have that many alternatives at least.
 
         While the inference service cannot be reached at all, the request is held and tried again until its
         deadline: nothing was spent, and a restarting replica comes back. Other failures raise as they are. A break
@@ -39,7 +43,7 @@ class Generation:
                 raise broken()
             while True:
                 try:
-                    return await self._attempt(call, route, prompt, emit)
+                    return await self._attempt(call, route, prompt, emit, held_logprobs)
                 except TenthError as error:
                     hop.outcome, hop.reason = DEGRADED, f"{route.model}: {error.reason}"
                     call.note_failed_attempt(route.model, error)
@@ -53,7 +57,9 @@ class Generation:
                         raise
                     await asyncio.sleep(_HOLD_SECONDS)
 
-    async def _attempt(self, call: Call, route: Route, prompt: Prompt, emit: Emit) -> Generated:
+    async def _attempt(
+        self, call: Call, route: Route, prompt: Prompt, emit: Emit, held_logprobs: int | None
+    ) -> Generated:
         request = inference_pb2.GenerateTextRequest(
             request_id=call.request.request_id,
             attempt=call.next_attempt(),
@@ -70,17 +76,22 @@ class Generation:
             estimated_input_token_count=prompt.sent_tokens,
             project_id=call.identity.project_id,
         )
-        if call.streaming:
+        if held_logprobs is not None:
+            wanted = max(held_logprobs, request.sampling.top_logprobs_count)
+            request.sampling.top_logprobs_count = wanted
+        elif call.streaming:
             return await self._stream(call, route, request, emit)
+        started = time.perf_counter()
         reply = await self._inference.GenerateText(request)
         reply.completion.model = route.model
-        return Generated(reply.completion, reply.quantized)
+        return Generated(reply.completion, reply.quantized, request.attempt, time.perf_counter() - started)
 
     async def _stream(
         self, call: Call, route: Route, request: inference_pb2.GenerateTextRequest, emit: Emit
     ) -> Generated:
         answer = Assembly()
         skip = call.sent_text
+        started = time.perf_counter()
         stream = self._inference.StreamGenerateText(inference_pb2.StreamGenerateTextRequest(generation=request))
         # Closed here and now: a stream given up in the middle would have the model go on until it is collected.
         async with aclosing(cast(AsyncGenerator[inference_pb2.StreamGenerateTextResponse], stream)) as events:
@@ -96,7 +107,9 @@ class Generation:
                 elif kind == "finished":
                     if skip and answer.text != skip:
                         raise broken()  # The second answer ended before the part that the caller has already read.
-                    return Generated(answer.completion(route.model, event.finished), event.finished.quantized)
+                    whole = answer.completion(route.model, event.finished)
+                    seconds = time.perf_counter() - started
+                    return Generated(whole, event.finished.quantized, request.attempt, seconds)
         raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
 
 

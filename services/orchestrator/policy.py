@@ -22,6 +22,7 @@ class IfDown(IntEnum):
     NEXT_MODEL = 5
     DROP = 6
     OUTBOX = 7
+    FIRST_ANSWER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,9 @@ def lower_tier(tier: int, floor: int) -> int:
     return below if below >= (floor or SIMPLE) else 0
 
 
-def store_refusal(*, complete: bool, downgraded: bool, fell_back: bool, router_degraded: bool, writes: bool) -> str:
+def store_refusal(
+    *, complete: bool, downgraded: bool, fell_back: bool, router_degraded: bool, writes: bool, unaccepted: bool = False
+) -> str:
     """Why an answer is only shared with its followers and not stored; empty when it may be stored."""
     if not writes:
         return "cache_mode"
@@ -96,6 +99,8 @@ def store_refusal(*, complete: bool, downgraded: bool, fell_back: bool, router_d
         return "fallback"
     if router_degraded:
         return "router_down"
+    if unaccepted:
+        return "unaccepted"
     return ""
 
 

@@ -31,8 +31,11 @@ class OrchestratorSettings(BaseSettings):
     select_llm_cap_seconds: float = Field(
         default=5.0, gt=0, description="The same when the router asks a small model, seconds"
     )
-    router_strategy: Literal["default", "features", "llm"] = Field(
+    router_strategy: Literal["default", "features", "llm", "trained", "cascade"] = Field(
         default="default", description="Strategy to ask the router for; default: the router's own"
+    )
+    check_cap_seconds: float = Field(
+        default=0.25, gt=0, description="Most that checking a cascade's first answer may take, seconds"
     )
     compress_cap_seconds: float = Field(default=0.3, gt=0, description="Most that compression may take, seconds")
     compress_cap_per_10k_tokens_seconds: float = Field(

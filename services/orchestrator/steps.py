@@ -13,7 +13,7 @@ from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from tenth.router.v1 import router_pb2, router_pb2_grpc
-from tenth.type.v1 import chat_pb2
+from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh import deadlines
 from mesh.errors import Code, TenthError
@@ -21,7 +21,17 @@ from mesh.money import format_usd
 from mesh.receipt import price_of, worst_case
 from services.orchestrator import policy
 from services.orchestrator.background import Background
-from services.orchestrator.call import DEGRADED, DISABLED, SKIPPED, Call, Prompt, Route, check_deadline, is_down
+from services.orchestrator.call import (
+    DEGRADED,
+    DISABLED,
+    SKIPPED,
+    Call,
+    Generated,
+    Prompt,
+    Route,
+    check_deadline,
+    is_down,
+)
 from services.orchestrator.errors import Reason
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.snapshot import Snapshot
@@ -30,6 +40,8 @@ _STRATEGIES = {
     "default": router_pb2.STRATEGY_UNSPECIFIED,
     "features": router_pb2.STRATEGY_FEATURES,
     "llm": router_pb2.STRATEGY_LLM,
+    "trained": router_pb2.STRATEGY_TRAINED,
+    "cascade": router_pb2.STRATEGY_CASCADE,
 }
 _STEP_MESSAGES = {
     ledger_pb2.RESERVE_DECISION_CACHE_ONLY: "; only answers from the cache are given, and this was a miss",
@@ -87,14 +99,18 @@ class Steps:
             name = call.request.policy.model or call.tenant.baseline_model
             outcome, why = call.why_disabled
             call.skip("router", outcome, f"{why}: {name} answers")
-            return self._known_route(name)
+            return self.known_route(name)
         request = router_pb2.SelectModelRequest(
             request=call.request,
             tier_ceiling=ceiling,
             excluded_models=call.excluded,
             strategy=_STRATEGIES[self._settings.router_strategy],
             classifier_attempt=call.next_classifier_attempt(),
+            streaming=call.streaming,
         )
+        left = deadlines.remaining()
+        if left is not None:
+            request.time_left.FromNanoseconds(max(0, int(left * 1e9)))
         if embedding is not None:
             request.embedding.CopyFrom(embedding)
         slow = self._settings.router_strategy == "llm"
@@ -109,8 +125,41 @@ class Steps:
                 hop.outcome, hop.reason = DEGRADED, f"default tier: {error.reason}"
                 return self._route_without_router(call, ceiling)
             call.note_overheads(chosen.overheads)
+            call.routed = True
             hop.reason = f"{chosen.model}: {chosen.reason}"
-            return replace(self._known_route(chosen.model), tier=chosen.tier)
+            plan = chosen.cascade if chosen.HasField("cascade") and may_cascade(call) else None
+            return replace(self.known_route(chosen.model), tier=chosen.tier, cascade=plan)
+
+    async def check(self, call: Call, plan: router_pb2.CascadePlan, first: chat_pb2.Completion) -> bool | None:
+        """Whether a cascade's first answer may be given. Down, late or refused, by whatever error: None, marked."""
+        request = router_pb2.CheckAnswerRequest(request=call.request, completion=first, plan=plan)
+        with call.hop("cascade") as hop:
+            try:
+                verdict = await self._stubs.router.CheckAnswer(request, timeout=self._settings.check_cap_seconds)
+            except TenthError as error:
+                # Also when the whole request is late: there is an answer, which is better than none.
+                hop.outcome, hop.reason = DEGRADED, f"first answer: {error.reason}"
+                return None
+            decision = "accepted" if verdict.accepted else f"escalated to {plan.escalation_model}"
+            hop.reason = f"{decision}: {verdict.reason}"
+            return verdict.accepted
+
+    def record(self, call: Call, receipt: receipt_pb2.Receipt, generated: Generated | None) -> None:
+        """Tell the router what became of its decision, in the background. Down or late: dropped and counted."""
+        if not call.routed:
+            return
+        request = router_pb2.RecordCompletionRequest(
+            request_id=call.request.request_id,
+            failed_models=call.excluded,
+            escalated_from=call.escalated_from,
+            cost_nano_usd=receipt.actual_nano_usd,
+        )
+        if generated is not None:
+            request.model = generated.completion.model
+            request.usage.CopyFrom(generated.completion.usage)
+            request.finish_reason = generated.completion.finish_reason
+            request.duration.FromNanoseconds(int(generated.seconds * 1e9))
+        self._background.spawn("record", self._record(request))
 
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
         """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
@@ -222,6 +271,9 @@ class Steps:
             except TenthError:
                 self._background.spawn("release", self._release(request))
 
+    async def _record(self, request: router_pb2.RecordCompletionRequest) -> None:
+        await self._stubs.router.RecordCompletion(request, timeout=self._settings.background_cap_seconds)
+
     async def _release(self, request: ledger_pb2.ReleaseFundsRequest) -> None:
         await self._stubs.ledger.ReleaseFunds(request, timeout=self._settings.background_cap_seconds)
 
@@ -241,9 +293,10 @@ class Steps:
             raise TenthError(
                 Code.UNAVAILABLE, Reason.NO_MODEL_AVAILABLE, "the router is down and no known model may answer"
             )
-        return replace(self._known_route(model.name), degraded=True)
+        return replace(self.known_route(model.name), degraded=True)
 
-    def _known_route(self, name: str) -> Route:
+    def known_route(self, name: str) -> Route:
+        """A route to a model of the catalogue as last heard from the router."""
         known = self._snapshot.model(name)
         return Route(
             model=name,
@@ -284,6 +337,14 @@ def refused(call: Call, funds: ledger_pb2.ReserveFundsResponse) -> TenthError:
         left + _STEP_MESSAGES.get(funds.decision, ""),
         metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd), "step": step},
     )
+
+
+def may_cascade(call: Call) -> bool:
+    """True when the answer may be held back until it is checked: nobody reads along, or the caller said so."""
+    mode = call.request.policy.cascade_mode
+    if mode == chat_pb2.CASCADE_MODE_OFF or call.began:
+        return False
+    return not call.streaming or mode == chat_pb2.CASCADE_MODE_ALLOW
 
 
 def tier_value(number: int) -> chat_pb2.Tier.ValueType:

@@ -19,6 +19,7 @@ from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.router.catalog import parse_catalog
 from services.router.classifier import Thresholds
+from services.router.confidence import read_confidence
 from services.router.llm import LlmClassifier
 from services.router.outcomes import OutcomeLog
 from services.router.servicer import RouterServicer
@@ -48,6 +49,7 @@ async def main() -> None:
             LlmClassifier(inference_pb2_grpc.InferenceServiceStub(channel), settings.classifier_timeout_seconds),
             OutcomeLog(settings.outcome_log_entries),
             lambda: str(uuid.uuid4()),
+            read_confidence(),
         )
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), {})
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "tenth.router.v1.RouterService")

@@ -14,8 +14,9 @@ from mesh.auth import Identity, current_identity
 from mesh.catalog import WatchedFile
 from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
-from services.router import classifier, features, policy
+from services.router import checking, classifier, features, policy
 from services.router.catalog import Catalog, Model, Tier
+from services.router.confidence import Confidence
 from services.router.decision import Demand, Needs
 from services.router.llm import FIRST_ATTEMPT, LlmClassifier
 from services.router.outcomes import OutcomeLog
@@ -38,6 +39,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         llm: LlmClassifier,
         outcomes: OutcomeLog,
         new_id: Callable[[], str],
+        confidence: Confidence,
     ) -> None:
         """``new_id`` names requests that come without an id, for the classifier's attempts."""
         self._catalog = catalog
@@ -46,6 +48,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self._llm = llm
         self._outcomes = outcomes
         self._new_id = new_id
+        self._confidence = confidence
 
     async def SelectModel(self, request: router_pb2.SelectModelRequest, context: Any) -> router_pb2.SelectModelResponse:
         """Choose a model, its fallbacks, and say why."""
@@ -101,6 +104,19 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             complexity=judgement.complexity,
             overheads=overheads,
         )
+
+    async def CheckAnswer(self, request: router_pb2.CheckAnswerRequest, context: Any) -> router_pb2.CheckAnswerResponse:
+        """Whether a cascade's first answer may be given."""
+        model = self._catalog.current.model(request.completion.model)
+        reply = checking.verdict(request, self._confidence, model.quality_like if model else "")
+        annotate(
+            {
+                "tenth.router.accepted": reply.accepted,
+                "tenth.router.confidence": reply.confidence,
+                "tenth.router.reason": reply.reason,
+            }
+        )
+        return reply
 
     async def ListModels(self, request: router_pb2.ListModelsRequest, context: Any) -> router_pb2.ListModelsResponse:
         """The catalogue, by tier then name; the page token is the number of models before the page."""

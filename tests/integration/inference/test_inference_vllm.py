@@ -16,8 +16,10 @@ import grpc
 import pytest
 import pytest_asyncio
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from tenth.type.v1 import chat_pb2
 
 from mesh.errors import TenthError
+from services.inference.convert import logprobs_to_proto
 from services.inference.policy import (
     Delta,
     Finished,
@@ -28,6 +30,8 @@ from services.inference.policy import (
     Sampling,
 )
 from services.inference.vllm import EngineOptions, VllmBackend
+from services.router.checking import tokens_of
+from services.router.confidence import TOP_LOGPROBS, certainty_of, read_confidence
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -215,6 +219,20 @@ async def test_log_probabilities(backend: VllmBackend) -> None:
         assert len(item.alternatives) == 2
         assert item.alternatives[0] == (item.token, item.logprob)  # greedy
         assert item.logprob <= 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_a_cascades_check_can_read_them(backend: VllmBackend, temperature: float) -> None:
+    """As many alternatives as the router plans with, over the wire's messages, drawn tokens included."""
+    sampling = {"top_logprobs": TOP_LOGPROBS, "temperature": temperature, "seed": 7}
+    answer = await backend.generate(generation("What is the capital of France?", sampling=sampling), meter())
+    tokens = tokens_of(chat_pb2.Completion(logprobs=logprobs_to_proto(answer.delta)))
+    found = certainty_of(tokens)
+    assert found is not None
+    assert found.token_count == answer.finished.usage.output == len(tokens)
+    assert -1.0 <= found.min_margin <= found.mean_margin <= 1.0
+    assert found.min_margin >= 0.0 or temperature > 0
+    assert 0.0 < read_confidence().of(tokens, "smollm2-135m") < 1.0
 
 
 @pytest.mark.parametrize(("words", "counted"), [(2500, True), (2_000_000, False)])

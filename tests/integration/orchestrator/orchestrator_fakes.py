@@ -213,6 +213,12 @@ class Fakes:
     def _ReportOutcome(self, request: Any) -> Any:
         return router_pb2.ReportOutcomeResponse()
 
+    def _CheckAnswer(self, request: Any) -> Any:
+        return router_pb2.CheckAnswerResponse(accepted=True, confidence=0.9, reason="0.90 is enough")
+
+    def _RecordCompletion(self, request: Any) -> Any:
+        return router_pb2.RecordCompletionResponse()
+
     def _CompressPrompt(self, request: Any) -> Any:
         return compressor_pb2.CompressPromptResponse(
             messages=[message("short")],
@@ -336,7 +342,7 @@ _SERVICES: list[tuple[Any, Any, str]] = [
     ),
     (
         router_pb2_grpc.add_RouterServiceServicer_to_server,
-        _unary("SelectModel", "ListModels", "DeleteUserOutcomes", "ReportOutcome")(
+        _unary("SelectModel", "ListModels", "DeleteUserOutcomes", "ReportOutcome", "CheckAnswer", "RecordCompletion")(
             type("_Router", (_Plain, router_pb2_grpc.RouterServiceServicer), {})
         ),
         "tenth.router.v1.RouterService",

@@ -53,7 +53,9 @@ def test_the_table_names_every_hop() -> None:
         "compressor.CompressPrompt": IfDown.UNCHANGED,
         "ledger.ReserveFunds": IfDown.REFUSE_IF_HARD_BUDGET,
         "inference.GenerateText": IfDown.NEXT_MODEL,
+        "router.CheckAnswer": IfDown.FIRST_ANSWER,
         "cache.StoreCompletion": IfDown.DROP,
+        "router.RecordCompletion": IfDown.DROP,
         "ledger.SettleReceipts": IfDown.OUTBOX,
     }
 

@@ -10,7 +10,7 @@ from tests.integration.orchestrator.orchestrator_fakes import MINI, Mesh, ask, b
 ROOT = "tenth.orchestrator.v1.OrchestratorService/"
 LOOKUP, STORE = "tenth.cache.v1.CacheService/LookupCompletion", "tenth.cache.v1.CacheService/StoreCompletion"
 RELEASE = "tenth.cache.v1.CacheService/ReleaseLease"
-ROUTE = "tenth.router.v1.RouterService/SelectModel"
+ROUTE, RECORD = (f"tenth.router.v1.RouterService/{name}" for name in ("SelectModel", "RecordCompletion"))
 COMPRESS = "tenth.compressor.v1.CompressorService/CompressPrompt"
 RESERVE = "tenth.ledger.v1.LedgerService/ReserveFunds"
 GENERATE, STREAM = (f"tenth.inference.v1.InferenceService/{name}" for name in ("GenerateText", "StreamGenerateText"))
@@ -40,7 +40,7 @@ def expected(root: str, *methods: str) -> set[tuple[str, str, str]]:
 async def test_a_miss(mesh: Mesh) -> None:
     reply = await mesh.generate(ask())
     trace_id = reply.receipt.facts.trace_id
-    tree = expected(ROOT + "GenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, GENERATE, STORE)
+    tree = expected(ROOT + "GenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, GENERATE, STORE, RECORD)
     await until(lambda: edges(mesh, trace_id) >= tree)
     assert edges(mesh, trace_id) == tree
     [served] = [
@@ -77,7 +77,7 @@ async def test_a_hit(mesh: Mesh) -> None:
 
 async def test_a_stream(mesh: Mesh) -> None:
     events = await mesh.events(ask())
-    tree = expected(ROOT + "StreamGenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, STORE)
+    tree = expected(ROOT + "StreamGenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, STORE, RECORD)
     await until(lambda: edges(mesh, events[0].started.trace_id) == tree)
 
 
@@ -89,7 +89,7 @@ async def test_a_failure(mesh: Mesh, fails: str) -> None:
     with pytest.raises(TenthError):
         await mesh.events(request)
     receipt = await mesh.settled(request.request_id)
-    methods = [LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, RELEASE]
+    methods = [LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, RELEASE, RECORD]
     if fails == "before":
         methods.append("tenth.ledger.v1.LedgerService/ReleaseFunds")
     tree = expected(ROOT + "StreamGenerateCompletion", *methods)

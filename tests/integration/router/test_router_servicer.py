@@ -20,6 +20,7 @@ from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, running
 from services.router.catalog import parse_catalog
 from services.router.classifier import Thresholds
+from services.router.confidence import read_confidence
 from services.router.llm import LlmClassifier
 from services.router.outcomes import OutcomeLog
 from services.router.servicer import RouterServicer
@@ -80,6 +81,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             LlmClassifier(inference_pb2_grpc.InferenceServiceStub(behind), 2.0),
             OutcomeLog(100),
             lambda: "made-up",
+            read_confidence(),
         )
         target = await stack.enter_async_context(
             running(
@@ -302,6 +304,7 @@ async def test_a_decision_costs_less_than_a_millisecond(mesh: Mesh) -> None:
         LlmClassifier(inference_pb2_grpc.InferenceServiceStub(dial("127.0.0.1:1")), 1.0),
         OutcomeLog(100),
         lambda: "made-up",
+        read_confidence(),
     )
     times = []
     for _ in range(300):

@@ -132,7 +132,7 @@ class Hop(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The hop's name: "cache", "router", "compressor", "ledger", "inference", "store"."""
+    """The hop's name: "cache", "router", "compressor", "ledger", "inference", "cascade", "store"."""
     outcome: Global___HopOutcome.ValueType
     """What became of it."""
     reason: _builtins.str
@@ -198,7 +198,7 @@ class OverheadItem(_message.Message):
     QUANTIZED_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """What it was: "classifier", "judge", "failed_attempt", "cancelled_attempt", "hedged_attempt",
-    "shadow", "compute".
+    "shadow", "compute", "cascade" (a first answer that was not good enough).
     """
     model: _builtins.str
     """The model used; empty for plain compute."""
