@@ -102,7 +102,7 @@ class MeasuredSet:
     @cached_property
     def digests(self) -> list[str]:
         """Of each row's question."""
-        return [row.digest for row in self.rows]
+        return [row.group for row in self.rows]
 
     @property
     def tasks(self) -> list[str] | None:

@@ -74,6 +74,27 @@ class Features:
     tools: float
     expert: float
     """Words of law, medicine, finance or science."""
+    log_chars: float = 0.0
+    """Logarithm of the characters of the question, unbounded; as are the next three."""
+    log_lines: float = 0.0
+    log_longest_line: float = 0.0
+    question_marks: float = 0.0
+    """A count, up to 5."""
+    digit_share: float = 0.0
+    capital_share: float = 0.0
+    comma_share: float = 0.0
+    word_chars: float = 0.0
+    """Mean characters of a word over ten, up to 2."""
+    vocabulary: float = 0.0
+    """Different words per word."""
+    negation: float = 0.0
+    quotes: float = 0.0
+    """Quotation marks over ten, up to 1."""
+    symbols: float = 0.0
+    """1 with a backslash or dollar sign: formulas."""
+    blanks: float = 0.0
+    """1 with an underscore: something to be filled in, or an identifier."""
+    superlative: float = 0.0
 
     def numbers(self) -> dict[str, float]:
         """The numeric features by name."""
@@ -110,6 +131,7 @@ _LOOKUP_EN = re.compile(
     re.IGNORECASE,
 )
 _CHOICES = re.compile(r"^\s*\(?[A-Ea-e①-⑤1-5][.):]?\s*\S.*(?:\n\s*\(?[A-Ea-e①-⑤1-5][.):]?\s*\S.*){2,}", re.MULTILINE)
+_CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SENTENCE_END = re.compile(r"[.!?。]+(?:\s|$)|\n+")
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
 
@@ -175,7 +197,39 @@ def extract(prompt: Prompt) -> Features:
         context=_log_share(context_words, 60.0, 6000.0),
         tools=min(1.0, prompt.tool_count / 4),
         expert=share("expert", 2),
+        **_shape(text, len(question)),
     )
+
+
+_NEGATION = frozenset(("not", "no", "never", "except", "neither", "without"))
+_SUPERLATIVE = frozenset(("best", "most", "least", "largest", "primary", "main"))
+_KOREAN_NEGATION = ("않", "아닌", "아니", "없", "못 ", "제외")
+_KOREAN_SUPERLATIVE = ("가장", "최고", "제일", "최대", "최소")
+
+
+def _shape(text: str, whole_chars: int) -> dict[str, float]:
+    """How the text is written: what hardly costs anything to read and tells kinds of questions apart."""
+    count = max(1, len(text))
+    words = text.lower().split()
+    distinct = set(words)
+    lines = text.split("\n")
+    upper = sum(map(text.count, _CAPITALS)) if text.isascii() else sum(map(str.isupper, text))
+    return {
+        "log_chars": math.log1p(whole_chars),
+        "log_lines": math.log1p(len(lines) - 1),
+        "log_longest_line": math.log1p(max(map(len, lines))),
+        "question_marks": float(min(5, text.count("?"))),
+        "digit_share": sum(map(text.count, "0123456789")) / count,
+        "capital_share": upper / count,
+        "comma_share": text.count(",") / count,
+        "word_chars": min(2.0, (count - len(words)) / max(1, len(words)) / 10),
+        "vocabulary": len(distinct) / max(1, len(words)),
+        "negation": 1.0 if distinct & _NEGATION or any(piece in text for piece in _KOREAN_NEGATION) else 0.0,
+        "quotes": min(1.0, text.count('"') / 10),
+        "symbols": 1.0 if "\\" in text or "$" in text else 0.0,
+        "blanks": 1.0 if "_" in text else 0.0,
+        "superlative": 1.0 if distinct & _SUPERLATIVE or any(piece in text for piece in _KOREAN_SUPERLATIVE) else 0.0,
+    }
 
 
 def _shapes(pattern: re.Pattern[str], hints: tuple[str, ...], text: str) -> int:
