@@ -25,7 +25,6 @@ from bench.result import Result, arguments
 from bench.router_baselines import FOLDS, NEIGHBOURS
 from bench.router_costs import QUALITY_TO_KEEP, Costs, measure
 from bench.router_heads import Heads, Shipped, load
-from bench.router_scores import curve, resamples
 from bench.router_sets import Choice, MeasuredSet, Memory, embed, read
 from mesh.errors import TenthError
 from services.cache.embedding import Embedder, load_encoder
@@ -33,6 +32,7 @@ from services.cache.settings import CacheSettings
 from services.router import datasets
 from services.router.catalog import Catalog, parse_catalog
 from services.router.datasets import Row
+from services.router.scores import curve, resamples
 from services.router.settings import RouterSettings
 
 KNOWN = (*datasets.PAIRS, "routerarena_2models")

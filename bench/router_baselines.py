@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bench.router_scores import Floats, Indices
 from services.router.datasets import Row
+from services.router.scores import Floats, Indices
 
 FOLDS = 5
 NEIGHBOURS = 20

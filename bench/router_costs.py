@@ -10,10 +10,10 @@ import numpy as np
 
 from bench.result import Result
 from bench.router_heads import Heads, success_by_model
-from bench.router_scores import Counts, Floats, Indices, mean, ratio
 from bench.router_sets import MeasuredSet
 from bench.router_systems import put
 from services.router.datasets import Row, class_of
+from services.router.scores import Counts, Floats, Indices, mean, ratio
 
 QUALITY_TO_KEEP = 0.99
 _COMPLETE = 0.9

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 import services.router
-from bench.router_scores import Floats
 from services.router.features import Features
+from services.router.scores import Floats
 
 Vectors = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.router_costs import Frontier
-from bench.router_scores import SHARES, Curve
+from services.router.scores import SHARES, Curve
 
 _WIDTH, _HEIGHT, _SCALE = 860, 420, 2.0
 LOOKS: Mapping[str, tuple[str, str, bool]] = {

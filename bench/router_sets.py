@@ -14,10 +14,10 @@ import numpy as np
 
 from bench.cache_vectors import batches
 from bench.router_heads import Vectors
-from bench.router_scores import Floats, Indices
 from services.router import datasets
 from services.router.datasets import Row
 from services.router.features import Features, Prompt, extract
+from services.router.scores import Floats, Indices
 
 QUICK_ROWS = 300
 UNREADABLE = (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError)

@@ -9,8 +9,8 @@ import numpy as np
 from bench import router_baselines as baselines
 from bench.result import Result
 from bench.router_heads import Heads
-from bench.router_scores import Counts, Floats, Interval, mean, ordering
 from bench.router_sets import MeasuredSet
+from services.router.scores import Counts, Floats, Interval, mean, ordering
 
 _MEASURES = ("apgr", "cpt50", "cpt80")
 

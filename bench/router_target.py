@@ -11,12 +11,12 @@ import numpy as np
 from bench.result import Result
 from bench.router_costs import picks
 from bench.router_heads import Heads, success_by_model
-from bench.router_scores import Floats, Interval, ratio, resamples
 from bench.router_sets import MeasuredSet
 from bench.router_systems import put
 from services.router.catalog import Catalog, Model, Tier
 from services.router.datasets import LARGE, MEDIUM, SMALL, Row, class_quality
 from services.router.policy import estimate_tokens, expected_cost_nano_usd
+from services.router.scores import Floats, Interval, ratio, resamples
 
 TARGET = 0.95
 _TIER_ARMS: Mapping[Tier, str] = {Tier.SIMPLE: SMALL, Tier.MEDIUM: MEDIUM, Tier.COMPLEX: LARGE}

@@ -49,8 +49,9 @@ _CLASS_MEMBERS: Mapping[str, tuple[str, ...]] = {
     ),
     LARGE: ("gpt-4-1106", "claude-opus-5", "gpt-5"),
 }
-# Preferences against the strongest model measure style and length as much as use: they train their own arms only.
-_WITHOUT_CLASSES = frozenset({"alpacaeval2_prefs"})
+PREFERRED = "preferred:"
+"""Before a model's name where what was recorded is how often its answer was preferred to the strong model's: that
+measures style and length as much as use, and is never mixed with what was marked right or wrong."""
 
 _FEW_SHOT = frozenset({"routerbench_3tasks"})
 _STEM_CHARS = 220
@@ -63,7 +64,7 @@ PAIRS: Mapping[str, tuple[str, str]] = {
     "routerbench_3tasks": ("mixtral-8x7b", "gpt-4-1106"),
     "llmrouter_9models": ("mistral-7b", "llama-3.1-nemotron-51b-instruct"),
     "omnisbench": ("gpt-5-nano", "claude-opus-5"),
-    "alpacaeval2_prefs": ("gpt-3.5-turbo", "gpt-4-1106"),
+    "alpacaeval2_prefs": ("preferred:gpt-3.5-turbo", "preferred:gpt-4-1106"),
     "logickor_ko": ("mixtral-8x7b", "gpt-4-1106"),
 }
 """The weak and the strong model of each set that is measured; a set that is not listed takes ``weak_and_strong``."""
@@ -124,17 +125,17 @@ def model_name(recorded: str) -> str:
 def class_quality(row: Row) -> dict[str, float]:
     """Mean quality of each class that has a member among the row's models."""
     found = {}
-    if row.set_name not in _WITHOUT_CLASSES:
-        for name, members in _CLASS_MEMBERS.items():
-            known = [row.quality[member] for member in members if member in row.quality]
-            if known:
-                found[name] = sum(known) / len(known)
+    for name, members in _CLASS_MEMBERS.items():
+        known = [row.quality[member] for member in members if member in row.quality]
+        if known:
+            found[name] = sum(known) / len(known)
     return found
 
 
 def class_of(model: str) -> str:
     """The class of a model; empty for one in none."""
-    return next((name for name, members in _CLASS_MEMBERS.items() if model in members), "")
+    plain = model.removeprefix(PREFERRED)
+    return next((name for name, members in _CLASS_MEMBERS.items() if plain in members), "")
 
 
 def set_names(data: Path) -> list[str]:
@@ -207,7 +208,7 @@ def _row(name: str, number: int, row: Mapping[str, Any], text: str) -> Row:
     cost: dict[str, float] = {}
     tokens: dict[str, float] = {}
     for model, value in _qualities(row):
-        quality.setdefault(model_name(model), []).append(value)
+        quality.setdefault(model if model.startswith(PREFERRED) else model_name(model), []).append(value)
     for model, value in _costs(row):
         cost.setdefault(model_name(model), value)
     for model, value in _tokens(row):
@@ -233,7 +234,7 @@ def _qualities(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     if isinstance(row.get("win_prob_vs_gpt4_turbo"), Mapping):
         for model, chance in row["win_prob_vs_gpt4_turbo"].items():
             # 0.5 is a tie with the strong model: as good as can be asked.
-            yield model, min(1.0, 2.0 * float(chance))
+            yield PREFERRED + model_name(model), min(1.0, 2.0 * float(chance))
         return
     for model, value in (*_by_model(row, _OUTCOME_KEYS),) or _in_columns(row, _OUTCOME_COLUMNS):
         graded = _grade(value)

@@ -236,9 +236,10 @@ class Heads:
             if not near.any():
                 continue
             said = expert_rows(expert, vectors[near], numbers[near])
-            columns = [self.arms.index(arm) for arm in expert.arms]
-            mixed[np.ix_(near, columns)] += weight[near, None] * said
-            total[np.ix_(near, columns)] += weight[near, None]
+            for column, arm in enumerate(expert.arms):
+                to = self.arms.index(arm)
+                mixed[near, to] += weight[near] * said[:, column]
+                total[near, to] += weight[near]
         rest = speak[:, -1:]
         raw = (mixed + rest * raw) / (total + rest)
         ratio = np.exp(self.length_weights[0] + np.concatenate((left, right), 1) @ self.length_weights[1:])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bench.router_baselines import by_chance, by_length, by_neighbours, by_task, cross_fitted
-from bench.router_scores import Floats, Indices
 from services.router.datasets import Row
+from services.router.scores import Floats, Indices
 
 
 def _places(*values: int) -> Indices:

@@ -11,9 +11,9 @@ import pytest
 from bench import router_decision, router_plots
 from bench.result import Result
 from bench.router_costs import Frontier
-from bench.router_scores import curve
 from bench.router_tables import router_tables
 from bench.tables import TABLES
+from services.router.scores import curve
 
 GAIN = np.array([1.0, 0.0, 0.0, 0.0])
 

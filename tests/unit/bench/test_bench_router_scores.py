@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.router_scores import Floats, apgr, cpt, curve, interval, mean, ordering, ratio, resamples
+from services.router.scores import Floats, apgr, cpt, curve, interval, mean, ordering, ratio, resamples
 
 ONE_OF_FOUR = np.array([1.0, 0.0, 0.0, 0.0])
 """Strong adds something on the first row only."""

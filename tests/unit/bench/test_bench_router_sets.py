@@ -12,11 +12,11 @@ from bench import router_costs, router_systems, router_target
 from bench.result import Result
 from bench.router_costs import Costs, picks, price_on_grid
 from bench.router_heads import Shipped, Vectors
-from bench.router_scores import Floats, resamples
 from bench.router_sets import QUICK_ROWS, Choice, MeasuredSet
 from services.router.catalog import Abilities, Catalog, Model, ReferencePrice, Tier
 from services.router.datasets import LARGE, SMALL, Row, held_out
 from services.router.features import Features
+from services.router.scores import Floats, resamples
 
 ALL = Choice(quick=False, held_out=False, seed=7)
 HELD_OUT = Choice(quick=False, held_out=True, seed=7)

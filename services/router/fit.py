@@ -1,0 +1,257 @@
+"""Fitting heads: ridge regression, landmarks, the gate, Platt's calibration. Deterministic by seed; scikit-learn finds
+the clusters. ``train.py`` runs it on recorded sets, ``refit.py`` on a deployment's own outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression
+
+from services.router.heads import (
+    Expert,
+    Gate,
+    General,
+    Kernel,
+    Matrix,
+    Scaling,
+    expert_inputs,
+    gate_weights,
+    kernel_rows,
+)
+
+Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How an expert's ridge is built: a linear part, a kernel part, or the mean of both."""
+
+    name: str
+    linear_ridge: float | None
+    kernel_ridge: float | None
+
+
+RECIPES = (
+    Recipe("linear", 10.0, None),
+    Recipe("linear, stiff", 30.0, None),
+    Recipe("kernel", None, 3.0),
+    Recipe("kernel, stiff", None, 10.0),
+    Recipe("both", 30.0, 3.0),
+)
+"""Cross-validation chooses among these for each family of questions."""
+
+LANDMARKS = 256
+_GAMMA = 2.0
+_FEATURE_WEIGHT = 0.3
+_GENERAL_LANDMARKS = 320
+_GENERAL_FEATURE_WEIGHT = 0.6
+_GENERAL_RIDGE = 3.0
+_ROWS_A_LANDMARK = 6
+_GATE_COMPONENTS = 48
+_GATE_CENTROIDS = 96
+_GATE_SHARPNESS = 8.0
+_GENERAL_AT = 4.0
+_FAR_QUANTILE = 0.998
+_SET_ROWS = 1500
+"""A set counts as this many rows at most where sets are pooled."""
+
+
+def scaling(vectors: Matrix, numbers: Matrix) -> Scaling:
+    """Mean and scale of the columns; see Scaling for what the squares sum to."""
+    return Scaling(
+        _rounded(vectors.mean(0)),
+        _rounded(1.0 / ((vectors.std(0) + 1e-6) * np.sqrt(vectors.shape[1]))),
+        _rounded(numbers.mean(0)),
+        _rounded(1.0 / (np.maximum(numbers.std(0), 2e-3) * np.sqrt(numbers.shape[1]))),
+    )
+
+
+def kernel(left: Matrix, right: Matrix, count: int, gamma: float, feature_weight: float, seed: int) -> Kernel:
+    """Landmarks at cluster centres, in eight bits; the fit uses them as they are stored."""
+    rows = np.concatenate((left, feature_weight * right), 1)
+    clusters = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=2048).fit(rows)
+    centres = clusters.cluster_centers_.astype(np.float32)
+    scales = np.maximum(np.abs(centres).max(1), 1e-6) / 127.0
+    scales = _rounded(scales)
+    codes = np.clip(np.rint(centres / scales[:, None]), -127, 127).astype(np.int8)
+    return Kernel(codes, scales, gamma, feature_weight)
+
+
+def ridge(inputs: Floats, targets: Floats, strength: float, weights: Floats | None = None) -> Floats:
+    """Coefficients, [d] or [d, arms], for targets less their mean."""
+    weighted = inputs if weights is None else inputs * weights[:, None]
+    gram = weighted.T @ inputs + strength * np.eye(inputs.shape[1])
+    return np.asarray(np.linalg.solve(gram, weighted.T @ targets))
+
+
+def expert(
+    name: str, recipe: Recipe, vectors: Matrix, numbers: Matrix, quality: Mapping[str, Floats], seed: int
+) -> Expert:  # fmt: skip
+    """One family's head. ``quality`` is by arm, NaN where nobody recorded it; every arm needs some rows."""
+    own = scaling(vectors, numbers)
+    left, right = own.apply(vectors, numbers)
+    landmarks = None
+    if recipe.kernel_ridge is not None:
+        count = max(2, min(LANDMARKS, len(vectors) // _ROWS_A_LANDMARK))
+        landmarks = kernel(left, right, count, _GAMMA, _FEATURE_WEIGHT, seed)
+    inputs = expert_inputs(own, landmarks, vectors, numbers).astype(np.float64)
+    linear = left.shape[1] + right.shape[1]
+    whitening = None if landmarks is None else _whitening(landmarks)
+    arms = tuple(sorted(quality))
+    weights = np.zeros((inputs.shape[1], len(arms)))
+    for column, arm in enumerate(arms):
+        known = ~np.isnan(quality[arm])
+        target = quality[arm][known]
+        mean = target.mean()
+        share = 0.5 if recipe.linear_ridge is not None and recipe.kernel_ridge is not None else 1.0
+        weights[0, column] = mean
+        if recipe.linear_ridge is not None:
+            part = slice(1, 1 + linear)
+            weights[part, column] = share * ridge(inputs[known, part], target - mean, recipe.linear_ridge)
+        if recipe.kernel_ridge is not None and whitening is not None:
+            part = slice(1 + linear, None)
+            found = ridge(inputs[known, part] @ whitening, target - mean, recipe.kernel_ridge)
+            weights[part, column] = share * (whitening @ found)
+    return Expert(name, own, landmarks, arms, weights.astype(np.float32))
+
+
+def general(
+    common: Scaling,
+    vectors: Matrix,
+    numbers: Matrix,
+    sets: Sequence[str],
+    classes: Mapping[str, Floats],
+    seed: int,
+) -> General:
+    """Difficulty, from what the weakest class of models gets wrong within each set, and a line in it per class.
+
+    Sets differ in how models are marked and prompted; within a set the same models were asked the same way. So set
+    means are taken out before the difficulty is learned, and slopes are those within sets.
+    """
+    left, right = common.apply(vectors, numbers)
+    landmarks = kernel(left, right, _GENERAL_LANDMARKS, _GAMMA, _GENERAL_FEATURE_WEIGHT, seed)
+    values = kernel_rows(landmarks, left, right).astype(np.float64)
+    whitening = _whitening(landmarks)
+    names = np.array(sets)
+    counts = {name: int((names == name).sum()) for name in sorted(set(sets))}
+    row_weights = np.array([min(1.0, _SET_ROWS / counts[name]) for name in sets])
+    weakest = next(iter(classes.values()))
+    known = ~np.isnan(weakest)
+    target = -_within(weakest, names, known)
+    inputs = values @ whitening
+    found = ridge(inputs[known], target[known], _GENERAL_RIDGE, row_weights[known])
+    weights = whitening @ found
+    difficulty = values @ weights
+    difficulty_mean = float(np.average(difficulty, weights=row_weights))
+    intercepts: list[float] = []
+    slopes: list[float] = []
+    for quality in classes.values():
+        given = ~np.isnan(quality)
+        inside = _within(quality, names, given)
+        steps = _within(difficulty, names, given)
+        slope = float((row_weights * inside * steps)[given].sum() / max(1e-9, (row_weights * steps**2)[given].sum()))
+        # The stronger a class, the less it loses where questions are hard: never the other way round.
+        slope = min(0.0, slope) if not slopes else min(0.0, max(slope, 0.9 * slopes[-1]))
+        mean = float(np.average(quality[given], weights=row_weights[given])) if given.any() else 0.9
+        mean = max(mean, intercepts[-1] + slopes[-1] * difficulty_mean) if intercepts else mean
+        slopes.append(slope)
+        intercepts.append(mean - slope * difficulty_mean)
+    return General(
+        landmarks,
+        weights.astype(np.float32),
+        np.array(intercepts, np.float32),
+        np.array(slopes, np.float32),
+    )
+
+
+def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int], seed: int) -> Gate:
+    """Centroids of each expert's rows. ``owners`` names each row's expert; -1: a row that has none counts for none."""
+    left, right = common.apply(vectors, numbers)
+    rows = np.concatenate((left, right), 1).astype(np.float64)
+    centred = rows - rows.mean(0)
+    _, vectors_of = np.linalg.eigh(centred.T @ centred)
+    components = vectors_of[:, ::-1][:, :_GATE_COMPONENTS]
+    # An eigenvector's sign is arbitrary: the largest entry is made positive.
+    components = components * np.sign(components[np.abs(components).argmax(0), np.arange(components.shape[1])])
+    components = _rounded(components)
+    at = (np.concatenate((left, right), 1) @ components).astype(np.float32)
+    whose = np.array(owners)
+    centroids, of, spreads = [], [], []
+    for place in range(int(whose.max()) + 1):
+        own = at[whose == place]
+        count = max(1, min(_GATE_CENTROIDS, len(own) // 20))
+        centres = KMeans(count, random_state=seed, n_init=1).fit(own).cluster_centers_.astype(np.float32)
+        squares = ((own[:, None, :] - centres[None]) ** 2).sum(2).min(1)
+        centroids.append(_rounded(centres))
+        of.extend([place] * count)
+        spreads.append(float(np.median(squares)))
+    draft = Gate(
+        components,
+        np.concatenate(centroids),
+        np.array(of, np.int32),
+        _rounded(np.array(spreads)),
+        _GATE_SHARPNESS,
+        _GENERAL_AT,
+        float("inf"),
+    )
+    _, distance = gate_weights(draft, left, right, len(spreads))
+    far = float(np.quantile(distance, _FAR_QUANTILE))
+    return Gate(draft.components, draft.centroids, draft.owners, draft.spreads, _GATE_SHARPNESS, _GENERAL_AT, far)
+
+
+def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
+    """Slope and intercept on the logit of ``raw`` (both [n]; quality 0..1 counts as a share of successes).
+
+    Slopes are kept within 0.3..3: an arm with few rows is left as it is.
+    """
+    cut = np.clip(raw, 0.02, 0.98)
+    logit = np.log(cut / (1 - cut))
+    if len(raw) < 50 or quality.min() == quality.max():
+        return 1.0, 0.0
+    both = np.concatenate((logit, logit))[:, None]
+    labels = np.concatenate((np.ones(len(raw)), np.zeros(len(raw))))
+    weights = np.concatenate((quality, 1 - quality))
+    # A faint prior towards the identity: as if 20 rows had come out as predicted.
+    fitted = LogisticRegression(C=10.0, max_iter=200).fit(both, labels, sample_weight=weights)
+    slope = float(np.clip(fitted.coef_[0, 0], 0.3, 3.0))
+    return round(slope, 4), round(float(fitted.intercept_[0]), 4)
+
+
+def length_weights(common: Scaling, vectors: Matrix, numbers: Matrix, tokens: Floats, sets: Sequence[str]) -> Floats:
+    """Weights of the logarithm of output tokens over a mean answer's, [1 + d + f]. Small sets count less."""
+    left, right = common.apply(vectors, numbers)
+    inputs = np.concatenate((left, right), 1).astype(np.float64)
+    counts = {name: list(sets).count(name) for name in set(sets)}
+    weights = np.array([min(1.0, 400 / counts[name]) for name in sets])
+    logs = np.log(np.maximum(tokens, 1.0))
+    mean = float(np.average(logs, weights=weights))
+    found = ridge(inputs, logs - mean, 10.0, weights)
+    return np.concatenate(([0.0], found))
+
+
+def _whitening(landmarks: Kernel) -> Floats:
+    rows = landmarks.landmarks().astype(np.float64)
+    squares = (rows**2).sum(1)
+    gram = np.exp(-landmarks.gamma * np.maximum(0.0, squares[:, None] + squares - 2 * rows @ rows.T))
+    values, vectors = np.linalg.eigh(gram)
+    return np.asarray(vectors / np.sqrt(np.maximum(values, 1e-6)))
+
+
+def _within(values: Floats, names: npt.NDArray[np.str_], known: npt.NDArray[np.bool_]) -> Floats:
+    """Values less their set's mean; 0 where unknown."""
+    out = np.zeros(len(values))
+    for name in sorted(set(names[known].tolist())):
+        rows = known & (names == name)
+        out[rows] = values[rows] - values[rows].mean()
+    return out
+
+
+def _rounded(values: npt.NDArray[np.floating]) -> Matrix:
+    """As it is stored: in half precision."""
+    return values.astype(np.float16).astype(np.float32)
