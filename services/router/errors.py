@@ -14,3 +14,5 @@ class Reason(StrEnum):
     """No model within the tier bounds can answer this request; the metadata names each model's reason."""
     CONTRADICTORY_BOUNDS = "CONTRADICTORY_BOUNDS"
     """The request's tier floor is above its own tier ceiling."""
+    OUTCOME_LOG_UNAVAILABLE = "OUTCOME_LOG_UNAVAILABLE"
+    """The outcome log's file cannot be read or written (a full disk); decisions go on without it."""

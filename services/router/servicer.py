@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from tenth.router.v1 import router_pb2, router_pb2_grpc
+import numpy as np
+from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2
 
 from mesh.auth import Identity, current_identity
@@ -16,18 +17,18 @@ from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.router import classifier, features, policy
 from services.router.catalog import Catalog, Model, Tier
-from services.router.decision import Demand, Needs
+from services.router.decision import Asked, Decision, Demand, Embedding, Needs, Strategy
+from services.router.learning import Learning, LearningServicer
 from services.router.llm import FIRST_ATTEMPT, LlmClassifier
-from services.router.outcomes import OutcomeLog
+from services.router.outcomes import outcome_of
 
 _STRATEGIES: Mapping[str, router_pb2.Strategy.ValueType] = {
     "features": router_pb2.STRATEGY_FEATURES,
     "llm": router_pb2.STRATEGY_LLM,
 }
-_MAX_COMMENT_CHARS = 2000
 
 
-class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+class RouterServicer(LearningServicer):
     """Chooses models. Stateless but for the bounded outcome log."""
 
     def __init__(
@@ -36,16 +37,18 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         thresholds: classifier.Thresholds,
         default_strategy: str,
         llm: LlmClassifier,
-        outcomes: OutcomeLog,
+        learning: Learning,
         new_id: Callable[[], str],
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """``new_id`` names requests that come without an id, for the classifier's attempts."""
+        """``new_id`` names requests that come without an id, for the classifier's attempts; ``now`` is Unix seconds."""
+        super().__init__(learning)
         self._catalog = catalog
         self._thresholds = thresholds
         self._default_strategy = _STRATEGIES[default_strategy]
         self._llm = llm
-        self._outcomes = outcomes
         self._new_id = new_id
+        self._now = now
 
     async def SelectModel(self, request: router_pb2.SelectModelRequest, context: Any) -> router_pb2.SelectModelResponse:
         """Choose a model, its fallbacks, and say why."""
@@ -71,17 +74,24 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             }
         )
         if not request.dry_run:
-            self._outcomes.decision_counts[route.model.name] += 1
+            self._memory.decision_counts[route.model.name] += 1
             if asked.request_id:
-                before = self._outcomes.get(identity.tenant_id, asked.request_id)
-                noted = replace(
-                    before,
-                    user_id=asked.user_id or identity.user_id,
-                    model=route.model.name,
-                    complexity=judgement.complexity,
-                    features=found,
+                target = self._thresholds.quality_target if demand.quality_target is None else demand.quality_target
+                decision = Decision(
+                    route, Strategy(strategy), judgement.complexity, target, 0.0, catalog_version=catalog.version
                 )
-                self._outcomes.put(identity.tenant_id, asked.request_id, noted)
+                plain = Asked(
+                    tenant_id=identity.tenant_id,
+                    user_id=asked.user_id or identity.user_id,
+                    project_id=asked.project_id or identity.project_id,
+                    request_id=asked.request_id,
+                    tags=dict(asked.tags),
+                    prompt=prompt,
+                    found=found,
+                    demand=demand,
+                    embedding=_embedding(request),
+                )
+                self._log.decided(outcome_of(plain, decision, self._now()))
         return router_pb2.SelectModelResponse(
             model=route.model.name,
             tier=_tier(route.model.tier),
@@ -119,34 +129,6 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             catalog_version=catalog.version,
         )
 
-    async def ReportOutcome(
-        self, request: router_pb2.ReportOutcomeRequest, context: Any
-    ) -> router_pb2.ReportOutcomeResponse:
-        """Note feedback."""
-        if not request.request_id:
-            raise required("request_id")
-        if not (math.isfinite(request.score) and 0.0 <= request.score <= 1.0):
-            raise invalid_argument("score must be within 0..1", field="score")
-        comment = request.comment[:_MAX_COMMENT_CHARS]
-        self._outcomes.report(current_identity().tenant_id, request.request_id, request.score, comment)
-        return router_pb2.ReportOutcomeResponse()
-
-    async def DeleteUserOutcomes(
-        self, request: router_pb2.DeleteUserOutcomesRequest, context: Any
-    ) -> router_pb2.DeleteUserOutcomesResponse:
-        """Forget a user of the calling tenant."""
-        if not request.user_id:
-            raise required("user_id")
-        count = self._outcomes.delete_user(current_identity().tenant_id, request.user_id)
-        return router_pb2.DeleteUserOutcomesResponse(outcome_count=count)
-
-    async def GetStats(self, request: router_pb2.GetStatsRequest, context: Any) -> router_pb2.GetStatsResponse:
-        """Counts since the start."""
-        return router_pb2.GetStatsResponse(
-            decision_counts=self._outcomes.decision_counts,
-            unparsable_classification_count=self._outcomes.unparsable_count,
-        )
-
     async def _judge(
         self,
         request: router_pb2.SelectModelRequest,
@@ -165,7 +147,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         if strategy != router_pb2.STRATEGY_LLM:
             return by_features, router_pb2.STRATEGY_FEATURES, why, []
         tenant_id, request_id = identity.tenant_id, request.request.request_id or self._new_id()
-        kept = self._outcomes.get(tenant_id, request_id)
+        kept = self._memory.get(tenant_id, request_id)
         if kept.label is not None:
             label = kept.label
             why = f"classified before as {label.name.lower()}"
@@ -175,7 +157,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             return by_features, router_pb2.STRATEGY_FEATURES, f"{why}, {failure}", []
         attempt = request.classifier_attempt or FIRST_ATTEMPT + kept.classifier_attempts
         # Noted before the call: an attempt number is never used twice, however the call ends.
-        self._outcomes.put(tenant_id, request_id, replace(kept, classifier_attempts=kept.classifier_attempts + 1))
+        self._memory.put(tenant_id, request_id, replace(kept, classifier_attempts=kept.classifier_attempts + 1))
         model, project_id = catalog.classifier_model, request.request.project_id
         answer = await self._llm.classify(model, prompt.question, request_id, attempt, project_id)
         overheads = list(answer.overheads)
@@ -186,10 +168,10 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         if answer.parsed:
             why = f"{model} says {label.name.lower()}"
         else:
-            self._outcomes.unparsable_count += 1
+            self._memory.unparsable_count += 1
             why = f"{model} gave no label, medium is assumed"
-        noted = self._outcomes.get(tenant_id, request_id)
-        self._outcomes.put(tenant_id, request_id, replace(noted, label=label, user_id=request.request.user_id))
+        noted = self._memory.get(tenant_id, request_id)
+        self._memory.put(tenant_id, request_id, replace(noted, label=label, user_id=request.request.user_id))
         return classifier.judge_label(label, by_features), router_pb2.STRATEGY_LLM, why, overheads
 
     @staticmethod
@@ -261,6 +243,11 @@ def demand_of(request: router_pb2.SelectModelRequest, prompt: features.Prompt, f
         excluded_models=frozenset(request.excluded_models),
         model=bounds.model,
     )
+
+
+def _embedding(request: router_pb2.SelectModelRequest) -> Embedding | None:
+    given = request.embedding
+    return Embedding(np.asarray(given.values, np.float32), given.embedder) if given.values else None
 
 
 def _bound(value: int, field: str) -> Tier | None:
