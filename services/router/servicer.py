@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2
 
@@ -17,7 +18,7 @@ from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.router import classifier, features, policy
 from services.router.catalog import Catalog, Model, Tier
-from services.router.decision import Asked, Decision, Demand, Embedding, Needs, Strategy
+from services.router.decision import UNKNOWN_COST, Asked, Decision, Demand, Embedding, Needs, Strategy
 from services.router.learning import Learning, LearningServicer
 from services.router.llm import FIRST_ATTEMPT, LlmClassifier
 from services.router.outcomes import outcome_of
@@ -264,7 +265,9 @@ def _tier(tier: Tier) -> chat_pb2.Tier.ValueType:
 
 
 def _model(model: Model) -> router_pb2.CatalogModel:
-    abilities = model.abilities
+    abilities, price = model.abilities, model.price
+    first_token = Duration()
+    first_token.FromNanoseconds(round(model.first_token_seconds * 1e9))
     return router_pb2.CatalogModel(
         model=model.name,
         provider=model.provider,
@@ -278,4 +281,10 @@ def _model(model: Model) -> router_pb2.CatalogModel:
         ),
         self_hosted=model.self_hosted,
         routable=model.routable,
+        quality_like=model.quality_like,
+        output_tokens_per_second=model.output_tokens_per_second,
+        time_to_first_token=first_token if model.first_token_seconds else None,
+        healthy=True,
+        input_nano_usd_per_million_tokens=price.input if price is not None else UNKNOWN_COST,
+        output_nano_usd_per_million_tokens=price.output if price is not None else UNKNOWN_COST,
     )

@@ -40,6 +40,10 @@ def said(score: float, request_id: str = "r1", **more: Any) -> router_pb2.Report
     return router_pb2.ReportOutcomeRequest(request_id=request_id, score=score, comment="a secret word", **more)
 
 
+def bytes_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("outcomes.sqlite*"))
+
+
 async def listed(at: Mesh, **more: Any) -> list[router_pb2.Outcome]:
     return list((await at.stub.ListOutcomes(router_pb2.ListOutcomesRequest(**more))).outcomes)
 
@@ -61,7 +65,7 @@ async def test_a_decision_its_completion_and_its_feedback_become_one_outcome(mes
     assert found.demand.prompt_token_count > 0
     (without,) = await listed(mesh, without_embeddings=True)
     assert not without.HasField("embedding")
-    held = b"".join(path.read_bytes() for path in tmp_path.glob("outcomes.sqlite*"))
+    held = bytes_of(tmp_path)
     assert b"the-question" not in held
     assert b"secret word" not in held
 
@@ -164,7 +168,7 @@ async def test_recorded_requests_are_decided_again(mesh: Mesh) -> None:  # noqa:
     [
         (router_pb2.ListOutcomesRequest(page_size=-1), "page_size", "0..1000"),
         (router_pb2.ListOutcomesRequest(page_size=1001), "page_size", "0..1000"),
-        (router_pb2.ListOutcomesRequest(page_token="x"), "page_token", "none of ours|not one of ours"),
+        (router_pb2.ListOutcomesRequest(page_token="x"), "page_token", "not one of ours"),
         (router_pb2.ListOutcomesRequest(start_time=Timestamp(nanos=-1)), "start_time", "not a time"),
         (done(""), "request_id", "required"),
         (done(cost_nano_usd=-1), "cost_nano_usd", "negative"),
@@ -200,7 +204,7 @@ async def test_recorded_requests_are_decided_again(mesh: Mesh) -> None:  # noqa:
     ],
 )
 async def test_refusals_name_the_field(mesh: Mesh, request_: Any, field: str, words: str) -> None:  # noqa: F811
-    method = {
+    method: Any = {
         router_pb2.ListOutcomesRequest: mesh.stub.ListOutcomes,
         router_pb2.RecordCompletionRequest: mesh.stub.RecordCompletion,
         router_pb2.ReportOutcomeRequest: mesh.stub.ReportOutcome,

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -236,7 +237,7 @@ async def test_it_is_written_without_being_asked(opened: Open, tmp_path: Path) -
     log.decided(FULL)
     reader = sqlite3.connect(tmp_path / "data" / "outcomes.sqlite")
     async with asyncio.timeout(10):
-        while not reader.execute("SELECT count(*) FROM outcomes").fetchone()[0]:
+        while not reader.execute("SELECT count(*) FROM outcomes").fetchone()[0]:  # noqa: ASYNC110  (no event tells)
             await asyncio.sleep(0.01)
     reader.close()
     writer.cancel()
@@ -288,9 +289,7 @@ async def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
         # In the middle of whatever it writes now.
         os.kill(victim.pid, signal.SIGKILL)
         victim.stdout.close()
-        assert victim.wait(10) == -signal.SIGKILL  # noqa: ASYNC220
-    import time
-
+        assert victim.wait(10) == -signal.SIGKILL
     log = OutcomeLog(path, replace(LIMITS, entries=10**6), time.time)
     await log.open()
     kept = {outcome.request_id for outcome in await all_of(log)}
