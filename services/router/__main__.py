@@ -57,7 +57,10 @@ async def main() -> None:
             settings.outcome_embeddings,
         )
         log = OutcomeLog(mesh.data_dir / "outcomes.sqlite", limits, time.time)
-        await log.open()
+        try:
+            await log.open()
+        except OSError as error:
+            raise SystemExit(f"setting TENTH_DATA_DIR: {error}") from None
         stack.push_async_callback(log.close)
         writer = asyncio.create_task(log.write_for_ever(settings.outcome_write_seconds))
         stack.callback(writer.cancel)
