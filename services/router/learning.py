@@ -19,6 +19,7 @@ from services.router.catalog import Catalog
 from services.router.decision import Strategy
 from services.router.errors import Reason
 from services.router.outcomes import RequestMemory
+from services.router.report_messages import replayed_message, report_message
 from services.router.sqlite import OutcomeLog
 
 _MAX_YAML_CHARACTERS = 4_000_000
@@ -163,7 +164,7 @@ class LearningServicer(router_pb2_grpc.RouterServiceServicer):
             heads_version=training.heads_version,
             dropped_count=self._log.dropped_count,
         )
-        return messages.report_message(built)
+        return report_message(built)
 
     async def GetStats(self, request: router_pb2.GetStatsRequest, context: Any) -> router_pb2.GetStatsResponse:
         """Counts since the start."""
@@ -195,7 +196,7 @@ class LearningServicer(router_pb2_grpc.RouterServiceServicer):
             outcome = messages.outcome_of(message, tenant_id, at)
             if not outcome.model:
                 raise required(f"{at}.model")
-            replayed.append(messages.replayed_message(replay.decide(outcome, decide_again, catalog)))
+            replayed.append(replayed_message(replay.decide(outcome, decide_again, catalog)))
         return replayed
 
 

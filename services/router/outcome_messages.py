@@ -1,4 +1,4 @@
-"""Outcomes, reports and replays: proto to plain and back."""
+"""Outcomes, and what comes with them: proto to plain and back."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from services.router.outcomes import (
     RecordedCandidate,
     ScoreSource,
 )
-from services.router.replay import Replayed
-from services.router.report import Report
 
 MAX_PAGE = 1000
 _DEFAULT_PAGE = 100
+_MOST_CHARACTERS = 256
+_MOST_FAILED = 100
 _TOKEN = "o1:"  # noqa: S105  (how a page token begins, no secret)
 _MORE_USAGE = (
     "cached_input_token_count",
@@ -78,8 +78,7 @@ def start_of(message: router_pb2.ListOutcomesRequest | router_pb2.GetReportReque
 
 def feedback_of(message: router_pb2.ReportOutcomeRequest) -> Feedback:
     """Feedback. The comment is not kept: no text is. Raises REQUIRED_FIELD, INVALID_FIELD."""
-    if not message.request_id:
-        raise required("request_id")
+    _check_id(message.request_id, "request_id")
     if not (math.isfinite(message.score) and 0.0 <= message.score <= 1.0):
         raise invalid_argument("score must be within 0..1", field="score")
     if message.source not in _SOURCES:
@@ -89,8 +88,13 @@ def feedback_of(message: router_pb2.ReportOutcomeRequest) -> Feedback:
 
 def completion_of(message: router_pb2.RecordCompletionRequest, at: str = "") -> Completion:
     """What became of a request; ``at`` is the field's path, with a dot. Raises REQUIRED_FIELD, INVALID_FIELD."""
-    if not message.request_id:
-        raise required(f"{at}request_id")
+    _check_id(message.request_id, f"{at}request_id")
+    if len(message.failed_models) > _MOST_FAILED:
+        raise invalid_argument(f"at most {_MOST_FAILED} models", field=f"{at}failed_models")
+    for name in ("model", "escalated_from"):
+        _check_name(getattr(message, name), f"{at}{name}")
+    for index, name in enumerate(message.failed_models):
+        _check_name(name, f"{at}failed_models[{index}]")
     usage = message.usage
     counts = {name: int(getattr(usage, name)) for name in _MORE_USAGE if getattr(usage, name)}
     for name in ("input_token_count", "output_token_count", *counts):
@@ -185,8 +189,7 @@ def outcome_message(outcome: Outcome) -> router_pb2.Outcome:
 
 def outcome_of(message: router_pb2.Outcome, tenant_id: str, at: str) -> Outcome:
     """An outcome as plain data; ``at`` is its path, as ``outcomes[3]``. Raises REQUIRED_FIELD, INVALID_FIELD."""
-    if not message.request_id:
-        raise required(f"{at}.request_id")
+    _check_id(message.request_id, f"{at}.request_id")
     demand, needs = message.demand, message.demand.needs
     target = message.quality_target
     if not 0.0 <= target <= 1.0:
@@ -260,55 +263,6 @@ def tier_of(number: int, field: str) -> Tier | None:
         raise invalid_argument(f"{number} is no tier", field=field) from None
 
 
-def replayed_message(replayed: Replayed) -> router_pb2.ReplayedOutcome:
-    """A replayed outcome as its message."""
-    return router_pb2.ReplayedOutcome(
-        request_id=replayed.request_id,
-        model=replayed.model,
-        tier=_tier(replayed.tier),
-        success_probability=replayed.success_probability,
-        cost_nano_usd=replayed.cost_nano_usd,
-        recorded_success_probability=replayed.recorded_success_probability,
-        recorded_cost_nano_usd=replayed.recorded_cost_nano_usd,
-        reason=replayed.reason,
-    )
-
-
-def report_message(report: Report) -> router_pb2.GetReportResponse:
-    """A report as its message."""
-    return router_pb2.GetReportResponse(
-        models=[
-            router_pb2.ModelReport(
-                model=item.model,
-                decision_count=item.decision_count,
-                scored_count=item.scored_count,
-                mean_score=item.mean_score,
-                mean_predicted=item.mean_predicted,
-                gap_low=item.gap_low,
-                gap_high=item.gap_high,
-                failed_count=item.failed_count,
-                escalated_count=item.escalated_count,
-                cost_nano_usd=item.cost_nano_usd,
-                expected_cost_nano_usd=item.expected_cost_nano_usd,
-                output_token_count=item.output_token_count,
-                expected_output_token_count=item.expected_output_token_count,
-            )
-            for item in report.models
-        ],
-        strategy_counts=report.strategy_counts,
-        explored_count=report.explored_count,
-        audited_count=report.audited_count,
-        exploration_cost_nano_usd=report.exploration_cost_nano_usd,
-        out_of_distribution_count=report.out_of_distribution_count,
-        shadow_differs_count=report.shadow_differs_count,
-        shadow_count=report.shadow_count,
-        warnings=report.warnings,
-        feature_drift=report.feature_drift,
-        decision_count=report.decision_count,
-        heads_version=report.heads_version,
-    )
-
-
 def _feedback(message: router_pb2.Outcome, at: str) -> Feedback | None:
     if not message.HasField("score"):
         return None
@@ -369,6 +323,18 @@ def _exploration(number: int, field: str) -> Exploration:
         return Exploration(number)
     except ValueError:
         raise invalid_argument(f"{number} is no exploration", field=field) from None
+
+
+def _check_id(request_id: str, field: str) -> None:
+    if not request_id:
+        raise required(field)
+    _check_name(request_id, field)
+
+
+def _check_name(name: str, field: str) -> None:
+    # They are written to disk as they come.
+    if len(name) > _MOST_CHARACTERS:
+        raise invalid_argument(f"at most {_MOST_CHARACTERS} characters", field=field)
 
 
 def _seconds(time: Timestamp, field: str) -> float:
