@@ -223,19 +223,22 @@ def _moves(changes: Sequence[Change], lang: str) -> Table:
         groups.setdefault((change.recorded, change.replayed.model), []).append(change)
     for (before, after), members in sorted(groups.items(), key=lambda pair: -len(pair[1])):
         cost = sum(member.cost_change_nano_usd for member in members)
+        known = all(member.priced for member in members)
+        moved = f"{'+' if cost > 0 else ''}{usd(cost)}" if known else text("unknown", lang)
         quality = sum(member.quality_change for member in members) / len(members)
         table.add_row(
             before,
             after or text("none", lang),
             f"{len(members):,}",
-            f"{'+' if cost > 0 else ''}{usd(cost)}" if after else "-",
+            moved if after else "-",
             f"{quality:+.3f}" if after else "-",
         )
     return table
 
 
 def _largest(changes: Sequence[Change], most_rows: int, lang: str) -> Table:
-    table = _table(*(text(name, lang) for name in ("request", "from", "to", "cost", "quality", "reason")), left=3)
+    names = [text(name, lang) for name in ("request", "from", "to", "cost", "quality", "reason")]
+    table = _table(*names, right=names[3:5])
     table.title, table.title_justify = text("largest", lang), "left"
     by_size = sorted(changes, key=lambda each: (-abs(each.cost_change_nano_usd), -abs(each.quality_change)))
     for change in by_size[:most_rows]:

@@ -46,15 +46,15 @@ _TEXTS = {
         "{count:,}건을 다시 결정, 그중 {changed:,}건이 바뀜 ({share})",
     ),
     "undecided": (
-        "{count:,} outcomes in the log have no decision (feedback alone) and are left out",
+        "left out, since the log has no decision of them (feedback alone): {count:,}",
         "결정 없이 피드백만 있는 {count:,}건은 뺐습니다",
     ),
     "refused": (
-        "{count:,} requests would find no model; neither sum counts them",
+        "would find no model, neither sum counts them: {count:,}",
         "{count:,}건은 맞는 모델이 없습니다; 두 합계에서 뺐습니다",
     ),
     "unpriced": (
-        "{count:,} requests have a model without a price here; neither cost counts them",
+        "a model without a price here, neither cost counts them: {count:,}",
         "{count:,}건은 가격을 모르는 모델이 있어 두 비용에서 뺐습니다",
     ),
     "moves": ("what changes", "바뀌는 것"),

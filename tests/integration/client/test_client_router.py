@@ -158,7 +158,7 @@ async def test_a_replay_under_another_target_and_another_catalogue(mesh: Mesh) -
     log = mesh.write("log.jsonl", await mesh.run("export"))
     said = await mesh.run("replay", log, "--policy", mesh.write("same.yaml", ""))
     assert "4 decisions again, 0 of them change (0.0%)" in said
-    assert "1 outcomes in the log have no decision" in said
+    assert "no decision of them (feedback alone): 1" in said
     lower = mesh.write("lower.yaml", "quality_target: 0.05\nstrategy: features\n")
     sums = mesh.folder / "sums.json"
     said = await mesh.run("replay", log, "--policy", lower, "--json", str(sums))

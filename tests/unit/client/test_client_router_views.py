@@ -55,10 +55,11 @@ def test_a_replay_shows_sums_moves_and_the_largest_changes() -> None:
     assert "5 decisions again, 4 of them change (80.0%)" in said
     assert "$0.016000" in said
     assert "-$0.009000 (-56.2%)" in said
-    assert "2 outcomes in the log have no decision" in said
-    assert "1 requests would find no model" in said
+    assert "no decision of them (feedback alone): 2" in said
+    assert "would find no model, neither sum counts them: 1" in said
     assert said.index("because of r2") < said.index("because of r3")
     assert "because of r4" not in said, "two rows were asked for"
+    assert said.count("unknown") == 1, "what has no price has no change of cost either"
     korean = shown(views.replay(sums(), 0, 9, "ko"))
     assert "5건을 다시 결정, 그중 4건이 바뀜" in korean
     assert "모름" in korean
