@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import budgets, cache_commands, commands, plans, prices
+from tenth_client import budgets, cache_commands, commands, plans, prices, router_commands
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -174,12 +174,17 @@ def parser() -> argparse.ArgumentParser:
 
     cache = add("cache", _nothing, "look into the semantic cache").add_subparsers(metavar="ACTION", required=True)
 
-    def cache_action(name: str, command: commands.Command, text: str) -> argparse.ArgumentParser:
-        sub = _connected(cache.add_parser(name, help=text, description=text))
-        sub.set_defaults(run=with_rpc(command))
-        return sub
+    def action_of(group: Any) -> Callable[[str, commands.Command, str], argparse.ArgumentParser]:
+        def action(name: str, command: commands.Command, text: str) -> argparse.ArgumentParser:
+            sub = _connected(group.add_parser(name, help=text, description=text))
+            sub.set_defaults(run=with_rpc(command))
+            return sub
 
-    cache_commands.add_commands(cache_action)
+        return action
+
+    cache_commands.add_commands(action_of(cache))
+    router = add("router", _nothing, "how routing does, and what another policy would do")
+    router_commands.add_commands(action_of(router.add_subparsers(metavar="ACTION", required=True)))
     _price_commands(add)
     _plan_commands(add)
     return top

@@ -18,3 +18,5 @@ class Reason(StrEnum):
     metadata names; or the model of a rule or directive is outside them."""
     RULE_MODEL_UNKNOWN = "RULE_MODEL_UNKNOWN"
     """A routing rule names a model that the catalogue does not have: the operator's mistake, no other model answers."""
+    OUTCOME_LOG_UNAVAILABLE = "OUTCOME_LOG_UNAVAILABLE"
+    """The outcome log's file cannot be read or written (a full disk); decisions go on without it."""

@@ -20,8 +20,9 @@ from services.router.heads import (
     Matrix,
     Scaling,
     expert_inputs,
-    gate_weights,
+    gate_logits,
     kernel_rows,
+    spread,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -55,8 +56,8 @@ _GENERAL_RIDGE = 3.0
 _ROWS_A_LANDMARK = 6
 _GATE_COMPONENTS = 48
 _GATE_CENTROIDS = 96
-_GATE_SHARPNESS = 8.0
-_GENERAL_AT = 4.0
+_GATE_SHARPNESS = 10.0
+_GENERAL_AT = 6.0
 _FAR_QUANTILE = 0.998
 _SET_ROWS = 1500
 """A set counts as this many rows at most where sets are pooled."""
@@ -200,21 +201,20 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
         _GENERAL_AT,
         float("inf"),
     )
-    _, distance = gate_weights(draft, left, right, len(spreads))
+    _, distance = gate_logits(draft, left, right, len(spreads))
     far = float(np.quantile(distance, _FAR_QUANTILE))
     return Gate(draft.components, draft.centroids, draft.owners, draft.spreads, _GATE_SHARPNESS, _GENERAL_AT, far)
 
 
 def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
-    """Slope and intercept on the logit of ``raw`` (both [n]; quality 0..1 counts as a share of successes).
+    """Slope and intercept on ``spread(raw)`` (both [n]; quality 0..1 counts as a share of successes).
 
     Slopes are kept within 0.3..3: an arm with few rows is left as it is.
     """
-    cut = np.clip(raw, 0.02, 0.98)
-    logit = np.log(cut / (1 - cut))
+    values = spread(raw.astype(np.float32)).astype(np.float64)
     if len(raw) < 50 or quality.min() == quality.max():
         return 1.0, 0.0
-    both = np.concatenate((logit, logit))[:, None]
+    both = np.concatenate((values, values))[:, None]
     labels = np.concatenate((np.ones(len(raw)), np.zeros(len(raw))))
     weights = np.concatenate((quality, 1 - quality))
     # A faint prior towards the identity: as if 20 rows had come out as predicted.

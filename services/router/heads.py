@@ -150,6 +150,17 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Cover:
+    """Arms that the same experts know: the gate decides among those, whoever else is near."""
+
+    experts: tuple[int, ...]
+    arms: npt.NDArray[np.intp]
+    """[k]: places in ``Heads.arms``."""
+    columns: tuple[npt.NDArray[np.intp], ...]
+    """By expert, [k]: places in its own arms."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heads:
     """All of it, as loaded."""
 
@@ -163,6 +174,7 @@ class Heads:
     scaling: Scaling
     gate: Gate
     experts: tuple[Expert, ...]
+    covers: tuple[Cover, ...]
     general: General
     platt: Matrix
     """[arms, 2]: slope and intercept on the logit."""
@@ -185,7 +197,8 @@ class Heads:
         numbers = self.matrix((features,))
         if not (np.isfinite(vectors).all() and np.isfinite(numbers).all()):
             return Prediction({}, 1.0, float("inf"), True)
-        success, ratio, distance = self._predict(vectors, numbers)
+        raw, ratio, distance = self._predict(vectors, numbers)
+        success = calibrated(raw, self.platt)
         far = float(distance[0])
         return Prediction(
             dict(zip(self.arms, success[0].tolist(), strict=True)), float(ratio[0]), far, far > self.gate.far
@@ -193,10 +206,10 @@ class Heads:
 
     def predict_many(self, vectors: Matrix, features: Sequence[Features]) -> Matrix:
         """Success by question and arm, [n, arms]."""
-        return self.predict_rows(np.asarray(vectors, np.float32), self.matrix(features))[0]
+        return calibrated(self.raw_rows(np.asarray(vectors, np.float32), self.matrix(features))[0], self.platt)
 
-    def predict_rows(self, vectors: Matrix, numbers: Matrix) -> tuple[Matrix, Matrix, Matrix]:
-        """Success [n, arms], length ratio [n] and distance [n] of inputs as matrices."""
+    def raw_rows(self, vectors: Matrix, numbers: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+        """Success before calibration [n, arms], length ratio [n] and distance [n] of inputs as matrices."""
         parts = [self._predict(vectors[at : at + 512], numbers[at : at + 512]) for at in range(0, len(vectors), 512)]
         success, ratio, distance = (np.concatenate(each) for each in zip(*parts, strict=True))
         return success, ratio, distance
@@ -226,24 +239,26 @@ class Heads:
 
     def _predict(self, vectors: Matrix, numbers: Matrix) -> tuple[Matrix, Matrix, Matrix]:
         left, right = self.scaling.apply(vectors, numbers)
-        speak, distance = gate_weights(self.gate, left, right, len(self.experts))
+        logits, distance = gate_logits(self.gate, left, right, len(self.experts))
         raw = self._general(left, right)
-        total = np.zeros((len(vectors), len(self.arms)), np.float32)
-        mixed = np.zeros_like(total)
+        said: dict[int, tuple[npt.NDArray[np.bool_], Matrix]] = {}
+        shares = [_shares(logits, cover.experts) for cover in self.covers]
         for place, expert in enumerate(self.experts):
-            weight = speak[:, place]
-            near = weight > _NEAR
-            if not near.any():
-                continue
-            said = expert_rows(expert, vectors[near], numbers[near])
-            for column, arm in enumerate(expert.arms):
-                to = self.arms.index(arm)
-                mixed[near, to] += weight[near] * said[:, column]
-                total[near, to] += weight[near]
-        rest = speak[:, -1:]
-        raw = (mixed + rest * raw) / (total + rest)
+            near = np.zeros(len(vectors), bool)
+            for cover, share in zip(self.covers, shares, strict=True):
+                if place in cover.experts:
+                    near |= share[:, cover.experts.index(place)] > _NEAR
+            if near.any():
+                said[place] = near, expert_rows(expert, vectors[near], numbers[near])
+        for cover, share in zip(self.covers, shares, strict=True):
+            mixed = share[:, -1:] * raw[:, cover.arms]
+            for column, place in enumerate(cover.experts):
+                if place in said:
+                    near, rows = said[place]
+                    mixed[near] += share[near, column : column + 1] * rows[:, cover.columns[column]]
+            raw[:, cover.arms] = mixed
         ratio = np.exp(self.length_weights[0] + np.concatenate((left, right), 1) @ self.length_weights[1:])
-        return calibrated(raw, self.platt), np.clip(ratio, 0.25, 4.0).astype(np.float32), distance
+        return raw, np.clip(ratio, 0.25, 4.0).astype(np.float32), distance
 
     def _general(self, left: Matrix, right: Matrix) -> Matrix:
         difficulty = kernel_rows(self.general.kernel, left, right) @ self.general.weights
@@ -274,8 +289,8 @@ def expert_rows(expert: Expert, vectors: Matrix, numbers: Matrix) -> Matrix:
     return expert_inputs(expert.scaling, expert.kernel, vectors, numbers) @ expert.weights
 
 
-def gate_weights(gate: Gate, left: Matrix, right: Matrix, expert_count: int) -> tuple[Matrix, Matrix]:
-    """Weights of the experts and, last, of the general head, [n, experts + 1], summing to 1; and the distance, [n]."""
+def gate_logits(gate: Gate, left: Matrix, right: Matrix, expert_count: int) -> tuple[Matrix, Matrix]:
+    """Logits of the experts and, last, of the general head, [n, experts + 1]; and the distance to the nearest, [n]."""
     at = np.concatenate((left, right), 1) @ gate.components
     squares = np.einsum("ij,ij->i", at, at)[:, None] + np.einsum("ij,ij->i", gate.centroids, gate.centroids)
     every = np.maximum(0.0, squares - 2.0 * (at @ gate.centroids.T))
@@ -283,15 +298,43 @@ def gate_weights(gate: Gate, left: Matrix, right: Matrix, expert_count: int) -> 
         [every[:, gate.owners == place].min(axis=1) / gate.spreads[place] for place in range(expert_count)], axis=1
     )
     logits = np.concatenate((nearest, np.full((len(at), 1), gate.general_at)), 1) * -gate.sharpness
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float32), nearest.min(axis=1).astype(np.float32)
+    return logits.astype(np.float32), nearest.min(axis=1).astype(np.float32)
+
+
+def _shares(logits: Matrix, experts: tuple[int, ...]) -> Matrix:
+    """Weights of these experts and, last, of the general head, [n, k + 1], summing to 1."""
+    chosen = logits[:, (*experts, -1)]
+    odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def _covers(experts: Sequence[Expert], arms: Sequence[str]) -> tuple[Cover, ...]:
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for arm in arms:
+        known = tuple(place for place, expert in enumerate(experts) if arm in expert.arms)
+        if known:
+            groups.setdefault(known, []).append(arm)
+    return tuple(
+        Cover(
+            known,
+            np.array([list(arms).index(arm) for arm in group], np.intp),
+            tuple(np.array([experts[place].arms.index(arm) for arm in group], np.intp) for place in known),
+        )
+        for known, group in groups.items()
+    )
 
 
 def calibrated(raw: Matrix, platt: Matrix) -> Matrix:
-    """Platt's map of each arm's column, applied to the logit of a raw value cut to 0.02..0.98."""
-    cut = np.clip(raw, 0.02, 0.98)
-    logit = np.log(cut / (1.0 - cut))
-    return np.asarray(1.0 / (1.0 + np.exp(-(platt[:, 0] * logit + platt[:, 1]))), np.float32)
+    """Platt's map of each arm's column: a logistic function of a raw value, which may lie beyond 0..1.
+
+    Not of its logit: cutting to 0..1 would make equals of the questions that are surest one way or the other.
+    """
+    return np.asarray(1.0 / (1.0 + np.exp(-(platt[:, 0] * spread(raw) + platt[:, 1]))), np.float32)
+
+
+def spread(raw: Matrix) -> Matrix:
+    """A raw value on about the scale of a logit, 0 at one half."""
+    return np.asarray(4.0 * (raw - 0.5), np.float32)
 
 
 def heads_to_bytes(parts: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> bytes:
@@ -346,6 +389,7 @@ def _assemble(parts: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any], v
             far=float(facts["gate"]["far"]),
         ),
         experts=experts,
+        covers=_covers(experts, facts["arms"]),
         general=General(
             kernel=_kernel(parts, "general", facts["general"]),
             weights=_array(parts, "general.weights"),

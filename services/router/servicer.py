@@ -2,108 +2,58 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
-from tenth.router.v1 import router_pb2, router_pb2_grpc
-from tenth.type.v1 import chat_pb2
+from tenth.router.v1 import router_pb2
+from tenth.type.v1 import chat_pb2, receipt_pb2
 
-from mesh.auth import Identity, current_identity
+from mesh.auth import current_identity
 from mesh.catalog import WatchedFile
-from mesh.errors import invalid_argument, required
+from mesh.errors import invalid_argument
 from mesh.telemetry import annotate
-from services.router import checking, classifier, features, policy
-from services.router.catalog import Catalog, Model, Tier
+from services.router import checking, confidence
+from services.router.asked import asked_of
+from services.router.catalog import Catalog, Tier
+from services.router.catalog_messages import catalog_model
 from services.router.confidence import Confidence
-from services.router.decision import Demand, Needs
-from services.router.llm import FIRST_ATTEMPT, LlmClassifier
-from services.router.outcomes import OutcomeLog
-
-_STRATEGIES: Mapping[str, router_pb2.Strategy.ValueType] = {
-    "features": router_pb2.STRATEGY_FEATURES,
-    "llm": router_pb2.STRATEGY_LLM,
-}
-_MAX_COMMENT_CHARS = 2000
+from services.router.decide import Decider
+from services.router.decision import Candidate, Decision, Strategy
+from services.router.health import Health
+from services.router.learning import Learning, LearningServicer
+from services.router.outcomes import outcome_of
 
 
-class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """Chooses models. Stateless but for the bounded outcome log."""
+class RouterServicer(LearningServicer):
+    """Chooses models."""
 
     def __init__(
         self,
         catalog: WatchedFile[Catalog],
-        thresholds: classifier.Thresholds,
-        default_strategy: str,
-        llm: LlmClassifier,
-        outcomes: OutcomeLog,
-        new_id: Callable[[], str],
+        decider: Decider,
+        learning: Learning,
+        health: Health,
         confidence: Confidence,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """``new_id`` names requests that come without an id, for the classifier's attempts."""
+        """``now`` is Unix seconds."""
+        super().__init__(learning, health)
         self._catalog = catalog
-        self._thresholds = thresholds
-        self._default_strategy = _STRATEGIES[default_strategy]
-        self._llm = llm
-        self._outcomes = outcomes
-        self._new_id = new_id
+        self._decider = decider
         self._confidence = confidence
+        self._now = now
 
     async def SelectModel(self, request: router_pb2.SelectModelRequest, context: Any) -> router_pb2.SelectModelResponse:
         """Choose a model, its fallbacks, and say why."""
-        asked = request.request
-        if not asked.messages:
-            raise required("request.messages")
-        identity = current_identity()
-        catalog = self._catalog.current
-        prompt = prompt_of(asked)
-        found = features.extract(prompt)
-        demand = demand_of(request, prompt, found)
-        judgement, strategy, why, overheads = await self._judge(request, identity, catalog, prompt, found)
-        route = policy.choose(catalog, demand, judgement, self._thresholds, why)
-        chosen = next(item for item in route.candidates if item.model is route.model)
-        annotate(
-            {
-                "tenth.router.model": route.model.name,
-                "tenth.router.tier": route.model.tier.name.lower(),
-                "tenth.router.strategy": router_pb2.Strategy.Name(strategy).removeprefix("STRATEGY_").lower(),
-                "tenth.router.complexity": judgement.complexity,
-                "tenth.router.expected_cost_nano_usd": chosen.expected_cost_nano_usd,
-                "tenth.router.reason": route.reason,
-            }
-        )
+        asked = asked_of(request, current_identity())
+        decision, preferred, overheads = await self._decider.decide(asked)
+        annotate(_attributes(decision))
         if not request.dry_run:
-            self._outcomes.decision_counts[route.model.name] += 1
+            self._memory.decision_counts[decision.route.model.name] += 1
             if asked.request_id:
-                before = self._outcomes.get(identity.tenant_id, asked.request_id)
-                noted = replace(
-                    before,
-                    user_id=asked.user_id or identity.user_id,
-                    model=route.model.name,
-                    complexity=judgement.complexity,
-                    features=found,
-                )
-                self._outcomes.put(identity.tenant_id, asked.request_id, noted)
-        return router_pb2.SelectModelResponse(
-            model=route.model.name,
-            tier=_tier(route.model.tier),
-            fallback_models=[model.name for model in route.fallbacks],
-            strategy=strategy,
-            reason=route.reason,
-            candidates=[
-                router_pb2.RouteCandidate(
-                    model=item.model.name,
-                    tier=_tier(item.model.tier),
-                    success_probability=item.success_probability,
-                    expected_cost_nano_usd=item.expected_cost_nano_usd,
-                    rejected_reason=item.rejected_reason,
-                )
-                for item in route.candidates
-            ],
-            complexity=judgement.complexity,
-            overheads=overheads,
-        )
+                self._log.decided(outcome_of(asked, decision, self._now(), preferred))
+        return _response(decision, overheads)
 
     async def CheckAnswer(self, request: router_pb2.CheckAnswerRequest, context: Any) -> router_pb2.CheckAnswerResponse:
         """Whether a cascade's first answer may be given."""
@@ -129,182 +79,94 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         models = sorted(catalog.models, key=lambda model: (model.tier, model.name))
         start = int(token or 0)
         end = start + min(request.page_size or 100, 1000)
+        down = self._health.down()
         return router_pb2.ListModelsResponse(
-            models=[_model(model) for model in models[start:end]],
+            models=[catalog_model(model, down) for model in models[start:end]],
             next_page_token=str(end) if end < len(models) else "",
             catalog_version=catalog.version,
         )
 
-    async def ReportOutcome(
-        self, request: router_pb2.ReportOutcomeRequest, context: Any
-    ) -> router_pb2.ReportOutcomeResponse:
-        """Note feedback."""
-        if not request.request_id:
-            raise required("request_id")
-        if not (math.isfinite(request.score) and 0.0 <= request.score <= 1.0):
-            raise invalid_argument("score must be within 0..1", field="score")
-        comment = request.comment[:_MAX_COMMENT_CHARS]
-        self._outcomes.report(current_identity().tenant_id, request.request_id, request.score, comment)
-        return router_pb2.ReportOutcomeResponse()
 
-    async def DeleteUserOutcomes(
-        self, request: router_pb2.DeleteUserOutcomesRequest, context: Any
-    ) -> router_pb2.DeleteUserOutcomesResponse:
-        """Forget a user of the calling tenant."""
-        if not request.user_id:
-            raise required("user_id")
-        count = self._outcomes.delete_user(current_identity().tenant_id, request.user_id)
-        return router_pb2.DeleteUserOutcomesResponse(outcome_count=count)
-
-    async def GetStats(self, request: router_pb2.GetStatsRequest, context: Any) -> router_pb2.GetStatsResponse:
-        """Counts since the start."""
-        return router_pb2.GetStatsResponse(
-            decision_counts=self._outcomes.decision_counts,
-            unparsable_classification_count=self._outcomes.unparsable_count,
+def _response(decision: Decision, overheads: Any) -> router_pb2.SelectModelResponse:
+    route = decision.route
+    response = router_pb2.SelectModelResponse(
+        model=route.model.name,
+        tier=_tier(route.model.tier),
+        fallback_models=[model.name for model in route.fallbacks],
+        strategy=_strategy(decision.strategy),
+        reason=route.reason,
+        candidates=[_candidate(item) for item in route.candidates],
+        complexity=decision.complexity,
+        overheads=cast("list[receipt_pb2.OverheadItem]", overheads),
+        exploration=cast(router_pb2.Exploration.ValueType, decision.exploration.value),
+        propensity=decision.propensity,
+        out_of_distribution=decision.out_of_distribution,
+        quality_target=decision.quality_target,
+        quality_price=decision.quality_price,
+        heads_version=decision.heads_version,
+        catalog_version=decision.catalog_version,
+        rule=decision.rule,
+    )
+    if decision.cascade is not None:
+        response.cascade.CopyFrom(
+            router_pb2.CascadePlan(
+                escalation_model=decision.cascade.escalation.name,
+                escalation_tier=_tier(decision.cascade.escalation.tier),
+                min_confidence=decision.cascade.min_confidence,
+                top_logprobs_count=confidence.TOP_LOGPROBS,
+            )
         )
-
-    async def _judge(
-        self,
-        request: router_pb2.SelectModelRequest,
-        identity: Identity,
-        catalog: Catalog,
-        prompt: features.Prompt,
-        found: features.Features,
-    ) -> tuple[classifier.Judgement, router_pb2.Strategy.ValueType, str, list[Any]]:
-        """The judgement, the strategy that made it, why, and what it cost."""
-        by_features = classifier.judge(found)
-        cues = f" ({', '.join(by_features.cues)})" if by_features.cues else ""
-        why = f"features, {found.language}{cues}"
-        if request.request.policy.model:
-            return by_features, router_pb2.STRATEGY_OVERRIDE, why, []
-        strategy = request.strategy or self._default_strategy
-        if strategy != router_pb2.STRATEGY_LLM:
-            return by_features, router_pb2.STRATEGY_FEATURES, why, []
-        tenant_id, request_id = identity.tenant_id, request.request.request_id or self._new_id()
-        kept = self._outcomes.get(tenant_id, request_id)
-        if kept.label is not None:
-            label = kept.label
-            why = f"classified before as {label.name.lower()}"
-            return classifier.judge_label(label, by_features), router_pb2.STRATEGY_LLM, why, []
-        failure = self._cannot_ask(request, catalog)
-        if failure:
-            return by_features, router_pb2.STRATEGY_FEATURES, f"{why}, {failure}", []
-        attempt = request.classifier_attempt or FIRST_ATTEMPT + kept.classifier_attempts
-        # Noted before the call: an attempt number is never used twice, however the call ends.
-        self._outcomes.put(tenant_id, request_id, replace(kept, classifier_attempts=kept.classifier_attempts + 1))
-        model, project_id = catalog.classifier_model, request.request.project_id
-        answer = await self._llm.classify(model, prompt.question, request_id, attempt, project_id)
-        overheads = list(answer.overheads)
-        if answer.tier is None:
-            reason = f"{why}, since the classifier {model} failed: {answer.failure}"
-            return by_features, router_pb2.STRATEGY_FEATURES, reason, overheads
-        label = answer.tier
-        if answer.parsed:
-            why = f"{model} says {label.name.lower()}"
-        else:
-            self._outcomes.unparsable_count += 1
-            why = f"{model} gave no label, medium is assumed"
-        noted = self._outcomes.get(tenant_id, request_id)
-        self._outcomes.put(tenant_id, request_id, replace(noted, label=label, user_id=request.request.user_id))
-        return classifier.judge_label(label, by_features), router_pb2.STRATEGY_LLM, why, overheads
-
-    @staticmethod
-    def _cannot_ask(request: router_pb2.SelectModelRequest, catalog: Catalog) -> str:
-        if request.dry_run:
-            return "since a dry run spends nothing on the classifier"
-        return "" if catalog.classifier_model else "since the catalogue names no classifier_model"
+    if decision.shadow is not None:
+        response.shadow.CopyFrom(
+            router_pb2.ShadowDecision(model=decision.shadow.model, strategy=_strategy(decision.shadow.strategy))
+        )
+    return response
 
 
-def prompt_of(request: chat_pb2.CompletionRequest) -> features.Prompt:
-    """What the features look at."""
-    question, system_chars, total_chars, user_turns, images = "", 0, 0, 0, 0
-    for message in request.messages:
-        chars = 0
-        for part in message.parts:
-            chars += len(part.text)
-            images += part.HasField("image")
-        chars += sum(len(call.arguments_json) for call in message.tool_calls)
-        total_chars += chars
-        if message.role == chat_pb2.ROLE_SYSTEM:
-            system_chars += chars
-        elif message.role == chat_pb2.ROLE_USER:
-            user_turns += 1
-            question = "\n".join(part.text for part in message.parts if part.text)
-    chunks = request.retrieved_chunks
-    kind = request.response_format.kind
-    return features.Prompt(
-        question=question,
-        system_chars=system_chars,
-        history_chars=max(0, total_chars - system_chars - len(question)),
-        user_turn_count=user_turns,
-        chunk_count=len(chunks),
-        chunk_chars=sum(len(chunk.text) for chunk in chunks),
-        chunk_hangul_share=features.hangul_share("".join(chunk.text[:200] for chunk in chunks[:8])),
-        tool_count=len(request.tools),
-        image_count=images,
-        wants_schema=kind == chat_pb2.RESPONSE_FORMAT_KIND_JSON_SCHEMA,
-        wants_json=kind == chat_pb2.RESPONSE_FORMAT_KIND_JSON_OBJECT,
+def _attributes(decision: Decision) -> Mapping[str, str | float | bool]:
+    route = decision.route
+    chosen = next(item for item in route.candidates if item.model is route.model)
+    attributes: dict[str, str | float | bool] = {
+        "tenth.router.model": route.model.name,
+        "tenth.router.tier": route.model.tier.name.lower(),
+        "tenth.router.strategy": decision.strategy.name.lower(),
+        "tenth.router.complexity": decision.complexity,
+        "tenth.router.expected_cost_nano_usd": chosen.expected_cost_nano_usd,
+        "tenth.router.reason": route.reason,
+    }
+    attributes["tenth.router.success_probability"] = chosen.success_probability
+    attributes["tenth.router.quality_target"] = decision.quality_target
+    attributes["tenth.router.exploration"] = decision.exploration.name.lower()
+    attributes["tenth.router.out_of_distribution"] = decision.out_of_distribution
+    attributes["tenth.router.candidates"] = " | ".join(map(_described, route.candidates))
+    if decision.rule:
+        attributes["tenth.router.rule"] = decision.rule
+    if decision.shadow is not None:
+        attributes["tenth.router.shadow_model"] = decision.shadow.model
+    return attributes
+
+
+def _described(item: Candidate) -> str:
+    cost = "price unknown" if item.expected_cost_nano_usd < 0 else f"{item.expected_cost_nano_usd / 1e9:.6f} USD"
+    rejected = f" ({item.rejected_reason})" if item.rejected_reason else ""
+    return f"{item.model.name} {item.success_probability:.2f} {cost}{rejected}"
+
+
+def _candidate(item: Candidate) -> router_pb2.RouteCandidate:
+    return router_pb2.RouteCandidate(
+        model=item.model.name,
+        tier=_tier(item.model.tier),
+        success_probability=item.success_probability,
+        expected_cost_nano_usd=item.expected_cost_nano_usd,
+        rejected_reason=item.rejected_reason,
+        expected_output_token_count=item.expected_output_tokens,
+        utility=item.utility,
     )
-
-
-def demand_of(request: router_pb2.SelectModelRequest, prompt: features.Prompt, found: features.Features) -> Demand:
-    """What the request asks of routing. Raises INVALID_FIELD for a quality target outside 0..1."""
-    asked = request.request
-    bounds = asked.policy
-    quality = bounds.quality_target if bounds.HasField("quality_target") else None
-    if quality is not None and not 0.0 < quality <= 1.0:
-        raise invalid_argument("quality_target must be above 0 up to 1", field="request.policy.quality_target")
-    korean = features.is_korean(prompt, found)
-    chars = prompt.system_chars + prompt.history_chars + len(prompt.question) + prompt.chunk_chars
-    chars += sum(len(tool.parameters_json_schema) + len(tool.description) + 60 for tool in asked.tools)
-    chars += len(asked.response_format.json_schema)
-    # Half of a Korean prompt's characters are blanks, digits and Latin at most; the estimate stays on the high side.
-    hangul = chars * 3 // 4 if korean else 0
-    sampling = asked.sampling
-    return Demand(
-        needs=Needs(
-            tools=bool(asked.tools) and asked.tool_choice.mode != chat_pb2.TOOL_CHOICE_MODE_NONE,
-            json_schema=prompt.wants_schema or prompt.wants_json,
-            vision=prompt.image_count > 0,
-            korean=korean,
-        ),
-        prompt_token_count=policy.estimate_tokens(chars, hangul, len(asked.messages), prompt.image_count),
-        max_output_tokens=sampling.max_output_tokens if sampling.HasField("max_output_tokens") else None,
-        quality_target=quality,
-        floor=_bound(bounds.tier_floor, "request.policy.tier_floor"),
-        ceiling=_bound(bounds.tier_ceiling, "request.policy.tier_ceiling"),
-        budget_ceiling=_bound(request.tier_ceiling, "tier_ceiling"),
-        excluded_models=frozenset(request.excluded_models),
-        model=bounds.model,
-    )
-
-
-def _bound(value: int, field: str) -> Tier | None:
-    if value == chat_pb2.TIER_UNSPECIFIED:
-        return None
-    try:
-        return Tier(value)
-    except ValueError:
-        raise invalid_argument(f"{value} is no tier", field=field) from None
 
 
 def _tier(tier: Tier) -> chat_pb2.Tier.ValueType:
     return cast(chat_pb2.Tier.ValueType, tier.value)
 
 
-def _model(model: Model) -> router_pb2.CatalogModel:
-    abilities = model.abilities
-    return router_pb2.CatalogModel(
-        model=model.name,
-        provider=model.provider,
-        tier=_tier(model.tier),
-        context_window_tokens=model.context_window_tokens,
-        abilities=router_pb2.ModelAbilities(
-            tools=abilities.tools,
-            json_schema=abilities.json_schema,
-            vision=abilities.vision,
-            korean=abilities.korean,
-        ),
-        self_hosted=model.self_hosted,
-        routable=model.routable,
-    )
+def _strategy(strategy: Strategy) -> router_pb2.Strategy.ValueType:
+    return cast(router_pb2.Strategy.ValueType, strategy.value)

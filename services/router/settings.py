@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_WEIGHTS = Path(__file__).parent / "weights"
+
 
 class RouterSettings(BaseSettings):
     """Which catalogue, which strategy, and where the tiers begin."""
@@ -43,8 +45,14 @@ class RouterSettings(BaseSettings):
     health_max_down_seconds: float = Field(
         default=60.0, gt=0, le=3600, description="Longest time that a model which is down is left alone, seconds"
     )
-    strategy: Literal["features", "llm"] = Field(
-        default="features", description="How complexity is judged when the request does not say"
+    strategy: Literal["trained", "features", "llm", "cascade"] = Field(
+        default="trained", description="How a model is chosen when neither the request nor a rule says"
+    )
+    shadow_strategy: Literal["", "trained", "features", "cascade"] = Field(
+        default="", description="Strategy that decides beside the one in use, without effect, for the report"
+    )
+    heads_file: Path | None = Field(
+        default=_WEIGHTS / "heads.npz", description="File of trained heads; none: the features decide"
     )
     classifier_timeout_seconds: float = Field(
         default=2.0, gt=0, le=30, description="Longest wait for the `llm` strategy's model, seconds, above 0 to 30"
@@ -58,8 +66,40 @@ class RouterSettings(BaseSettings):
     complex_from: float = Field(
         default=0.62, gt=0, lt=1, description="Complexity from which the default target takes `complex`, 0..1"
     )
+    request_memory_entries: int = Field(
+        default=50_000, ge=0, description="Requests whose `llm` label is remembered; the oldest go first"
+    )
     outcome_log_entries: int = Field(
-        default=50_000, ge=0, description="Decisions remembered for feedback; the oldest go first"
+        default=200_000,
+        ge=0,
+        description="Requests kept in the outcome log, of all tenants, about 3 kB each; the oldest go first, 0: no log",
+    )
+    outcome_log_seconds: float = Field(
+        default=90 * 86400.0, gt=0, description="How long an outcome is kept, seconds, above 0; default: 90 days"
+    )
+    outcome_queue_entries: int = Field(
+        default=10_000, ge=1, description="Parts of outcomes that wait to be written; further ones are dropped, counted"
+    )
+    outcome_write_seconds: float = Field(
+        default=0.1,
+        ge=0,
+        le=60,
+        description="Time that outcomes are gathered before they are written, seconds, 0 to 60",
+    )
+    outcome_embeddings: bool = Field(
+        default=True, description="Keep each question's embedding (float16) in the outcome log, for refits"
+    )
+    report_entries: int = Field(
+        default=20_000, ge=1, le=1_000_000, description="Newest outcomes that a report reads, 1 to 1,000,000"
+    )
+    explore_share: float = Field(
+        default=0.01, ge=0, le=0.5, description="Share of requests decided to learn of another model, 0..1, at most 0.5"
+    )
+    audit_share: float = Field(
+        default=0.005, ge=0, le=0.4, description="Share of requests that the strongest model audits, 0..1, at most 0.4"
+    )
+    exploration_spend_share: float = Field(
+        default=0.02, ge=0, le=1, description="Most expected extra cost of both, as a share of all expected cost, 0..1"
     )
 
     @model_validator(mode="after")

@@ -30,7 +30,16 @@ from services.router import datasets, fit
 from services.router.datasets import CLASSES, PAIRS, Row
 from services.router.features import Features, Prompt, extract
 from services.router.fit import RECIPES, Floats, Recipe
-from services.router.heads import Expert, Heads, Matrix, Scaling, expert_rows, heads_from_bytes, heads_to_bytes
+from services.router.heads import (
+    Expert,
+    Heads,
+    Matrix,
+    Scaling,
+    calibrated,
+    expert_rows,
+    heads_from_bytes,
+    heads_to_bytes,
+)
 from services.router.policy import estimate_tokens
 from services.router.scores import apgr, curve
 
@@ -308,7 +317,7 @@ def _cross_fitted(
     for each in range(folds):
         heads = _uncalibrated(corpus.where(fold != each), version, recipes, seed)
         asked = fold == each
-        said, length, _ = heads.predict_rows(corpus.vectors[asked], corpus.numbers[asked])
+        said, length, _ = heads.raw_rows(corpus.vectors[asked], corpus.numbers[asked])
         ratio[asked] = length
         for place, arm in enumerate(arms):
             if arm in heads.arms:
@@ -346,8 +355,7 @@ def _sample(
         )
     )
     columns = [list(arms).index(name) for name in classes]
-    logit = np.log(np.clip(raw[kept][:, columns], 0.02, 0.98) / (1 - np.clip(raw[kept][:, columns], 0.02, 0.98)))
-    predicted = 1 / (1 + np.exp(-(platt[columns, 0] * logit + platt[columns, 1])))
+    predicted = calibrated(raw[kept][:, columns].astype(np.float32), platt[columns])
     texts = [corpus.rows[place].text for place in kept]
     tokens = [estimate_tokens(len(text), sum("\uac00" <= char <= "\ud7a3" for char in text), 1, 0) for text in texts]
     return {

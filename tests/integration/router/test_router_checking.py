@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,8 @@ from tenth.type.v1 import chat_pb2
 from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
-from services.router.catalog import parse_catalog
-from services.router.classifier import Thresholds
 from services.router.confidence import Confidence, ConfidenceMap
-from services.router.llm import LlmClassifier
-from services.router.outcomes import OutcomeLog
-from services.router.servicer import RouterServicer
+from tests.integration.router.router_parts import parse, router_servicer
 
 SMALL = "smollm2-135m"
 CONFIDENCE = Confidence(
@@ -33,14 +28,13 @@ CONFIDENCE = Confidence(
 @pytest.fixture
 async def router(tmp_path: Path) -> AsyncIterator[router_pb2_grpc.RouterServiceAsyncStub]:
     async with AsyncExitStack() as stack:
-        servicer = RouterServicer(
-            WatchedFile(Path("deploy/catalog.yaml"), lambda text, name: parse_catalog(text, name, datetime.now(UTC))),
-            Thresholds(0.3, 0.62, 0.9),
-            "features",
-            LlmClassifier(inference_pb2_grpc.InferenceServiceStub(dial("127.0.0.1:1")), 1.0),
-            OutcomeLog(10),
-            lambda: "made-up",
-            CONFIDENCE,
+        nobody = await stack.enter_async_context(dial("127.0.0.1:1"))
+        catalog = WatchedFile(Path("deploy/catalog.yaml"), parse)
+        servicer, _ = router_servicer(
+            tmp_path / "outcomes.sqlite",
+            catalog,
+            inference_pb2_grpc.InferenceServiceStub(nobody),
+            confidence=CONFIDENCE,
         )
         address = await stack.enter_async_context(
             running(

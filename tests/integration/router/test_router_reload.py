@@ -18,10 +18,7 @@ from tenth.type.v1 import chat_pb2
 from mesh.catalog import WatchedFile
 from mesh.testing import dial, running
 from services.router.catalog import Catalog, CatalogReader
-from services.router.classifier import Thresholds
-from services.router.llm import LlmClassifier
-from services.router.outcomes import OutcomeLog
-from services.router.servicer import RouterServicer
+from tests.integration.router.router_parts import router_servicer
 
 VERSIONS = 50
 CALLERS = 4
@@ -62,13 +59,8 @@ async def router(
 ) -> AsyncIterator[router_pb2_grpc.RouterServiceAsyncStub]:
     async with AsyncExitStack() as stack:
         nobody = await stack.enter_async_context(dial("127.0.0.1:1"))
-        servicer = RouterServicer(
-            catalog,
-            Thresholds(0.3, 0.62, 0.9),
-            "features",
-            LlmClassifier(inference_pb2_grpc.InferenceServiceStub(nobody), 1.0),
-            OutcomeLog(1000),
-            lambda: "made-up",
+        servicer, _ = router_servicer(
+            tmp_path / "outcomes.sqlite", catalog, inference_pb2_grpc.InferenceServiceStub(nobody)
         )
         target = await stack.enter_async_context(
             running(

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,7 @@ from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
 from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import TEST_IDENTITY, dial, running
-from services.router.catalog import parse_catalog
-from services.router.classifier import Thresholds
-from services.router.confidence import read_confidence
-from services.router.llm import LlmClassifier
-from services.router.outcomes import OutcomeLog
-from services.router.servicer import RouterServicer
+from tests.integration.router.router_parts import parse, router_servicer
 
 USER, SYSTEM = chat_pb2.ROLE_USER, chat_pb2.ROLE_SYSTEM
 EASY = "What are your opening hours?"
@@ -74,15 +68,12 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             )
         )
         behind = await stack.enter_async_context(dial(address))
-        servicer = RouterServicer(
-            WatchedFile(Path("deploy/catalog.yaml"), lambda text, name: parse_catalog(text, name, datetime.now(UTC))),
-            Thresholds(0.3, 0.62, 0.9),
-            "features",
-            LlmClassifier(inference_pb2_grpc.InferenceServiceStub(behind), 2.0),
-            OutcomeLog(100),
-            lambda: "made-up",
-            read_confidence(),
+        catalog = WatchedFile(Path("deploy/catalog.yaml"), parse)
+        servicer, log = router_servicer(
+            tmp_path / "outcomes.sqlite", catalog, inference_pb2_grpc.InferenceServiceStub(behind)
         )
+        await log.open()
+        stack.push_async_callback(log.close)
         target = await stack.enter_async_context(
             running(
                 router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "tenth.router.v1.RouterService", tmp_path
@@ -294,18 +285,12 @@ async def test_the_catalogue_is_listed_in_pages(mesh: Mesh) -> None:
         await mesh.stub.ListModels(router_pb2.ListModelsRequest(page_token="x"))
 
 
-async def test_a_decision_costs_less_than_a_millisecond(mesh: Mesh) -> None:
+async def test_a_decision_costs_less_than_a_millisecond(mesh: Mesh, tmp_path: Path) -> None:
     """The figure itself is in the README; this only catches a slip by an order of magnitude."""
     request = ask("How do I change the delivery address of an order that I placed yesterday?")
-    servicer = RouterServicer(
-        WatchedFile(Path("deploy/catalog.yaml"), lambda text, name: parse_catalog(text, name, datetime.now(UTC))),
-        Thresholds(0.3, 0.62, 0.9),
-        "features",
-        LlmClassifier(inference_pb2_grpc.InferenceServiceStub(dial("127.0.0.1:1")), 1.0),
-        OutcomeLog(100),
-        lambda: "made-up",
-        read_confidence(),
-    )
+    catalog = WatchedFile(Path("deploy/catalog.yaml"), parse)
+    async with dial("127.0.0.1:1") as nobody:
+        servicer, _ = router_servicer(tmp_path / "unused", catalog, inference_pb2_grpc.InferenceServiceStub(nobody))
     times = []
     for _ in range(300):
         started = time.thread_time_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ ALL = Abilities(tools=True, json_schema=True, vision=True, korean=True)
 THRESHOLDS = Thresholds(0.3, 0.6, 0.9)
 
 
-def model(name: str, tier: Tier, abilities: Abilities = ALL, window: int = 100_000, **more: bool) -> Model:
+def model(name: str, tier: Tier, abilities: Abilities = ALL, window: int = 100_000, **more: Any) -> Model:
     return Model(name, "p", tier, window, window // 2, 100, abilities, price=ReferencePrice(10**9, 2 * 10**9), **more)
 
 

@@ -92,6 +92,30 @@ EXPLORATION_AUDIT: Exploration.ValueType  # 2
 """The strongest allowed model was taken, for a label of what it would have answered."""
 Global___Exploration: _TypeAlias = Exploration  # noqa: Y015
 
+class _FeedbackSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FeedbackSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeedbackSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FEEDBACK_SOURCE_UNSPECIFIED: _FeedbackSource.ValueType  # 0
+    """Not set: the caller."""
+    FEEDBACK_SOURCE_CALLER: _FeedbackSource.ValueType  # 1
+    """The caller or its user."""
+    FEEDBACK_SOURCE_JUDGE: _FeedbackSource.ValueType  # 2
+    """A model or program that judges."""
+
+class FeedbackSource(_FeedbackSource, metaclass=_FeedbackSourceEnumTypeWrapper):
+    """Who judged an answer."""
+
+FEEDBACK_SOURCE_UNSPECIFIED: FeedbackSource.ValueType  # 0
+"""Not set: the caller."""
+FEEDBACK_SOURCE_CALLER: FeedbackSource.ValueType  # 1
+"""The caller or its user."""
+FEEDBACK_SOURCE_JUDGE: FeedbackSource.ValueType  # 2
+"""A model or program that judges."""
+Global___FeedbackSource: _TypeAlias = FeedbackSource  # noqa: Y015
+
 @_typing.final
 class SelectModelRequest(_message.Message):
     """Asks for a model."""
@@ -674,22 +698,26 @@ class ReportOutcomeRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     COMMENT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request it is about."""
     score: _builtins.float
     """How good the answer was, 0..1."""
     comment: _builtins.str
-    """Words of the judge or user. Optional."""
+    """Words of the judge or user. Optional, and not kept: no text is."""
+    source: Global___FeedbackSource.ValueType
+    """Who says so; unset: the caller. A judge's word never takes the place of a caller's."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         score: _builtins.float = ...,
         comment: _builtins.str = ...,
+        source: Global___FeedbackSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "request_id", b"request_id", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "request_id", b"request_id", "score", b"score", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -782,6 +810,26 @@ class Outcome(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DECIDE_TIME_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
@@ -804,6 +852,10 @@ class Outcome(_message.Message):
     COMPLETION_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     SCORE_SOURCE_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    PREFERRED_MODEL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request."""
     user_id: _builtins.str
@@ -833,7 +885,15 @@ class Outcome(_message.Message):
     score: _builtins.float
     """Feedback, 0..1; absent until ReportOutcome."""
     score_source: _builtins.str
-    """Where the feedback is from: "caller", "judge" or "escalation"."""
+    """Where the feedback is from: "caller", "judge" or "escalation". With "escalation" the score is about
+    completion.escalated_from, else about the model that answered.
+    """
+    project_id: _builtins.str
+    """The project, as the routing rules see it; empty if none."""
+    rule: _builtins.str
+    """The rule that applied; empty if none."""
+    preferred_model: _builtins.str
+    """With an exploration: the model that would have been taken without it."""
     @_builtins.property
     def decide_time(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
@@ -862,6 +922,10 @@ class Outcome(_message.Message):
     def completion(self) -> Global___RecordCompletionRequest:
         """What became of it; absent until RecordCompletion."""
 
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The request's tags, as the routing rules see them."""
+
     def __init__(
         self,
         *,
@@ -887,10 +951,14 @@ class Outcome(_message.Message):
         completion: Global___RecordCompletionRequest | None = ...,
         score: _builtins.float | None = ...,
         score_source: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        rule: _builtins.str = ...,
+        preferred_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "completion", b"completion", "decide_time", b"decide_time", "demand", b"demand", "embedding", b"embedding", "score", b"score", "shadow", b"shadow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "candidates", b"candidates", "catalog_version", b"catalog_version", "completion", b"completion", "complexity", b"complexity", "decide_time", b"decide_time", "demand", b"demand", "embedding", b"embedding", "exploration", b"exploration", "features", b"features", "heads_version", b"heads_version", "language", b"language", "model", b"model", "out_of_distribution", b"out_of_distribution", "propensity", b"propensity", "quality_target", b"quality_target", "request_id", b"request_id", "score", b"score", "score_source", b"score_source", "shadow", b"shadow", "strategy", b"strategy", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "candidates", b"candidates", "catalog_version", b"catalog_version", "completion", b"completion", "complexity", b"complexity", "decide_time", b"decide_time", "demand", b"demand", "embedding", b"embedding", "exploration", b"exploration", "features", b"features", "heads_version", b"heads_version", "language", b"language", "model", b"model", "out_of_distribution", b"out_of_distribution", "preferred_model", b"preferred_model", "project_id", b"project_id", "propensity", b"propensity", "quality_target", b"quality_target", "request_id", b"request_id", "rule", b"rule", "score", b"score", "score_source", b"score_source", "shadow", b"shadow", "strategy", b"strategy", "tags", b"tags", "tier", b"tier", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
