@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from mesh.errors import Code, TenthError
 from services.compressor.errors import Reason
 from services.compressor.exchanges import Groups, closed, exchanges, may_follow, protected_positions, turn_numbers
-from services.compressor.history_relevance import Vectors, Weights, relevance
+from services.compressor.history_relevance import Relevance, Vectors, Weights, relevance
 from services.compressor.history_shorten import shortened
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, last_user
 
@@ -112,8 +112,9 @@ def select_history(
     cost: Cost,
     settings: HistorySettings,
     vectors: Vectors | None = None,
+    found: Relevance | None = None,
 ) -> Selection:
-    """The messages to send within a token budget; ``vectors`` has one row per message.
+    """The messages to send within a token budget; ``vectors`` has one row per message, ``found`` scores made before.
 
     Raises PROTECTED_OVER_BUDGET, with ``over_token_count`` in its metadata, when what must stay is alone over it.
     """
@@ -141,8 +142,9 @@ def select_history(
                 "budget_token_count": str(budget_tokens),
             },
         )
-    asked, earlier = _questions(messages)
-    found = relevance(messages, asked, earlier, settings.weights, vectors)
+    asked, earlier = questions(messages)
+    if found is None:
+        found = relevance(messages, asked, earlier, settings.weights, vectors)
     units = _units(messages, costs, groups, protected, found.scores.tolist(), settings)
     if settings.shorten:
         units = [_with_short(unit, messages, asked, settings.shorten_over_tokens, cost) for unit in units]
@@ -340,7 +342,7 @@ def _with_short(unit: _Unit, messages: Sequence[Message], asked: str, limit_toke
     return replace(unit, short=_Form(short, tokens)) if short is not None and tokens < unit.tokens else unit
 
 
-def _questions(messages: Sequence[Message]) -> tuple[str, str]:
+def questions(messages: Sequence[Message]) -> tuple[str, str]:
     """The text of the last user message, and of the one before it."""
     asked = ["\n".join(message.texts) for message in messages if message.role == USER][-2:]
     return (asked[-1] if asked else ""), (asked[0] if len(asked) > 1 else "")
