@@ -11,8 +11,8 @@ Run it after ``history``, which might drop the first copy.
 | code, JSON, tables, quotations, tool results | byte for byte equal, from 400 characters on |
 
 The earlier copy says it all when eight in ten word triples are common to both, every word of the later copy stands in
-it in that order (but for articles), and numbers, dates, negations, limiting words ("only", "until", "이상"), identifiers
-and names are the same, one for one.
+it in that order (but for articles), and numbers, dates, negations, limiting words ("only", "until", "이상"),
+identifiers and names are the same, one for one.
 
 Never touched: system and pinned messages (they may hold the first copy), the last user message unless asked for, worked
 examples (``Q:``, ``예시 1:``), and all that is shorter.

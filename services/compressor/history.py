@@ -145,9 +145,10 @@ def select_history(
     asked, earlier = questions(messages)
     if found is None:
         found = relevance(messages, asked, earlier, settings.weights, vectors)
-    units = _units(messages, costs, groups, protected, found.scores.tolist(), settings)
+    units = _units(messages, costs, groups, protected)
     if settings.shorten:
         units = [_with_short(unit, messages, asked, settings.shorten_over_tokens, cost) for unit in units]
+    units = _ranked(units, messages, found.scores.tolist(), settings)
     choice = _fill(bare, protected, least, units, filler, budget_tokens)
     _give_back(choice, units, costs, budget_tokens)
     positions = sorted(choice.kept)
@@ -305,32 +306,33 @@ def _give_back(choice: _Choice, units: Sequence[_Unit], costs: Sequence[int], bu
             del choice.forms[at]
 
 
-def _units(
-    messages: Sequence[Message],
-    costs: Sequence[int],
-    groups: Groups,
-    protected: set[int],
-    scores: Sequence[float],
-    settings: HistorySettings,
+def _units(messages: Sequence[Message], costs: Sequence[int], groups: Groups, protected: set[int]) -> list[_Unit]:
+    """What is not protected."""
+    units = []
+    for at in range(len(messages)):
+        positions = tuple(sorted(groups[at]))
+        if at not in protected and positions[0] == at:
+            units.append(_Unit(positions, sum(costs[position] for position in positions)))
+    return units
+
+
+def _ranked(
+    units: Sequence[_Unit], messages: Sequence[Message], scores: Sequence[float], settings: HistorySettings
 ) -> list[_Unit]:
-    """What is not protected, in the order in which it is to be taken."""
+    """The units in the order in which they are to be taken."""
     turn_of = turn_numbers(messages)
     last = last_user(messages)
     current = turn_of[last if last is not None else len(messages) - 1]
-    ranked = []
-    for at in range(len(messages)):
-        positions = tuple(sorted(groups[at]))
-        if at in protected or positions[0] != at:
-            continue
-        tokens = sum(costs[position] for position in positions)
-        score = max(scores[position] for position in positions)
+
+    def rank(unit: _Unit) -> tuple[int, float, int]:
+        tokens = unit.short.tokens if unit.short else unit.tokens
+        score = max(scores[position] for position in unit.positions)
         score -= settings.cost_exponent * math.log(max(1, tokens))
-        age = current - turn_of[positions[-1]]
         # The newest turns come before all others, newest first.
-        recent = age if age <= settings.recent_turn_count else settings.recent_turn_count + 1
-        ranked.append((recent, -score, -at, _Unit(positions, tokens)))
-    ranked.sort(key=lambda item: item[:3])
-    return [item[3] for item in ranked]
+        age = current - turn_of[unit.positions[-1]]
+        return min(age, settings.recent_turn_count + 1), -score, -unit.positions[0]
+
+    return sorted(units, key=rank)
 
 
 def _with_short(unit: _Unit, messages: Sequence[Message], asked: str, limit_tokens: int, cost: Cost) -> _Unit:

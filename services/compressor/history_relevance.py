@@ -46,7 +46,7 @@ _K1, _B = 1.2, 0.75
 _PASSAGE = 8
 _FEW_TERMS = 3
 _EARLIER = 0.5
-"""What the turn before weighs in a question too short to stand alone ("and the second one?")."""
+"""What all words of the user message before weigh beside the question's own, when it has two at most ("why?")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,8 @@ def features(
     terms = Terms()
     wanted = dict.fromkeys(terms.of(asked), 1.0)
     if len(wanted) < _FEW_TERMS:
-        wanted = dict.fromkeys(terms.of(earlier), _EARLIER) | wanted
+        before = set(terms.of(earlier))
+        wanted = dict.fromkeys(sorted(before), _EARLIER * max(1, len(wanted)) / max(1, len(before))) | wanted
     keywords, information = _words(messages, wanted, terms)
     result = {
         "keywords": keywords,

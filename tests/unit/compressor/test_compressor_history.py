@@ -101,6 +101,13 @@ def test_a_short_follow_up_is_read_with_the_question_before() -> None:
     assert 0 not in kept.stubbed
 
 
+def test_one_word_of_its_own_outweighs_the_question_before() -> None:
+    talk = chat("The key is under the mat.", "Good.", *FILLER * 8, "Where is the key?")
+    kept = select_history(talk, 130, cost, SETTINGS)
+    assert 0 in kept.positions
+    assert 0 not in kept.stubbed
+
+
 def test_the_newest_turn_comes_before_the_relevant() -> None:
     talk = chat("red paint " * 5, "red " * 5, *FILLER * 4, "a" * 80, "b" * 80, "red paint?")
     kept = select_history(talk, 60, cost, SETTINGS)
