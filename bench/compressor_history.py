@@ -29,7 +29,8 @@ from mesh.errors import TenthError
 from services.cache.embedding import Encoder, load_encoder
 from services.compressor.catalog import Model
 from services.compressor.history import HistorySettings, select_history
-from services.compressor.history_relevance import Vectors, text_to_embed
+from services.compressor.history import questions as asked_of
+from services.compressor.history_relevance import Relevance, Vectors, relevance, text_to_embed
 from services.compressor.history_sets import (
     CHATS,
     LOCOMO,
@@ -152,28 +153,33 @@ def _conversation(
     """For each system and share one flag per question."""
     history = sum(map(bench.cost, one.messages))
     questions = one.questions[:QUICK_ROWS] if bench.result.quick else one.questions
-    result = []
-    for share in SHARES:
-        flags: dict[str, list[float]] = {"last_n": [], "ours_words": []}
-        for at, question in enumerate(questions):
-            asked = ask(one, question)
-            budget = int(share * history) + bench.cost(asked[-1])
-            whole = set(last_n(asked, budget, bench.cost))
-            flags["last_n"].append(float(question.evidence <= whole))
-            flags["ours_words"].append(float(question.evidence <= _whole(bench, asked, budget, None)))
-            if vectors is not None:
+    flags: dict[tuple[str, float], list[float]] = {}
+    for at, question in enumerate(questions):
+        asked = ask(one, question)
+        systems: dict[str, Relevance] = {}
+        for system in ("ours_words", "ours")[: 1 if vectors is None else 2]:
+            given = None
+            if vectors is not None and system == "ours":
                 given = Vectors(vectors[1][at], np.concatenate([vectors[0], vectors[1][at : at + 1]]))
+            started = time.perf_counter()
+            systems[system] = relevance(asked, *asked_of(asked), bench.settings.weights, given)
+            spent = time.perf_counter() - started
+        for share in SHARES:
+            budget = int(share * history) + bench.cost(asked[-1])
+            newest = set(last_n(asked, budget, bench.cost))
+            flags.setdefault(("last_n", share), []).append(float(question.evidence <= newest))
+            for system, found in systems.items():
                 started = time.perf_counter()
-                stays = _whole(bench, asked, budget, given)
-                seconds.append(time.perf_counter() - started)
-                flags.setdefault("ours", []).append(float(question.evidence <= stays))
-        result += [(system, share, values) for system, values in flags.items()]
-    return result
+                stays = _whole(bench, asked, budget, found)
+                if system == "ours":
+                    seconds.append(spent + time.perf_counter() - started)
+                flags.setdefault((system, share), []).append(float(question.evidence <= stays))
+    return [(system, share, values) for (system, share), values in flags.items()]
 
 
-def _whole(bench: HistoryBench, messages: Sequence[Message], budget: int, vectors: Vectors | None) -> set[int]:
+def _whole(bench: HistoryBench, messages: Sequence[Message], budget: int, found: Relevance) -> set[int]:
     """Positions that stay whole. Raises AssertionError when the budget is passed."""
-    chosen = select_history(messages, budget, bench.cost, bench.settings, vectors)
+    chosen = select_history(messages, budget, bench.cost, bench.settings, found=found)
     if sum(map(bench.cost, chosen.messages)) > budget:
         raise AssertionError(f"{chosen.token_count} tokens in a budget of {budget}")
     return set(chosen.positions) - set(chosen.stubbed) - set(chosen.shortened)

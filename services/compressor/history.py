@@ -27,7 +27,7 @@ from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, last_us
 
 STUB = "[…]"
 """What stands for a message that only its role needs."""
-_SEARCH_STEPS = 14
+_SEARCH_STEPS = 8
 _FILLERS_SEEN = 64
 """So far back from the end of a gap a filling without pictures is looked for."""
 
@@ -264,10 +264,10 @@ def _fill(
 ) -> _Choice:
     """The units that fit, best first, with the stubs that they make necessary.
 
-    Stubs are known only when a choice is made, so the room to leave for them is found by halving.
+    Stubs are known only when a choice is made, so the room to leave for them is searched for.
     """
 
-    def tried(limit: int) -> _Choice | None:
+    def tried(limit: int) -> _Choice:
         choice = _Choice(set(protected), {}, least)
         for unit in units:
             price = unit.short.tokens if unit.short else unit.tokens
@@ -278,21 +278,21 @@ def _fill(
             if unit.short:
                 choice.forms[unit.positions[0]] = unit.short
         choice.repair(filler)
-        return choice if choice.spent <= budget_tokens else None
+        return choice
 
-    best = tried(budget_tokens)
-    if best is not None:
-        return best
-    low, high, best = least, budget_tokens, bare
+    best, low, high, limit = bare, least, budget_tokens, budget_tokens
     for _ in range(_SEARCH_STEPS):
-        if high - low <= 1:
-            break
-        middle = (low + high) // 2
-        choice = tried(middle)
-        if choice is None:
-            high = middle
+        choice = tried(limit)
+        if choice.spent <= budget_tokens:
+            low, best = limit, choice
         else:
-            low, best = middle, choice
+            high = limit
+        if high - low <= 1 or low == budget_tokens:
+            break
+        # What the stubs came to is the best guess of what they need; after that, halving.
+        limit = max(low + 1, budget_tokens - (choice.spent - limit)) if best is bare else (low + high) // 2
+        if not low < limit < high:
+            limit = (low + high) // 2
     return best
 
 

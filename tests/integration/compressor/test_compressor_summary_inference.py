@@ -47,7 +47,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
 
 @pytest.fixture
 async def inference(tmp_path: Path) -> AsyncIterator[tuple[FakeInference, InferenceSummarizer]]:
-    fake = FakeInference()
+    fake = FakeInference()  # type: ignore[abstract]  # Only what is called is played.
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(
             running(

@@ -69,7 +69,7 @@ def test_questions_without_an_answer_or_evidence_are_left_out(tmp_path: Path) ->
 
 
 def test_the_words_of_the_answer_that_are_in_the_history_and_not_in_the_question(tmp_path: Path) -> None:
-    write(tmp_path, "sharegpt_multiturn_en", CHAT, {**CHAT, "id": "short", "messages": CHAT["messages"][:2]})  # type: ignore[index]  # A list.
+    write(tmp_path, "sharegpt_multiturn_en", CHAT, {**CHAT, "id": "short", "messages": CHAT["messages"][:2]})
     (chat,) = read_chats(tmp_path, "sharegpt_multiturn_en")
     assert chat.answer == "Nine boats in the blue harbour"
     assert answer_terms(chat)[0] == {"nine", "blue", "harbour"}
