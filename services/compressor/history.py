@@ -27,7 +27,7 @@ from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, last_us
 
 STUB = "[…]"
 """What stands for a message that only its role needs."""
-_SEARCH_STEPS = 8
+_SEARCH_STEPS = 14
 _FILLERS_SEEN = 64
 """So far back from the end of a gap a filling without pictures is looked for."""
 
@@ -289,8 +289,9 @@ def _fill(
             high = limit
         if high - low <= 1 or low == budget_tokens:
             break
-        # What the stubs came to is the best guess of what they need; after that, halving.
-        limit = max(low + 1, budget_tokens - (choice.spent - limit)) if best is bare else (low + high) // 2
+        # Lower by what it was over, and a little more, for fewer messages have more gaps; after that, halving.
+        over = max(0, choice.spent - budget_tokens)
+        limit = limit - over - over // 4 if best is bare else (low + high) // 2
         if not low < limit < high:
             limit = (low + high) // 2
     return best

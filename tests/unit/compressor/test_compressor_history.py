@@ -247,3 +247,11 @@ def test_long_histories_are_fast(message_count: int, seconds: float) -> None:
     kept = select_history(talk, sum(map(cost, talk)) // 3, cost, SETTINGS)
     assert time.process_time() - started < seconds
     assert kept.dropped
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 0.9])
+def test_the_room_left_for_stubs_is_found_closely(share: float) -> None:
+    talk = chat(*(f"In week {at} we spoke of topic {at * 7919 % 50} at length. " * 2 for at in range(400)), "Topic 21?")
+    budget = int(share * sum(map(cost, talk)))
+    kept = select_history(talk, budget, cost, SETTINGS)
+    assert 0.95 * budget <= kept.token_count <= budget
