@@ -47,7 +47,7 @@ MODEL_KEYS = frozenset(
         "first_token_seconds",
     }
 )
-ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean"})
+ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean", "logprobs"})
 PRICE_KEYS = frozenset({"valid_from", "valid_to", "source", *(field.name for field in fields(Price))})
 STEP_KEYS = frozenset({"above_input_tokens", *(field.name for field in fields(PriceStep) if field.name != "above")})
 

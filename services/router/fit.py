@@ -154,6 +154,7 @@ def general(
     difficulty_mean = float(np.average(difficulty, weights=row_weights))
     intercepts: list[float] = []
     slopes: list[float] = []
+    below: Floats | None = None
     for quality in classes.values():
         given = ~np.isnan(quality)
         inside = _within(quality, names, given)
@@ -161,10 +162,17 @@ def general(
         slope = float((row_weights * inside * steps)[given].sum() / max(1e-9, (row_weights * steps**2)[given].sum()))
         # The stronger a class, the less it loses where questions are hard: never the other way round.
         slope = min(0.0, slope) if not slopes else min(0.0, max(slope, 0.9 * slopes[-1]))
-        mean = float(np.average(quality[given], weights=row_weights[given])) if given.any() else 0.9
-        mean = max(mean, intercepts[-1] + slopes[-1] * difficulty_mean) if intercepts else mean
+        if below is None:
+            level = float(np.average(quality[given], weights=row_weights[given])) - slope * difficulty_mean
+        else:
+            # Classes were recorded on different sets, some of them harder: what one class is above the one below it is
+            # read off rows that have both.
+            both = given & ~np.isnan(below)
+            gap = float(np.average((quality - below)[both], weights=row_weights[both])) if both.any() else 0.0
+            level = intercepts[-1] + max(0.0, gap) + (slopes[-1] - slope) * difficulty_mean
+        intercepts.append(level)
         slopes.append(slope)
-        intercepts.append(mean - slope * difficulty_mean)
+        below = quality
     return General(
         landmarks,
         weights.astype(np.float32),
