@@ -231,7 +231,8 @@ def _assume(result: Result, choice: Choice, loaded: Loaded) -> None:
         "costs": "expected by model from the question's length, a line through the rows that are not held out. The "
         "price of quality is set on those rows, all where there are none, by heads of other folds. score_ratio: the "
         f"last price before {QUALITY_TO_KEEP:g} of best_single's quality is not kept with 95% confidence; _on_average: "
-        f"not kept on average; _at_{100 * COST_TO_KEEP:.0f}: the lowest price at {COST_TO_KEEP:g} of its cost",
+        f"the cheapest that keeps it on average; _at_{100 * COST_TO_KEEP:.0f}: the lowest price at "
+        f"{COST_TO_KEEP:g} of its cost",
         "quality_target": "the router's own decisions with the heads above; recorded quality of the class that the "
         "chosen model stands for, expected cost by the shipped catalogue; models whose class was not recorded on a row "
         "are excluded there; the strongest is the strongest recorded class",

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.result import Result
-from bench.router_heads import Judging, success_by_model
+from bench.router_heads import Judging, arm_of, success_by_model
 from bench.router_pricing import PRICES, RULES, Learned, picks
 from bench.router_sets import MeasuredSet
 from bench.router_systems import put
 from services.router import fit
-from services.router.datasets import Row, class_of
+from services.router.datasets import Row
 from services.router.fit import RECIPES, Recipe
 from services.router.heads import Expert, Heads, calibrated, expert_rows
 from services.router.scores import Counts, Floats, Indices, mean, ratio
@@ -113,7 +113,7 @@ class Costs:
         return Chosen(self.quality[self.measured, place], self.cost_usd[self.measured, place])
 
     def _arms(self, heads: Judging) -> dict[str, str]:
-        return {model: model if model in heads.arms else class_of(model) for model in self.models}
+        return {model: arm_of(heads, model) for model in self.models}
 
     def _expert(self, heads: Judging) -> Expert | None:
         experts = heads.experts if isinstance(heads, Heads) else ()

@@ -13,7 +13,7 @@ from bench.result import Result, median, percentile
 from bench.router_heads import Vectors
 from services.router import policy
 from services.router.catalog import Catalog
-from services.router.decide import Knowledge, routed
+from services.router.decide import Knowledge, Routed, routed
 from services.router.decision import Demand, Embedding, Needs, Strategy
 from services.router.features import Features, Prompt, extract, is_korean
 
@@ -52,11 +52,11 @@ def measure(
         result.add(f"decision/{name}/cpu_us", timed.cpu, "us", n)
 
 
-def decider(knowledge: Knowledge, catalog: Catalog) -> Callable[[str, Vectors], object]:
+def decider(knowledge: Knowledge, catalog: Catalog) -> Callable[[str, Vectors], Routed]:
     """One whole decision of the trained strategy on a question and its vector, as the servicer has it taken."""
     version = knowledge.heads.embedder_version if knowledge.heads is not None else ""
 
-    def decide(question: str, vector: Vectors) -> object:
+    def decide(question: str, vector: Vectors) -> Routed:
         prompt = Prompt(question=question)
         found = extract(prompt)
         embedding = Embedding(vector, version)

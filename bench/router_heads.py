@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import services.router
-from services.router.datasets import TRAINING_SETS
+from services.router.datasets import TRAINING_SETS, class_of
 from services.router.features import Features
 from services.router.heads import Heads
 from services.router.scores import Floats
@@ -71,6 +71,11 @@ def load(*, held_out: bool, folder: Path = WEIGHTS) -> Loaded:
         return Loaded(None)
     transfer = {path.stem: Heads.load(path) for path in sorted((folder / _TRANSFER).glob("*.npz"))}
     return Loaded(Heads.load(file), file.name, transfer)
+
+
+def arm_of(heads: Judging, model: str) -> str:
+    """The arm that stands for a model: its own, or else that of its class; the model itself when it is in no class."""
+    return model if model in heads.arms else class_of(model) or model
 
 
 def success_by_model(

@@ -40,25 +40,34 @@ def picks(success: Floats, expected_usd: Floats, price: float) -> Indices:
     return found
 
 
-def price_with_confidence(learned: Learned, wanted: float = QUALITY_TO_KEEP, z: float = CONFIDENCE_Z) -> float:
+def price_with_confidence(learned: Learned, wanted: float = QUALITY_TO_KEEP) -> float:
     """The last price of a rising sequence before ``wanted`` of the best model's quality is not surely kept; else 0.
 
-    The rule of ``quality.price_for_target``. With ``z`` 0 the mean alone counts.
+    The rule of ``quality.price_for_target``.
     """
     kept, rows = 0.0, np.arange(len(learned.success))
     for price in PRICES[1:]:
         spare = learned.quality[rows, picks(learned.success, learned.expected_usd, float(price))]
         spare = spare - wanted * learned.best_quality
         error = float(spare.std(ddof=1)) / np.sqrt(len(spare)) if len(spare) > 1 else float("inf")
-        if spare.mean() - (z * error if z else 0.0) < 0.0:
+        if spare.mean() - CONFIDENCE_Z * error < 0.0:
             break
         kept = float(price)
     return kept
 
 
-def price_on_average(learned: Learned) -> float:
-    """The same without confidence: as likely as not the quality is a little below."""
-    return price_with_confidence(learned, z=0.0)
+def price_on_average(learned: Learned, wanted: float = QUALITY_TO_KEEP) -> float:
+    """The price of the cheapest picks that keep ``wanted`` of the best model's quality on average, else of the best.
+
+    Without confidence: on other rows the quality is as likely as not a little below.
+    """
+    rows = np.arange(len(learned.success))
+    found = []
+    for price in PRICES:
+        chosen = picks(learned.success, learned.expected_usd, float(price))
+        found.append((learned.quality[rows, chosen].mean(), learned.cost_usd[rows, chosen].mean(), float(price)))
+    keeping = [each for each in found if each[0] >= wanted * learned.best_quality.mean()]
+    return min(keeping, key=lambda each: each[1])[2] if keeping else max(found, key=lambda each: each[0])[2]
 
 
 def price_for_cost(learned: Learned, share: float = COST_TO_KEEP) -> float:
