@@ -39,7 +39,7 @@ def test_the_picture_of_costs() -> None:
     )
     lines, dots, singles, names = router_plots.costs("mine", "b", frontier)["layer"]
     assert [each["cost"] for each in lines["data"]["values"]] == [0.1, 0.4]
-    assert dots["data"]["values"] == [{"system": "Tenth, heads as shipped", "cost": 0.4, "quality": 1.0}]
+    assert dots["data"]["values"] == [{"system": "Tenth, in domain", "cost": 0.4, "quality": 1.0}]
     assert [each["model"] for each in singles["data"]["values"]] == ["a", "b"]
     assert names["encoding"]["text"] == {"field": "model"}
     assert lines["encoding"]["x"]["scale"]["type"] == "log"
