@@ -59,6 +59,8 @@ _GATE_CENTROIDS = 96
 _GATE_SHARPNESS = 10.0
 _GENERAL_AT = 6.0
 _FAR_QUANTILE = 0.998
+_SLOPES = (0.3, 3.0)
+"""Bounds of Platt's slope: an arm with few rows is not trusted with more."""
 _SET_ROWS = 1500
 """A set counts as this many rows at most where sets are pooled."""
 
@@ -146,6 +148,10 @@ def general(
     row_weights = np.array([min(1.0, _SET_ROWS / counts[name]) for name in sets])
     weakest = next(iter(classes.values()))
     known = ~np.isnan(weakest)
+    if not known.any():
+        raise ValueError(
+            "no row has an outcome of the weakest class of models: there is nothing to learn difficulty from"
+        )
     target = -_within(weakest, names, known)
     inputs = values @ whitening
     found = ridge(inputs[known], target[known], _GENERAL_RIDGE, row_weights[known])
@@ -219,7 +225,7 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
 def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
     """Slope and intercept on ``spread(raw)`` (both [n]; quality 0..1 counts as a share of successes).
 
-    Slopes are kept within 0.3..3: an arm with few rows is left as it is.
+    Fewer than 50 rows, or rows all alike, leave the arm as it is.
     """
     values = spread(raw.astype(np.float32)).astype(np.float64)
     if len(raw) < 50 or quality.min() == quality.max():
@@ -229,8 +235,15 @@ def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
     weights = np.concatenate((quality, 1 - quality))
     # A faint prior towards the identity: as if 20 rows had come out as predicted.
     fitted = LogisticRegression(C=10.0, max_iter=200).fit(both, labels, sample_weight=weights)
-    slope = float(np.clip(fitted.coef_[0, 0], 0.3, 3.0))
-    return round(slope, 4), round(float(fitted.intercept_[0]), 4)
+    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    bounded = float(np.clip(slope, *_SLOPES))
+    if bounded != slope:
+        # The intercept belongs to its slope: Newton's steps to where the mean comes out right.
+        for _ in range(20):
+            said = 1.0 / (1.0 + np.exp(-np.clip(bounded * values + intercept, -30.0, 30.0)))
+            intercept += float((quality - said).mean() / max(1e-4, (said * (1.0 - said)).mean()))
+            intercept = float(np.clip(intercept, -10.0, 10.0))
+    return round(bounded, 4), round(intercept, 4)
 
 
 def familiar_weights(common: Scaling, recorded: tuple[Matrix, Matrix], everyday: tuple[Matrix, Matrix]) -> Floats:
