@@ -166,7 +166,8 @@ def _considered(
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """All models with what speaks against each, and a note where not everything that does was heeded.
 
-    Utilities are 0 where ``quality_price`` is None: there tiers decide. A model that is down or too slow is left out while another can serve; when none can, late or doubtful is better
+    Utilities are 0 where ``quality_price`` is None: there tiers decide. A model that is down or too slow is left out
+    while another can serve; when none can, late or doubtful is better
     than refused, and the deadline is the orchestrator's to keep.
     """
     demand = _attainable(catalog, demand, floor, ceiling)
