@@ -277,10 +277,13 @@ def _unable(heads: Heads | None, embedding: Embedding | None) -> str:
 
 
 def _estimates(prediction: Prediction) -> Callable[[Model], Estimate]:
-    """What the heads say of a model: by its arm, or where they have none of that name by the class of its tier."""
+    """What the heads say of a model: by an arm of its very name, which a refit made from its own outcomes; else by the
+    arm that it is like; or where they have none of that name by the class of its tier."""
 
     def estimate(model: Model) -> Estimate:
-        success = prediction.success.get(model.arm)
+        success = prediction.success.get(model.name)
+        if success is None:
+            success = prediction.success.get(model.arm)
         if success is None:
             success = prediction.success[replace(model, quality_like="").arm]
         return Estimate(success, max(1, round(model.expected_output_tokens * prediction.length_ratio)))
