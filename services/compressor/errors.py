@@ -12,3 +12,5 @@ class Reason(StrEnum):
     """The catalogue has no model of that name, so its tokens cannot be counted."""
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
     """The prompt does not fit the model's context window, not even compressed as far as the mode allows."""
+    PROTECTED_OVER_BUDGET = "PROTECTED_OVER_BUDGET"
+    """What must not be cut is alone over the token budget; `over_token_count` says by how much."""

@@ -21,8 +21,9 @@ from typing import Protocol
 from mesh.errors import Code, TenthError
 from services.compressor.cleanup import clean
 from services.compressor.errors import Reason
+from services.compressor.history import keep_history
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt
-from services.compressor.strategies import Ranking, keep_chunks, keep_history
+from services.compressor.strategies import Ranking, keep_chunks
 
 DEFAULT_OUTPUT_TOKENS = 1024
 """Room kept for the answer when the request does not say, at most a quarter of the window."""

@@ -1,4 +1,4 @@
-"""The ``history`` and ``retrieval`` strategies; ``cleanup`` has a module of its own. Pure.
+"""The ``retrieval`` strategy. Pure.
 
 Ranking of chunks: cosine similarity of vectors, else BM25 (Robertson and Zaragoza, 2009; k1 1.2, b 0.75). Korean is
 split into character bigrams for it, which stands up to particles and endings without a morphological analyser.
@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
-
-from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Message, last_user
 
 _TERM = re.compile(r"[\uac00-\ud7a3]+|(?:(?![\uac00-\ud7a3])[^\W_])+")
 _K1, _B = 1.2, 0.75
@@ -33,71 +31,6 @@ class Ranking:
 
     scores: tuple[float, ...]
     method: str
-
-
-def keep_history(messages: Sequence[Message], budget_tokens: int, cost: Callable[[Message], int]) -> list[int]:
-    """Positions of the messages to keep, in order, within a token budget.
-
-    System and pinned messages and the last user message with all that follows are always kept, even over budget;
-    so is, for a kept tool call or result, its whole exchange. Then whole turns are added, newest first, until one
-    does not fit. A tool result is never parted from its call.
-    """
-    groups = _groups(messages)
-    turn_of = _turns(messages)
-    costs = [cost(message) for message in messages]
-    last = last_user(messages)
-    tail = len(messages) - 1 if last is None else last
-    kept = {at for at, message in enumerate(messages) if message.role == SYSTEM or message.pinned or at >= tail}
-    kept = _closed(kept, groups)
-    spent = sum(costs[at] for at in kept)
-    turns: dict[int, set[int]] = {}
-    for at, turn in enumerate(turn_of):
-        turns.setdefault(turn, set()).add(at)
-    for turn in sorted(turns, reverse=True):
-        more = _closed(turns[turn], groups) - kept
-        price = sum(costs[at] for at in more)
-        if spent + price > budget_tokens:
-            break
-        kept |= more
-        spent += price
-    return sorted(kept)
-
-
-def _turns(messages: Sequence[Message]) -> list[int]:
-    """For each message the number of its turn: a user message with what follows up to the next."""
-    numbers, turn, after_user = [], 0, False
-    for message in messages:
-        if message.role == USER and after_user:
-            turn += 1
-            after_user = False
-        # Several user messages in a row are one turn.
-        after_user = after_user or message.role in (ASSISTANT, TOOL)
-        numbers.append(turn)
-    return numbers
-
-
-def _groups(messages: Sequence[Message]) -> list[frozenset[int]]:
-    """For each message the positions that must stay with it: a call with all its results."""
-    owner: dict[str, int] = {}
-    members: dict[int, set[int]] = {}
-    for at, message in enumerate(messages):
-        if message.calls:
-            members[at] = {at}
-            owner.update((call.id, at) for call in message.calls)
-        elif message.role == TOOL and message.answers in owner:
-            members[owner[message.answers]].add(at)
-    result = [frozenset({at}) for at in range(len(messages))]
-    for group in members.values():
-        for at in group:
-            result[at] = frozenset(group)
-    return result
-
-
-def _closed(positions: set[int], groups: Sequence[frozenset[int]]) -> set[int]:
-    closed = set(positions)
-    for at in positions:
-        closed |= groups[at]
-    return closed
 
 
 def keep_chunks(chunks: Sequence[str], ranking: Ranking, most: int, threshold: float, at_least: int) -> list[int]:

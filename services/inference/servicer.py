@@ -48,6 +48,8 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
 )
 """Failures that say nothing about whether the next call will work."""
 
+_BOOKED_AS = {inference_pb2.PURPOSE_CLASSIFIER: "classifier", inference_pb2.PURPOSE_SUMMARY: "summary"}
+"""What the ledger calls a purpose; any other is an answer's."""
 _SANDBOX = " (sandbox)"
 """How a provider's name ends that the sandbox plays."""
 _FAIR_SECONDS = 2.0
@@ -330,7 +332,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             event_time=timestamp(self._now()),
             user_id=user_id,
             project_id=request.project_id or project_id,
-            purpose="classifier" if request.purpose == inference_pb2.PURPOSE_CLASSIFIER else "answer",
+            purpose=_BOOKED_AS.get(request.purpose, "answer"),
             quantized=attempt.served.backend.quantized,
             trace_id=current_trace_id(),
         )

@@ -53,6 +53,9 @@ PREFERRED = "preferred:"
 """Before a model's name where what was recorded is how often its answer was preferred to the strong model's: that
 measures style and length as much as use, and is never mixed with what was marked right or wrong."""
 
+_EVERYDAY_FOLDER = "cache"
+_EVERYDAY: Mapping[str, str] = {"banking77": "text", "clinc150": "text", "chatbot_ko": "q", "parakqc_ko": "text"}
+"""Sets of everyday questions, and the field that holds one."""
 _FEW_SHOT = frozenset({"routerbench_3tasks"})
 _STEM_CHARS = 220
 """Two scenarios to be judged begin alike for some 150."""
@@ -170,6 +173,19 @@ def read(data: Path, name: str) -> list[Row]:
     if scale == 1.0:
         return rows
     return [replace(row, quality={model: mark / scale for model, mark in row.quality.items()}) for row in rows]
+
+
+def everyday_questions(data: Path, count: int) -> list[str]:
+    """Questions of customers and users whose answers nobody marked, at most ``count`` of a set, chosen by digest."""
+    found = []
+    for name, key in _EVERYDAY.items():
+        path = data / _EVERYDAY_FOLDER / f"{name}{SUFFIX}"
+        if path.is_file():
+            with gzip.open(path, "rt", encoding="utf-8") as lines:
+                texts = {str(json.loads(line)[key]) for line in lines}
+            ranked = sorted(texts, key=lambda text: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+            found += ranked[:count]
+    return found
 
 
 def weak_and_strong(rows: Sequence[Row]) -> tuple[str, str]:

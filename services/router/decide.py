@@ -37,6 +37,8 @@ from services.router.policy import Ways
 from services.router.quality import QualityPrices
 
 _FALLING_BACK = "features"
+_FAMILIAR = 0.5
+"""Probability of being of a recorded kind from which the heads are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,10 @@ def routed(
         why = f"unlike all that the heads were trained on: the default tier, {catalog.default_tier.name.lower()}"
         route = policy.choose_tier(catalog, demand, default, why, ways)
         return Routed(route, strategy, judgement.complexity, target, out_of_distribution=True)
+    if prediction.familiarity < _FAMILIAR:
+        why = f"{why}, since no outcomes of such questions are on record"
+        route = by_tier(catalog, demand, judgement, knowledge.thresholds, why, down)
+        return Routed(route, Strategy.FEATURES, judgement.complexity, target)
     price = prices.of(catalog, target)
     ways = Ways(_estimates(prediction), down)
     why = f"trained, quality target {target:.2f}: a dollar must buy {price.per_usd:.3g} of success"

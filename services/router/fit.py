@@ -76,7 +76,9 @@ def scaling(vectors: Matrix, numbers: Matrix) -> Scaling:
 def kernel(left: Matrix, right: Matrix, count: int, gamma: float, feature_weight: float, seed: int) -> Kernel:
     """Landmarks at cluster centres, in eight bits; the fit uses them as they are stored."""
     rows = np.concatenate((left, feature_weight * right), 1)
-    clusters = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=2048).fit(rows)
+    clusters = MiniBatchKMeans(
+        count, random_state=seed, n_init=1, batch_size=2048, max_iter=12, max_no_improvement=4
+    ).fit(rows)
     centres = clusters.cluster_centers_.astype(np.float32)
     scales = np.maximum(np.abs(centres).max(1), 1e-6) / 127.0
     scales = _rounded(scales)
@@ -207,7 +209,7 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
 def centroids_of(at: Matrix, seed: int) -> tuple[Matrix, float]:
     """Centroids, [c, k], of an expert's rows in the gate's space; and their spread, see Gate."""
     count = max(1, min(_GATE_CENTROIDS, len(at) // 20))
-    centres = KMeans(count, random_state=seed, n_init=1).fit(at).cluster_centers_.astype(np.float32)
+    centres = KMeans(count, random_state=seed, n_init=1, max_iter=30).fit(at).cluster_centers_.astype(np.float32)
     squares = ((at[:, None, :] - centres[None]) ** 2).sum(2).min(1)
     return _rounded(centres), float(np.median(squares))
 
@@ -227,6 +229,22 @@ def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
     fitted = LogisticRegression(C=10.0, max_iter=200).fit(both, labels, sample_weight=weights)
     slope = float(np.clip(fitted.coef_[0, 0], 0.3, 3.0))
     return round(slope, 4), round(float(fitted.intercept_[0]), 4)
+
+
+def familiar_weights(common: Scaling, recorded: tuple[Matrix, Matrix], everyday: tuple[Matrix, Matrix]) -> Floats:
+    """Weights of the logit that a question is of the kind whose outcomes were recorded, [1 + d + f].
+
+    Both are (vectors, features). The ratio of two densities by telling their samples apart (Bickel, Brueckner and
+    Scheffer, 2009); both sides count alike. Without everyday questions all are familiar.
+    """
+    width = recorded[0].shape[1] + recorded[1].shape[1]
+    if not len(everyday[0]):
+        return np.concatenate(([20.0], np.zeros(width)))
+    parts = [np.concatenate(common.apply(*side), 1) for side in (recorded, everyday)]
+    labels = np.concatenate((np.ones(len(parts[0])), np.zeros(len(parts[1]))))
+    weights = np.concatenate([np.full(len(part), 0.5 / len(part)) for part in parts]) * len(labels)
+    fitted = LogisticRegression(C=1.0, max_iter=300, tol=1e-3).fit(np.concatenate(parts), labels, sample_weight=weights)
+    return np.concatenate((fitted.intercept_, fitted.coef_[0]))
 
 
 def length_weights(common: Scaling, vectors: Matrix, numbers: Matrix, tokens: Floats, sets: Sequence[str]) -> Floats:

@@ -5,7 +5,8 @@ family of questions that there was enough of, and a *general* head for the rest.
 regression on standardised inputs and on Gaussian kernels around landmarks (Nyström; Williams and Seeger, 2001); which
 experts speak follows from how near a question is to their training rows. The general head is a single difficulty,
 learned within sets, and one line per class of models; what no expert knows falls back to it. A question that is far
-from all training rows is *out of distribution*.
+from all training rows is *out of distribution*; one that is rather an everyday question (support, small talk, orders)
+than of a kind whose outcomes were recorded is *unfamiliar*: nothing here is evidence about it.
 
 What comes out is calibrated by Platt's method per arm. Numbers only: no text of a training row is in a file.
 """
@@ -142,6 +143,11 @@ class Prediction:
     distance: float
     """To the nearest expert, in spreads."""
     out_of_distribution: bool
+    """Unlike all training rows."""
+    familiarity: float
+    """Probability, 0..1, that the question is of a kind whose outcomes were recorded, and not an everyday one.
+
+    Where a refit has been, outcomes of such questions were recorded too."""
 
     @property
     def expected_output_tokens(self) -> float:
@@ -180,6 +186,8 @@ class Heads:
     """[arms, 2]: slope and intercept on the logit."""
     length_weights: Matrix
     """[1 + d + f]: logarithm of length_ratio."""
+    familiar_weights: Matrix
+    """[1 + d + f]: logit of a question being of a recorded kind."""
     feature_quantiles: Matrix
     """[f, 11]: deciles of the training rows, for drift."""
     sample: Sample
@@ -199,9 +207,10 @@ class Heads:
         values = np.asarray(vector, np.float32).reshape(-1)
         if len(values) != len(self.scaling.vector_mean):
             raise ValueError(f"{len(values)} dimensions, {len(self.scaling.vector_mean)} expected")
-        success, ratio, distance = self._single.predict(values, features)
+        success, ratio, distance, familiarity = self._single.predict(values, features)
         # Without success nothing is said: a value was no number.
-        return Prediction(dict(zip(self.arms, success, strict=False)), ratio, distance, distance > self.gate.far)
+        said = dict(zip(self.arms, success, strict=False))
+        return Prediction(said, ratio, distance, distance > self.gate.far, familiarity)
 
     def predict_many(self, vectors: Matrix, features: Sequence[Features]) -> Matrix:
         """Success by question and arm, [n, arms]."""
@@ -212,6 +221,12 @@ class Heads:
         parts = [self._predict(vectors[at : at + 512], numbers[at : at + 512]) for at in range(0, len(vectors), 512)]
         success, ratio, distance = (np.concatenate(each) for each in zip(*parts, strict=True))
         return success, ratio, distance
+
+    def familiarity(self, vectors: Matrix, numbers: Matrix) -> Matrix:
+        """Probability that a question is of a kind that was recorded for the training, [n]."""
+        left, right = self.scaling.apply(vectors, numbers)
+        logit = self.familiar_weights[0] + np.concatenate((left, right), 1) @ self.familiar_weights[1:]
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit, -30.0, 30.0))), np.float32)
 
     def gain_many(self, vectors: Matrix, features: Sequence[Features], weak: str, strong: str) -> Matrix:
         """What the strong arm is expected to add, [n]. A model that is unknown here counts as its class.
@@ -402,6 +417,7 @@ def _assemble(parts: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any], v
         ),
         platt=_array(parts, "platt"),
         length_weights=_array(parts, "length.weights"),
+        familiar_weights=_array(parts, "familiar.weights"),
         feature_quantiles=_array(parts, "feature_quantiles"),
         sample=Sample(
             classes=tuple(facts["classes"]),

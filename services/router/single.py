@@ -20,6 +20,8 @@ from services.router.features import Features
 if TYPE_CHECKING:
     from services.router.heads import Expert, Heads, Kernel, Matrix, Scaling
 
+TRAFFIC = "traffic:"
+"""Before a model's name: the expert of a refit, see ``traffic.py``."""
 NEAR = 1e-3
 """Experts with less weight than this are not asked."""
 
@@ -95,9 +97,11 @@ class Single:
         self._size = len(heads.scaling.vector_mean)
         self._numbers = attrgetter(*heads.feature_names)
         self._components = gate.components.shape[1]
-        linear = np.concatenate((gate.components.T, heads.length_weights[None, 1:]))
+        linear = np.stack((*gate.components.T, heads.length_weights[1:], heads.familiar_weights[1:]))
         self._common = _inputs(heads.scaling, linear, general.kernel)
         self._length_intercept = float(heads.length_weights[0])
+        self._familiar_intercept = float(heads.familiar_weights[0])
+        self._traffic = [place for place, expert in enumerate(heads.experts) if expert.name.startswith(TRAFFIC)]
         order = np.argsort(gate.owners, kind="stable")
         self._centroids = np.ascontiguousarray(gate.centroids[order])
         self._centroid_squares = np.einsum("ij,ij->i", self._centroids, self._centroids)
@@ -120,14 +124,14 @@ class Single:
         self._voices = [_voice(expert, heads.arms, cover_of) for expert in heads.experts]
         self._slope, self._intercept = 4.0 * heads.platt[:, 0], heads.platt[:, 1] - 2.0 * heads.platt[:, 0]
 
-    def predict(self, vector: Matrix, features: Features) -> tuple[list[float], float, float]:
-        """Success by arm, length ratio, distance in spreads; an infinite distance where a value is no number."""
+    def predict(self, vector: Matrix, features: Features) -> tuple[list[float], float, float, float]:
+        """Success by arm, length ratio, distance in spreads, familiarity; infinitely far where a value is no number."""
         values = np.empty(len(self._common.mean), np.float32)
         values[: self._size] = vector
         values[self._size :] = self._numbers(features)
         # Infinities and NaN stay in a sum; a finite sum of finite values it is otherwise.
         if not math.isfinite(float(values @ values)):
-            return [], 1.0, math.inf
+            return [], 1.0, math.inf, 0.0
         row, products = self._common.of(values)
         at = products[: self._components]
         distances = (self._centroid_squares - 2.0 * (self._centroids @ at)) + at @ at
@@ -138,16 +142,20 @@ class Single:
         odds[-1] = 1.0
         shares = self._known * odds
         shares /= shares.sum(axis=1, keepdims=True)
-        kernel = self._general.values(row, products[self._components + 1 :])
+        kernel = self._general.values(row, products[self._components + 2 :])
         difficulty = kernel @ self._difficulty
         raw = (self._intercepts + difficulty * self._slopes) * shares[self._cover_of, -1]
-        for place, most in enumerate(shares.max(axis=0)[:-1].tolist()):
+        most_of = shares.max(axis=0)[:-1].tolist()
+        for place, most in enumerate(most_of):
             if most > NEAR:
                 voice = self._voices[place]
                 raw[voice.places] += shares[voice.covers, place] * voice.speak(values)
         success = 1.0 / (1.0 + np.exp(-(self._slope * raw + self._intercept)))
-        ratio = math.exp(min(4.0, max(-4.0, self._length_intercept + float(products[self._components]))))
-        return success.tolist(), min(4.0, max(0.25, ratio)), float(nearest.min())
+        length, familiar = products[self._components : self._components + 2].tolist()
+        ratio = math.exp(min(4.0, max(-4.0, self._length_intercept + length)))
+        known = 1.0 / (1.0 + math.exp(-min(30.0, max(-30.0, self._familiar_intercept + familiar))))
+        known = max([known, *(most_of[place] for place in self._traffic)])
+        return success.tolist(), min(4.0, max(0.25, ratio)), float(nearest.min()), known
 
 
 def _inputs(scaling: Scaling, linear: Matrix, kernel: Kernel | None) -> _Inputs:

@@ -33,9 +33,8 @@ from services.router.heads import (
     kernel_rows,
     spread,
 )
+from services.router.single import TRAFFIC
 
-TRAFFIC = "traffic:"
-"""Before the model's name: its expert."""
 _RIDGES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Strengths of the correction's ridge; cross-validation chooses."""
 _FOLDS = 5

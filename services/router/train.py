@@ -51,6 +51,8 @@ _ARM_SHARE = 0.5
 _ALL_MODELS = 12
 """A set with more models than this contributes those of a class or a pair only."""
 _SAMPLE_ROWS = 4000
+_EVERYDAY_ROWS = 1500
+"""Of each set of everyday questions."""
 _WEIGHTS = Path(__file__).parent / "weights"
 
 FEATURE_NAMES = tuple(sorted(set(Features.__dataclass_fields__) - {"language", "words", "turns", "context", "tools"}))
@@ -65,17 +67,28 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Everyday:
+    """Everyday questions without any outcome, as vectors [n, d] and features [n, f]."""
+
+    vectors: Matrix
+    numbers: Matrix
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
     """Rows with their vectors [n, d] and features [n, f]."""
 
     rows: tuple[Row, ...]
     vectors: Matrix
     numbers: Matrix
+    everyday: Everyday
+    """What the rows are told apart from."""
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Corpus:
         """The rows that are kept."""
         places = np.flatnonzero(keep)
-        return Corpus(tuple(self.rows[place] for place in places), self.vectors[places], self.numbers[places])
+        rows = tuple(self.rows[place] for place in places)
+        return Corpus(rows, self.vectors[places], self.numbers[places], self.everyday)
 
     @property
     def sets(self) -> list[str]:
@@ -134,11 +147,11 @@ def read_corpus(data: Path, models: Path, model: str) -> tuple[Corpus, str]:
     if not present:
         raise SystemExit(f"{data / datasets.FOLDER} has none of {', '.join(datasets.TRAINING_SETS)}")
     rows = [row for name in present for row in datasets.read(data, name)]
-    vectors = _embedded(encoder, version, [row.text for row in rows])
-    found = [extract(Prompt(question=row.text)) for row in rows]
-    numbers = np.array([[getattr(each, name) for name in FEATURE_NAMES] for each in found], np.float32)
-    print(f"{len(rows)} rows of {', '.join(present)}; embedder {version}")
-    return Corpus(tuple(rows), vectors, numbers), version
+    texts, plain = [row.text for row in rows], datasets.everyday_questions(data, _EVERYDAY_ROWS)
+    vectors, numbers = _embedded(encoder, version, [*texts, *plain]), _numbers([*texts, *plain])
+    print(f"{len(rows)} rows of {', '.join(present)}; {len(plain)} everyday questions; embedder {version}")
+    everyday = Everyday(vectors[len(rows) :], numbers[len(rows) :])
+    return Corpus(tuple(rows), vectors[: len(rows)], numbers[: len(rows)], everyday), version
 
 
 def choose_recipes(corpus: Corpus, seed: int) -> dict[str, Recipe]:
@@ -215,6 +228,11 @@ def print_curve(corpus: Corpus, version: str, name: str, seed: int) -> None:
         print(f"{name}/learning_curve/apgr_{share}: {max(figures.values()):.3f} ({listed})")
 
 
+def _numbers(texts: Sequence[str]) -> Matrix:
+    found = [extract(Prompt(question=text)) for text in texts]
+    return np.array([[getattr(each, name) for name in FEATURE_NAMES] for each in found], np.float32)
+
+
 def _fitted(
     corpus: Corpus, version: str, recipes: Mapping[str, Recipe], seed: int
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -234,7 +252,14 @@ def _fitted(
     arms = sorted({arm for expert in experts for arm in expert.arms} | set(CLASSES))
     # A model that is in no class falls back to the middle one where its own experts do not speak.
     class_of = {arm: datasets.class_of(arm) or datasets.MEDIUM for arm in arms if arm not in CLASSES}
+    recorded = np.array([bool(datasets.class_quality(row)) for row in corpus.rows])
+    familiar = fit.familiar_weights(
+        common,
+        (corpus.vectors[recorded], corpus.numbers[recorded]),
+        (corpus.everyday.vectors, corpus.everyday.numbers),
+    )
     parts: dict[str, npt.NDArray[Any]] = {
+        "familiar.weights": familiar.astype(np.float32),
         "gate.components": gate.components.astype(np.float16),
         "gate.centroids": gate.centroids.astype(np.float16),
         "gate.owners": gate.owners,

@@ -102,6 +102,7 @@ _EN = {
     "kind_hedged_attempt": "hedged attempt",
     "kind_shadow": "shadow request",
     "kind_compute": "compute",
+    "kind_summary": "summary of older turns",
 }
 
 _KO = {
@@ -202,6 +203,7 @@ _KO = {
     "kind_hedged_attempt": "중복 시도",
     "kind_shadow": "섀도 요청",
     "kind_compute": "연산",
+    "kind_summary": "이전 대화 요약",
 }
 
 TEXTS = {"en": _EN, "ko": _KO}

@@ -126,9 +126,7 @@ def test_a_second_refit_takes_the_place_of_the_first(files: Files) -> None:
 
 
 @pytest.mark.parametrize("seed", [11, 12, 13])
-def test_a_log_that_says_what_was_known_is_refused(
-    files: Files, seed: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_that_says_what_was_known_is_refused(files: Files, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert files.run(as_predicted, seed=seed) == 1
     assert not files.out.exists()
     assert "nothing is written" in capsys.readouterr().out

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.compressor.history import keep_history
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, last_user
 from services.compressor.strategies import (
     Ranking,
     keep_chunks,
-    keep_history,
     rank_by_bm25,
     rank_by_vectors,
     terms,

@@ -15,7 +15,7 @@ from services.router.datasets import Row
 from services.router.features import Features
 from services.router.fit import RECIPES
 from services.router.heads import Heads, Matrix, heads_from_bytes
-from services.router.train import FEATURE_NAMES, Corpus, train
+from services.router.train import FEATURE_NAMES, Corpus, Everyday, train
 
 EMBEDDER = "tiny@1-int8"
 SIZE = 16
@@ -27,7 +27,7 @@ def questions(family: str, count: int, seed: int) -> Matrix:
     """Vectors of a family, normalised."""
     drawn = np.random.default_rng(seed)
     around = np.zeros(SIZE)
-    around[{"chat": 0, "code": 1, "far": 9}[family]] = 1.0 if family != "far" else -1.0
+    around[{"chat": 0, "code": 1, "everyday": 3, "far": 9}[family]] = 1.0 if family != "far" else -1.0
     noise = drawn.normal(scale=0.12, size=(count, SIZE))
     noise[:, 2] = drawn.uniform(-0.5, 0.5, count)
     rows = around + noise
@@ -72,7 +72,13 @@ def corpus(seed: int = 3) -> Corpus:
             vectors.append(point)
         found = features(_ROWS, seed + 10 + place, code=float(family == "code"))
         numbers.append(np.array([[getattr(each, name) for name in FEATURE_NAMES] for each in found], np.float32))
-    return Corpus(tuple(rows), np.stack(vectors), np.concatenate(numbers))
+    return Corpus(tuple(rows), np.stack(vectors), np.concatenate(numbers), everyday(seed))
+
+
+def everyday(seed: int) -> Everyday:
+    """Questions around the fourth axis, of which nobody recorded an outcome."""
+    points, found = questions("everyday", _ROWS // 3, seed + 20), features(_ROWS // 3, seed + 21)
+    return Everyday(points, np.array([[getattr(each, name) for name in FEATURE_NAMES] for each in found], np.float32))
 
 
 @cache

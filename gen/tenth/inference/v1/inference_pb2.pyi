@@ -36,6 +36,8 @@ class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.Value
     """The router's classification."""
     PURPOSE_SANDBOX: _Purpose.ValueType  # 3
     """The sandbox provider playing a paid model: not metered; only the sandbox caller may use it."""
+    PURPOSE_SUMMARY: _Purpose.ValueType  # 4
+    """A summary of a conversation's older turns, for the compressor."""
 
 class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
     """What a generation is for."""
@@ -48,6 +50,8 @@ PURPOSE_CLASSIFIER: Purpose.ValueType  # 2
 """The router's classification."""
 PURPOSE_SANDBOX: Purpose.ValueType  # 3
 """The sandbox provider playing a paid model: not metered; only the sandbox caller may use it."""
+PURPOSE_SUMMARY: Purpose.ValueType  # 4
+"""A summary of a conversation's older turns, for the compressor."""
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
@@ -73,7 +77,9 @@ class GenerateTextRequest(_message.Message):
     request_id: _builtins.str
     """The request it serves; with attempt it identifies the attempt."""
     attempt: _builtins.int
-    """Which attempt of that request, from 1. The classifier's attempts are counted from 1001."""
+    """Which attempt of that request, from 1. The classifier's attempts are counted from 1001,
+    those of summaries from 1501.
+    """
     model: _builtins.str
     """The catalogue model."""
     purpose: Global___Purpose.ValueType

@@ -674,7 +674,7 @@ class AttemptEvent(_message.Message):
     project_id: _builtins.str
     """The project, if named."""
     purpose: _builtins.str
-    """"answer" or "classifier"."""
+    """"answer", "classifier" or "summary"."""
     quantized: _builtins.bool
     """True when it ran quantized on own hardware."""
     trace_id: _builtins.str
