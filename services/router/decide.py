@@ -39,6 +39,9 @@ from services.router.quality import QualityPrices
 _FALLING_BACK = "features"
 _FAMILIAR = 0.5
 """Probability of being of a recorded kind from which the heads are believed."""
+_FAMILIAR_IN_KOREAN = 0.018
+"""The same for a Korean question. Recorded outcomes are nearly all of English questions, so that Korean alone lowers the
+logit, by 4.0 on translated pairs; but the language of a question says nothing about its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def routed(
         why = f"unlike all that the heads were trained on: the default tier, {catalog.default_tier.name.lower()}"
         route = policy.choose_tier(catalog, demand, default, why, ways)
         return Routed(route, strategy, judgement.complexity, target, out_of_distribution=True)
-    if prediction.familiarity < _FAMILIAR:
+    if prediction.familiarity < (_FAMILIAR_IN_KOREAN if found.language == "ko" else _FAMILIAR):
         why = f"{why}, since no outcomes of such questions are on record"
         route = by_tier(catalog, demand, judgement, knowledge.thresholds, why, down)
         return Routed(route, Strategy.FEATURES, judgement.complexity, target)
