@@ -40,8 +40,8 @@ _FALLING_BACK = "features"
 _FAMILIAR = 0.5
 """Probability of being of a recorded kind from which the heads are believed."""
 _FAMILIAR_IN_KOREAN = 0.018
-"""The same for a Korean question. Recorded outcomes are nearly all of English questions, so that Korean alone lowers the
-logit, by 4.0 on translated pairs; but the language of a question says nothing about its kind."""
+"""The same for a Korean question. Recorded outcomes are nearly all of English questions, so that Korean alone lowers
+the logit, by 4.0 on translated pairs; but the language of a question says nothing about its kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TRAFFIC = "traffic:"
 """Before a model's name: the expert of a refit, see ``traffic.py``."""
+_MOST = 1e6
+"""No input is as large: embeddings have length 1 and features are counts or logarithms."""
 NEAR = 1e-3
 """Experts with less weight than this are not asked."""
 
@@ -129,8 +131,8 @@ class Single:
         values = np.empty(len(self._common.mean), np.float32)
         values[: self._size] = vector
         values[self._size :] = self._numbers(features)
-        # Infinities and NaN stay in a sum; a finite sum of finite values it is otherwise.
-        if not math.isfinite(float(values @ values)):
+        # False for NaN too.
+        if not (values.max() < _MOST and values.min() > -_MOST):
             return [], 1.0, math.inf, 0.0
         row, products = self._common.of(values)
         at = products[: self._components]
