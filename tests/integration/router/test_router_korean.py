@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +18,7 @@ from tenth.type.v1 import chat_pb2
 from mesh.catalog import WatchedFile
 from mesh.testing import dial, running
 from services.cache.embedding import Embedder, load_encoder
-from services.router.catalog import CatalogReader
+from services.router.catalog import Catalog, CatalogReader
 from services.router.decide import Knowledge
 from services.router.heads import Heads, Matrix
 from services.router.quality import QualityPrices
@@ -59,11 +58,11 @@ def vectors() -> Vectors:
 
 @asynccontextmanager
 async def router(
-    heads: Heads, folder: Path, catalog: Path = CATALOG
+    heads: Heads, folder: Path, file: WatchedFile[Catalog] | None = None
 ) -> AsyncIterator[router_pb2_grpc.RouterServiceAsyncStub]:
     async with AsyncExitStack() as stack:
         nobody = await stack.enter_async_context(dial("127.0.0.1:1"))
-        file = WatchedFile(catalog, CatalogReader(lambda: datetime.now(UTC)))
+        file = file or WatchedFile(CATALOG, CatalogReader(lambda: datetime.now(UTC)))
         servicer, _ = router_servicer(
             folder / "outcomes.sqlite",
             file,
@@ -75,8 +74,7 @@ async def router(
                 router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "tenth.router.v1.RouterService", folder
             )
         )
-        stub: Any = router_pb2_grpc.RouterServiceStub(await stack.enter_async_context(dial(target)))
-        yield stub
+        yield router_pb2_grpc.RouterServiceStub(await stack.enter_async_context(dial(target)))
 
 
 def ask(text: str, vectors: Vectors, strategy: int, target: float | None = None) -> router_pb2.SelectModelRequest:
@@ -143,3 +141,27 @@ async def test_heads_of_another_embedder_leave_it_to_the_features(
         answer = await stub.SelectModel(ask(PAIRS["easy"][0]["ko"], vectors, router_pb2.STRATEGY_TRAINED))
     assert answer.strategy == router_pb2.STRATEGY_FEATURES
     assert f"the embedding is of {vectors.version}, the heads of multilingual-e5-small@1-fp32" in answer.reason
+
+
+async def test_a_catalogue_that_changes_changes_the_trained_decision(
+    heads: Heads, vectors: Vectors, tmp_path: Path
+) -> None:
+    """Prices of quality are of a catalogue: what was cheap and is dear now is asked for less."""
+    path = tmp_path / "catalog.yaml"
+    path.write_text(CATALOG.read_text("utf-8"), "utf-8")
+    file = WatchedFile(path, CatalogReader(lambda: datetime.now(UTC)))
+    requests = [ask(pair["en"], vectors, router_pb2.STRATEGY_TRAINED, 0.9) for pair in PAIRS["reasoning"]]
+    async with router(heads, tmp_path, file=file) as stub:
+        before = [await stub.SelectModel(request) for request in requests]
+        text = path.read_text("utf-8")
+        assert 'input: "5"\n    output: "25"' in text
+        path.write_text(text.replace('input: "5"\n    output: "25"', 'input: "500"\n    output: "2500"'), "utf-8")
+        await file.refresh()
+        after = [await stub.SelectModel(request) for request in requests]
+        path.write_text("models: [", "utf-8")
+        await file.refresh()
+        broken = [await stub.SelectModel(request) for request in requests]
+    assert {answer.catalog_version for answer in before}.isdisjoint(answer.catalog_version for answer in after)
+    assert before[3].quality_price != after[3].quality_price
+    assert before[3].strategy == after[3].strategy == router_pb2.STRATEGY_TRAINED
+    assert [answer.model for answer in broken] == [answer.model for answer in after], "a bad file changes nothing"
