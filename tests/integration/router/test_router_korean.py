@@ -30,6 +30,7 @@ PAIRS: dict[str, list[dict[str, str]]] = yaml.safe_load(
     (Path(__file__).parent / "korean_pairs.yaml").read_text("utf-8")
 )
 CATALOG = Path("deploy/catalog.yaml")
+TEXT = CATALOG.read_text("utf-8")
 SIMPLE = chat_pb2.TIER_SIMPLE
 
 
@@ -148,14 +149,13 @@ async def test_a_catalogue_that_changes_changes_the_trained_decision(
 ) -> None:
     """Prices of quality are of a catalogue: what was cheap and is dear now is asked for less."""
     path = tmp_path / "catalog.yaml"
-    path.write_text(CATALOG.read_text("utf-8"), "utf-8")
+    path.write_text(TEXT, "utf-8")
     file = WatchedFile(path, CatalogReader(lambda: datetime.now(UTC)))
     requests = [ask(pair["en"], vectors, router_pb2.STRATEGY_TRAINED, 0.9) for pair in PAIRS["reasoning"]]
     async with router(heads, tmp_path, file=file) as stub:
         before = [await stub.SelectModel(request) for request in requests]
-        text = path.read_text("utf-8")
-        assert 'input: "5"\n    output: "25"' in text
-        path.write_text(text.replace('input: "5"\n    output: "25"', 'input: "500"\n    output: "2500"'), "utf-8")
+        assert 'input: "5"\n    output: "25"' in TEXT
+        path.write_text(TEXT.replace('input: "5"\n    output: "25"', 'input: "500"\n    output: "2500"'), "utf-8")
         await file.refresh()
         after = [await stub.SelectModel(request) for request in requests]
         path.write_text("models: [", "utf-8")

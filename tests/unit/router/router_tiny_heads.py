@@ -31,7 +31,7 @@ def questions(family: str, count: int, seed: int) -> Matrix:
     noise = drawn.normal(scale=0.12, size=(count, SIZE))
     noise[:, 2] = drawn.uniform(-0.5, 0.5, count)
     rows = around + noise
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 def features(count: int, seed: int, code: float = 0.0) -> list[Features]:
