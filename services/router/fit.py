@@ -48,8 +48,8 @@ RECIPES = (
 """Cross-validation chooses among these for each family of questions."""
 
 LANDMARKS = 256
-_GAMMA = 2.0
-_FEATURE_WEIGHT = 0.3
+GAMMA = 2.0
+FEATURE_WEIGHT = 0.3
 _GENERAL_LANDMARKS = 320
 _GENERAL_FEATURE_WEIGHT = 0.6
 _GENERAL_RIDGE = 3.0
@@ -104,10 +104,10 @@ def expert(
     landmarks = None
     if recipe.kernel_ridge is not None:
         count = max(2, min(LANDMARKS, len(vectors) // _ROWS_A_LANDMARK))
-        landmarks = kernel(left, right, count, _GAMMA, _FEATURE_WEIGHT, seed)
+        landmarks = kernel(left, right, count, GAMMA, FEATURE_WEIGHT, seed)
     inputs = expert_inputs(own, landmarks, vectors, numbers).astype(np.float64)
     linear = left.shape[1] + right.shape[1]
-    whitening = None if landmarks is None else _whitening(landmarks)
+    whitened = None if landmarks is None else whitening(landmarks)
     arms = tuple(sorted(quality))
     weights = np.zeros((inputs.shape[1], len(arms)))
     for column, arm in enumerate(arms):
@@ -119,10 +119,10 @@ def expert(
         if recipe.linear_ridge is not None:
             part = slice(1, 1 + linear)
             weights[part, column] = share * ridge(inputs[known, part], target - mean, recipe.linear_ridge)
-        if recipe.kernel_ridge is not None and whitening is not None:
+        if recipe.kernel_ridge is not None and whitened is not None:
             part = slice(1 + linear, None)
-            found = ridge(inputs[known, part] @ whitening, target - mean, recipe.kernel_ridge)
-            weights[part, column] = share * (whitening @ found)
+            found = ridge(inputs[known, part] @ whitened, target - mean, recipe.kernel_ridge)
+            weights[part, column] = share * (whitened @ found)
     return Expert(name, own, landmarks, arms, weights.astype(np.float32))
 
 
@@ -140,9 +140,9 @@ def general(
     means are taken out before the difficulty is learned, and slopes are those within sets.
     """
     left, right = common.apply(vectors, numbers)
-    landmarks = kernel(left, right, _GENERAL_LANDMARKS, _GAMMA, _GENERAL_FEATURE_WEIGHT, seed)
+    landmarks = kernel(left, right, _GENERAL_LANDMARKS, GAMMA, _GENERAL_FEATURE_WEIGHT, seed)
     values = kernel_rows(landmarks, left, right).astype(np.float64)
-    whitening = _whitening(landmarks)
+    whitened = whitening(landmarks)
     names = np.array(sets)
     counts = {name: int((names == name).sum()) for name in sorted(set(sets))}
     row_weights = np.array([min(1.0, _SET_ROWS / counts[name]) for name in sets])
@@ -153,9 +153,9 @@ def general(
             "no row has an outcome of the weakest class of models: there is nothing to learn difficulty from"
         )
     target = -_within(weakest, names, known)
-    inputs = values @ whitening
+    inputs = values @ whitened
     found = ridge(inputs[known], target[known], _GENERAL_RIDGE, row_weights[known])
-    weights = whitening @ found
+    weights = whitened @ found
     difficulty = values @ weights
     difficulty_mean = float(np.average(difficulty, weights=row_weights))
     intercepts: list[float] = []
@@ -202,12 +202,10 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
     centroids, of, spreads = [], [], []
     for place in range(int(whose.max()) + 1):
         own = at[whose == place]
-        count = max(1, min(_GATE_CENTROIDS, len(own) // 20))
-        centres = KMeans(count, random_state=seed, n_init=1, max_iter=30).fit(own).cluster_centers_.astype(np.float32)
-        squares = ((own[:, None, :] - centres[None]) ** 2).sum(2).min(1)
-        centroids.append(_rounded(centres))
-        of.extend([place] * count)
-        spreads.append(float(np.median(squares)))
+        centres, spread_of = centroids_of(own, seed)
+        centroids.append(centres)
+        of.extend([place] * len(centres))
+        spreads.append(spread_of)
     draft = Gate(
         components,
         np.concatenate(centroids),
@@ -220,6 +218,14 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
     _, distance = gate_logits(draft, left, right, len(spreads))
     far = float(np.quantile(distance, _FAR_QUANTILE))
     return Gate(draft.components, draft.centroids, draft.owners, draft.spreads, _GATE_SHARPNESS, _GENERAL_AT, far)
+
+
+def centroids_of(at: Matrix, seed: int) -> tuple[Matrix, float]:
+    """Centroids, [c, k], of an expert's rows in the gate's space; and their spread, see Gate."""
+    count = max(1, min(_GATE_CENTROIDS, len(at) // 20))
+    centres = KMeans(count, random_state=seed, n_init=1, max_iter=30).fit(at).cluster_centers_.astype(np.float32)
+    squares = ((at[:, None, :] - centres[None]) ** 2).sum(2).min(1)
+    return _rounded(centres), float(np.median(squares))
 
 
 def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
@@ -274,7 +280,8 @@ def length_weights(common: Scaling, vectors: Matrix, numbers: Matrix, tokens: Fl
     return np.concatenate(([0.0], found))
 
 
-def _whitening(landmarks: Kernel) -> Floats:
+def whitening(landmarks: Kernel) -> Floats:
+    """[m, m]: makes the kernel values of landmarks independent of each other, so that a ridge treats them alike."""
     rows = landmarks.landmarks().astype(np.float64)
     squares = (rows**2).sum(1)
     gram = np.exp(-landmarks.gamma * np.maximum(0.0, squares[:, None] + squares - 2 * rows @ rows.T))
