@@ -12,3 +12,7 @@ class Reason(StrEnum):
     """The catalogue has no model of that name, so its tokens cannot be counted."""
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
     """The prompt does not fit the model's context window, not even compressed as far as the mode allows."""
+    BUDGET_TOO_SMALL = "BUDGET_TOO_SMALL"
+    """What must stay of the prompt is more than the token budget; the metadata says by how much."""
+    UNKNOWN_STRATEGY = "UNKNOWN_STRATEGY"
+    """A strategy was turned on or off that there is not, or twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from mesh.testing import dial, running
 from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
 from services.compressor.policy import plans
+from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.tokens import TokenCounters
 
+AT = datetime(2026, 11, 26, tzinfo=UTC)
 USER, SYSTEM, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT
 CHUNKS = [
     "Pasta is boiled in salted water.",
@@ -82,7 +85,10 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         counters.load(catalog.current.values())
         made: list[Mesh] = []
         embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(behind), 0.25, 2.0, 100, lambda: made[0].now)
-        servicer = CompressorServicer(catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000)
+        prefixes = PrefixTracker(lambda: made[0].now, 1000)
+        servicer = CompressorServicer(
+            catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000, prefixes, lambda: AT
+        )
         target = await stack.enter_async_context(
             running(
                 compressor_pb2_grpc.add_CompressorServiceServicer_to_server,
