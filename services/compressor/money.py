@@ -60,7 +60,7 @@ class InputPrice:
 class Sent:
     """A prompt as the provider's cache sees it, tokens.
 
-    ``shared`` is how much of its start an earlier request had, ``lasting`` how much a later one is likely to have, which
+    ``shared`` is how much of its start an earlier request had, ``lasting`` how much a later one will likely have, which
     is what is written.
     """
 
