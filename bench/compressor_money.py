@@ -3,8 +3,8 @@
 Conversations are played through the compressor's real policy against a simulated provider: it reads the longest start
 that it was sent within its time, in its steps and from its least length on, and charges for writing. Each request comes
 soon enough for the cache with the probability ``h``, else an hour later. Everyone plays the same requests at the same
-times, each against a provider of its own: nothing cut (``off``), everything cut that can be (``always``), the compressor
-as it is (``ours``), and with hindsight the best of every set of strategies, chosen for each conversation. Every kind of
+times, each against a provider of its own: nothing cut (``off``), all cut that can be (``always``), the compressor as it
+is (``ours``), and with hindsight the best of every set of strategies, chosen for each conversation. Every kind of
 application is a world of its own, so that what one saves cannot hide what another loses.
 """
 
@@ -384,6 +384,12 @@ def traffic(folder: Path, quick: bool) -> list[Turn]:
     for number, row in enumerate(found[40 : 40 + 8 // share]):
         given = _some([chunk["text"] for chunk in row["contexts"]], pool, random_of, 12)
         turns += _talk("long", number, row["messages"], lambda given=given: given)  # type: ignore[misc]
+    for number in range(8 // share):
+        # The worst for who chooses chunks by the question: one document, many questions, each a prompt of its own.
+        given = tuple(dict.fromkeys(random_of.sample(pool, 20)))
+        asked = [said["content"] for row in found[60 + number * 4 : 64 + number * 4] for said in row["messages"][::2]]
+        system = Message(0, SYSTEM, (system_prompt("document"),))
+        turns += [Turn("document", number, Prompt((system, Message(1, USER, (each,))), given)) for each in asked[:12]]
     return turns
 
 

@@ -9,6 +9,7 @@ a text is kept but SHA-256 digests.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import threading
 from collections import OrderedDict
@@ -25,8 +26,8 @@ _FRONT_BOUNDARIES = 32
 _MAX_SCOPES = 10_000
 _MAX_PURSE_NANO_USD = 1e9
 """A dollar: more than any one bet loses."""
-_SEEN_PRIOR, _UNSEEN_PRIOR, _REUSE_PRIOR = (8.0, 2.0), (0.5, 9.5), (0.5, 19.5)
-"""Beta priors: a start seen within the provider's time is mostly held; others seldom; lists of chunks seldom return."""
+_SEEN_PRIOR, _UNSEEN_PRIOR = (8.0, 2.0), (0.5, 9.5)
+"""Beta priors: a start seen within the provider's time is mostly held; another one seldom."""
 _MEMORY = 200.0
 """Observations that a share remembers: a provider's habits change."""
 
@@ -88,6 +89,11 @@ class _Share:
     def mean(self) -> float:
         return self.yes / (self.yes + self.no)
 
+    @property
+    def deviation(self) -> float:
+        count = self.yes + self.no
+        return math.sqrt(self.yes * self.no / (count + 1)) / count
+
 
 @dataclass(slots=True)
 class _Scope:
@@ -96,7 +102,6 @@ class _Scope:
     purse: Purse
     seen: _Share = field(default_factory=lambda: _Share(*_SEEN_PRIOR))
     unseen: _Share = field(default_factory=lambda: _Share(*_UNSEEN_PRIOR))
-    reuse: _Share = field(default_factory=lambda: _Share(*_REUSE_PRIOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ class PrefixTracker:
         self._asked: OrderedDict[tuple[str, bytes], float] = OrderedDict()
         self._sent: OrderedDict[tuple[str, bytes], float] = OrderedDict()
         self._scopes: OrderedDict[str, _Scope] = OrderedDict()
+        self._reuse: OrderedDict[tuple[str, bytes], _Share] = OrderedDict()
         self._pending: OrderedDict[tuple[str, str], _Expected] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -137,10 +143,11 @@ class PrefixTracker:
             found = self._scope(scope)
             return Odds(found.seen.mean, found.unseen.mean)
 
-    def reuse(self, scope: str) -> float:
-        """How likely a list of chunks comes again within the provider's time."""
+    def reuse(self, scope: str, application: bytes) -> tuple[float, float]:
+        """How likely an application's list of chunks comes again within the provider's time, and how likely at most."""
         with self._lock:
-            return self._scope(scope).reuse.mean
+            found = self._reuse.get((scope, application)) or _Share(1.0, 1.0)
+            return found.mean, min(1.0, found.mean + 2 * found.deviation)
 
     def allows(self, scope: str, worst: float) -> bool:
         """True when earlier savings pay for what a request can lose; nano-USD."""
@@ -148,13 +155,12 @@ class PrefixTracker:
             return self._scope(scope).purse.allows(worst)
 
     def note(
-        self, scope: str, request_id: str, asked: Chain, sent: Chain, expected: tuple[int, int], worst: float,
-        reused: bool | None,
-    ) -> None:  # fmt: skip
+        self, scope: str, request_id: str, asked: Chain, sent: Chain, expected: tuple[int, int], worst: float
+    ) -> None:
         """Remember a request that is on its way.
 
         ``expected`` are the tokens believed shared and those that later requests may share, ``worst`` the nano-USD it
-        saves at worst, and ``reused`` whether its chunks had come before; None where it has none.
+        saves at worst.
         """
         with self._lock:
             now = self._now()
@@ -166,12 +172,19 @@ class PrefixTracker:
                     world.popitem(last=False)
             found = self._scope(scope)
             found.purse.settle(worst)
-            if reused is not None:
-                found.reuse.note(reused)
             if request_id:
                 self._pending[scope, request_id] = _Expected(scope, *expected)
                 while len(self._pending) > self._capacity:
                     self._pending.popitem(last=False)
+
+    def note_chunks(self, scope: str, application: bytes, *, again: bool) -> None:
+        """Remember whether an application's list of chunks had come before."""
+        with self._lock:
+            found = self._reuse.setdefault((scope, application), _Share(1.0, 1.0))
+            self._reuse.move_to_end((scope, application))
+            found.note(again)
+            while len(self._reuse) > _MAX_SCOPES:
+                self._reuse.popitem(last=False)
 
     def record(self, scope: str, request_id: str, cached_tokens: int, terms: CacheTerms) -> bool:
         """Learn from what a provider said it read from its cache; False for a request not known, or reported before."""

@@ -137,7 +137,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         window = request.context_window_tokens or model.context_window_tokens
         price = model.price(self._now())
         spent = compute_cost(meter.micros, model.cpu_hour_nano_usd)
-        facts, scope = Facts(price, model.cache, spent), _scope(model)
+        facts, scope = Facts(price, model.cache, spent, watches=remember), _scope(model)
 
         def work() -> tuple[Compressed, int, float]:
             if price is None:

@@ -35,6 +35,8 @@ class Facts:
     terms: CacheTerms | None
     compute_nano_usd: float = 0.0
     """What the compressor's own work on the prompt costs; a cut must save more."""
+    watches: bool = True
+    """False takes lists of chunks for new ones without having watched any, as for a look at a single prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,10 @@ class Scales:
         # Without a cache every cut behind which nothing is shared is plain arithmetic: no digests are made.
         self._caching = facts.price is not None and facts.terms is not None and facts.price.caches
         self._odds = tracker.odds(scope) if self._caching else Odds(0, 0)
-        self._reuse = tracker.reuse(scope) if self._caching else 0.0
         self._raw = self._look(prompt)
+        # An application is what its prompts begin with.
+        self._application = self._raw.chain.digests[0] if self._raw.chain.digests else b""
+        self._reuse = tracker.reuse(scope, self._application) if facts.watches else (0.0, 0.0)
         self._shared_raw = tracker.shared(scope, self._raw.chain, facts.terms) if self._caching and facts.terms else 0
 
     @property
@@ -94,14 +98,18 @@ class Scales:
         one, other = self._sent(before), self._sent(after)
         common = before.chain.common(after.chain)
         saving = expected_saving(one, other, common, price, terms, self._odds, turns)
-        if self._caching and terms is not None and common < before.total:
-            saving -= self._regret(before, common, price, terms)
+        worst, now = self._worst(other), self._worst(one)
+        regret = self._regret(before, common)
+        if regret:
+            likely, at_most = self._reuse
+            if self._shared_raw > self._raw.head:
+                likely, at_most = max(likely, _COMES_AGAIN), max(at_most, _COMES_AGAIN)
+            saving -= likely * regret
+            worst -= at_most * regret
         if saving <= self._facts.compute_nano_usd:
             return Verdict(False, saving, "would lose what the prompt cache saves" if saving < 0 else "too little")
-        if self._caching:
-            worst, now = self._worst(other), self._worst(one)
-            if worst < now and not self._tracker.allows(self._scope, worst):
-                return Verdict(False, saving, "could lose more than earlier cuts have saved")
+        if self._caching and worst < now and not self._tracker.allows(self._scope, worst):
+            return Verdict(False, saving, "could lose more than earlier cuts have saved")
         return Verdict(True, saving, "")
 
     def finish(self, result: Prompt, request_id: str) -> None:
@@ -110,10 +118,12 @@ class Scales:
             return
         sent = self._look(result)
         seen = self._sent(sent)
-        reused = self._shared_raw > self._raw.head if self._prompt.chunks else None
         self._tracker.note(
-            self._scope, request_id, self._raw.chain, sent.chain, (seen.shared, sent.head), self._worst(seen), reused
+            self._scope, request_id, self._raw.chain, sent.chain, (seen.shared, sent.head), self._worst(seen)
         )
+        if self._prompt.chunks:
+            again = self._shared_raw > self._raw.head
+            self._tracker.note_chunks(self._scope, self._application, again=again)
 
     def _worst(self, ours: Sent) -> float:
         price = self._facts.price
@@ -121,17 +131,17 @@ class Scales:
         off = Sent(self._raw.total, self._shared_raw, self._raw.lasting)
         return worst_saving(off, ours, price, self._facts.terms)
 
-    def _regret(self, before: _Look, common: int, price: InputPrice, terms: CacheTerms) -> float:
-        """What the next request would have read from the cache, had this one been sent uncut: chunks alone.
+    def _regret(self, before: _Look, common: int) -> float:
+        """What a next request with the same chunks would have read from the cache, had this one been sent uncut.
 
-        That the talk itself comes again is in ``turns``.
+        Nano-USD. That the talk itself comes again is in ``turns``.
         """
-        if not self._prompt.chunks or common < before.head:
+        price, terms = self._facts.price, self._facts.terms
+        if not self._caching or price is None or terms is None or not self._prompt.chunks or common < before.head:
             return 0.0
-        again = _COMES_AGAIN if self._shared_raw > self._raw.head else self._reuse
         whole = Sent(before.total, before.total, before.lasting)
         part = Sent(before.total, common, before.lasting)
-        return again * (input_cost(part, price, terms, held=True) - input_cost(whole, price, terms, held=True))
+        return input_cost(part, price, terms, held=True) - input_cost(whole, price, terms, held=True)
 
     def _sent(self, look: _Look) -> Sent:
         terms = self._facts.terms
