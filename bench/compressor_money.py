@@ -48,7 +48,7 @@ class Style:
     @property
     def terms(self) -> CacheTerms:
         """The same as the compressor knows it."""
-        return CacheTerms(self.minimum_tokens, self.minimum_tokens, self.step_tokens, self.ttl_seconds)
+        return CacheTerms(self.minimum_tokens, self.minimum_tokens, self.step_tokens, self.ttl_seconds, self.points)
 
 
 STYLES = (

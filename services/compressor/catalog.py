@@ -32,7 +32,7 @@ _TTL_SECONDS: Final = 300.0
 MOST_MULTIPLIER = 100.0
 _TERMS: Mapping[str, CacheTerms] = {
     "openai": CacheTerms(1024, 1024, 128, _TTL_SECONDS),
-    "anthropic": CacheTerms(512, 4096, 1, _TTL_SECONDS),
+    "anthropic": CacheTerms(512, 4096, 1, _TTL_SECONDS, marked=True),
     "gemini": CacheTerms(2048, 4096, 1, _TTL_SECONDS),
     "vllm": CacheTerms(16, 16, 16, _TTL_SECONDS),
 }
@@ -128,6 +128,7 @@ def _terms(own: Entry, style: str, priced: bool) -> CacheTerms | None:
         certain_tokens=own.integer("minimum_tokens") if given else base.certain_tokens,
         step_tokens=own.integer("step_tokens", base.step_tokens),
         ttl_seconds=own.number("ttl_seconds", base.ttl_seconds, above=0),
+        marked=base.marked,
     )
 
 

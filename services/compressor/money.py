@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 from mesh.money import TOKENS_PER_PRICE
 
+_TRUST = 0.9
 _MICROS_PER_HOUR = 3_600_000_000
 
 
@@ -36,6 +37,8 @@ class CacheTerms:
     step_tokens: int = 1
     """Cached lengths are multiples of this."""
     ttl_seconds: float = 300.0
+    marked: bool = False
+    """True where only marked places are cached, as at Anthropic: the end of a list of chunks is not one of them."""
 
     def readable(self, tokens: int) -> int:
         """How much of a shared start of this length is read from the cache."""
@@ -87,6 +90,8 @@ class Odds:
     """Where an earlier request with that start is known here, within the time that the provider keeps it."""
     unseen: float
     """Where none is known: another replica, or a restart."""
+    seen_at_most: float = 1.0
+    """``seen`` with what is not known of it on the dear side."""
 
 
 def expected_saving(
@@ -170,4 +175,5 @@ class Purse:
 
     def settle(self, worst: float) -> None:
         """Note what a request saved at worst."""
-        self.balance = min(self._most, self.balance + worst)
+        # Counts here and there differ by some tokens: a gain counts for less than it is, a loss in full.
+        self.balance = min(self._most, self.balance + (worst * _TRUST if worst > 0 else worst))

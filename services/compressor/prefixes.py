@@ -90,9 +90,10 @@ class _Share:
         return self.yes / (self.yes + self.no)
 
     @property
-    def deviation(self) -> float:
+    def at_most(self) -> float:
+        """Two standard deviations up."""
         count = self.yes + self.no
-        return math.sqrt(self.yes * self.no / (count + 1)) / count
+        return min(1.0, self.mean + 2 * math.sqrt(self.yes * self.no / (count + 1)) / count)
 
 
 @dataclass(slots=True)
@@ -141,13 +142,13 @@ class PrefixTracker:
         """How likely the provider has a start."""
         with self._lock:
             found = self._scope(scope)
-            return Odds(found.seen.mean, found.unseen.mean)
+            return Odds(found.seen.mean, found.unseen.mean, found.seen.at_most)
 
     def reuse(self, scope: str, application: bytes) -> tuple[float, float]:
         """How likely an application's list of chunks comes again within the provider's time, and how likely at most."""
         with self._lock:
             found = self._reuse.get((scope, application)) or _Share(1.0, 1.0)
-            return found.mean, min(1.0, found.mean + 2 * found.deviation)
+            return found.mean, found.at_most
 
     def allows(self, scope: str, worst: float) -> bool:
         """True when earlier savings pay for what a request can lose; nano-USD."""

@@ -67,7 +67,10 @@ class Scales:
         # An application is what its prompts begin with.
         self._application = self._raw.chain.digests[0] if self._raw.chain.digests else b""
         self._reuse = tracker.reuse(scope, self._application) if facts.watches else (0.0, 0.0)
-        self._shared_raw = tracker.shared(scope, self._raw.chain, facts.terms) if self._caching and facts.terms else 0
+        shared = tracker.shared(scope, self._raw.chain, facts.terms) if self._caching and facts.terms else 0
+        # Whether the chunks came before, and what of them the provider can have.
+        self._again = bool(prompt.chunks) and shared > self._raw.head
+        self._shared_raw = self._cacheable(self._raw, shared)
 
     @property
     def probability(self) -> float:
@@ -102,10 +105,10 @@ class Scales:
         regret = self._regret(before, common)
         if regret:
             likely, at_most = self._reuse
-            if self._shared_raw > self._raw.head:
-                likely, at_most = max(likely, _COMES_AGAIN), max(at_most, _COMES_AGAIN)
-            saving -= likely * regret
-            worst -= at_most * regret
+            if self._again:
+                likely, at_most = max(likely, _COMES_AGAIN), 1.0
+            saving -= likely * self._odds.seen * regret
+            worst -= at_most * self._odds.seen_at_most * regret
         if saving <= self._facts.compute_nano_usd:
             return Verdict(False, saving, "would lose what the prompt cache saves" if saving < 0 else "too little")
         if self._caching and worst < now and not self._tracker.allows(self._scope, worst):
@@ -122,8 +125,7 @@ class Scales:
             self._scope, request_id, self._raw.chain, sent.chain, (seen.shared, sent.head), self._worst(seen)
         )
         if self._prompt.chunks:
-            again = self._shared_raw > self._raw.head
-            self._tracker.note_chunks(self._scope, self._application, again=again)
+            self._tracker.note_chunks(self._scope, self._application, again=self._again)
 
     def _worst(self, ours: Sent) -> float:
         price = self._facts.price
@@ -139,14 +141,20 @@ class Scales:
         price, terms = self._facts.price, self._facts.terms
         if not self._caching or price is None or terms is None or not self._prompt.chunks or common < before.head:
             return 0.0
-        whole = Sent(before.total, before.total, before.lasting)
+        whole = Sent(before.total, self._cacheable(before, before.total), before.lasting)
         part = Sent(before.total, common, before.lasting)
         return input_cost(part, price, terms, held=True) - input_cost(whole, price, terms, held=True)
 
     def _sent(self, look: _Look) -> Sent:
         terms = self._facts.terms
         shared = self._tracker.sent(self._scope, look.chain, terms) if self._caching and terms is not None else 0
-        return Sent(look.total, shared, look.lasting)
+        return Sent(look.total, self._cacheable(look, shared), look.lasting)
+
+    def _cacheable(self, look: _Look, shared: int) -> int:
+        """How much of a shared start the provider can have."""
+        terms = self._facts.terms
+        marked = terms is not None and terms.marked and bool(self._prompt.chunks)
+        return min(shared, look.head) if marked else shared
 
     def _look(self, prompt: Prompt) -> _Look:
         total = self._counter.prompt(prompt)
