@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.result import Result
+from services.compressor.modes import ORDER, Plan
 from services.compressor.money import CacheTerms, InputPrice
-from services.compressor.policy import ORDER, Counter, Plan, compress
+from services.compressor.policy import Counter, compress
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt, last_user, question
 from services.compressor.strategies import rank_by_bm25
@@ -134,8 +135,9 @@ class Spent:
 class Renderer:
     """Prompts as digests; the tokens of each text are made once."""
 
-    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
+    def __init__(self, encode: Callable[[str], Sequence[int]], block_tokens: int = _BLOCK_TOKENS) -> None:
         self._encode = encode
+        self._block_tokens = block_tokens
         self._known: dict[str, Sequence[int]] = {}
 
     def tokens(self, text: str) -> Sequence[int]:
@@ -163,7 +165,7 @@ class Renderer:
         for part in parts:
             ids.extend(self.tokens(part))
             ends.append(len(ids))
-        cuts = range(_BLOCK_TOKENS, len(ids) + 1, _BLOCK_TOKENS)
+        cuts = range(self._block_tokens, len(ids) + 1, self._block_tokens)
         point_tokens = [ends[at - 1] for at in points]
         digests = _digests(ids, sorted({*cuts, *point_tokens}))
         return Rendered(

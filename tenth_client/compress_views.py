@@ -119,15 +119,12 @@ def _changes(before: str, after: str, lang: str) -> Iterator[Text]:
 
 def _context(lines: Sequence[str], lang: str) -> Iterator[Text]:
     hidden = len(lines) - 2 * _AROUND_LINES
-    if hidden <= 1:
-        hidden, shown = 0, (lines, ())
-    else:
-        shown = (lines[:_AROUND_LINES], lines[-_AROUND_LINES:])
-    for line in shown[0]:
+    first, last = (lines, lines[:0]) if hidden <= 1 else (lines[:_AROUND_LINES], lines[-_AROUND_LINES:])
+    for line in first:
         yield Text(f"  {_visible(line)}", style="dim")
-    if hidden:
+    if hidden > 1:
         yield Text(f"  {text('lines', lang, count=hidden)}", style="dim italic")
-    for line in shown[1]:
+    for line in last:
         yield Text(f"  {_visible(line)}", style="dim")
 
 

@@ -19,7 +19,7 @@ from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
-from services.compressor.policy import plans
+from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settings import CompressorSettings

@@ -15,33 +15,22 @@ first message kept stays the same for several turns, so that the provider's prom
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Protocol
 
-from mesh.errors import Code, TenthError, invalid_argument
+from mesh.errors import Code, TenthError
 from services.compressor.cleanup import clean
 from services.compressor.errors import Reason
+from services.compressor.modes import CLEANUP, HISTORY, ORDERING, RETRIEVAL, Mode, Plan
+from services.compressor.prefixes import volatile
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt, last_user
 from services.compressor.strategies import Ranking, keep_chunks, keep_history
 
-CLEANUP, RETRIEVAL, HISTORY = "cleanup", "retrieval", "history"
-ORDER = (CLEANUP, RETRIEVAL, HISTORY)
-"""The strategies in the order they run: what changes no meaning first, then behind the cached start, then the start."""
 DEFAULT_OUTPUT_TOKENS = 1024
 """Room kept for the answer when the request does not say, at most a quarter of the window."""
 MAX_CLEANED_CHARS = 200_000
 """Longer texts are sent as they are: cleaning a book takes a second and saves next to nothing."""
-
-
-class Mode(StrEnum):
-    """How hard the compressor may work."""
-
-    OFF = "off"
-    SAFE = "safe"
-    BALANCED = "balanced"
-    AGGRESSIVE = "aggressive"
 
 
 class Counter(Protocol):
@@ -106,26 +95,6 @@ class Free:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a mode does. ``None`` is no limit but the context window's."""
-
-    mode: Mode
-    most_chunks: int | None = None
-    chunk_threshold: float = 0.0
-    least_chunks: int = 1
-    history_tokens: int | None = None
-    strategies: frozenset[str] = frozenset(ORDER)
-
-    def runs(self, strategy: str) -> bool:
-        """True when the strategy may run."""
-        return self.mode is not Mode.OFF and strategy in self.strategies
-
-    def ranks(self, chunks: Sequence[str]) -> bool:
-        """True when it matters which chunks are the best."""
-        return self.runs(RETRIEVAL) and self.most_chunks is not None and len(set(chunks)) > self.least_chunks
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """What one strategy did, or would have done; the positions are those of the request."""
 
@@ -153,39 +122,6 @@ class Compressed:
     """What was not worth its price."""
 
 
-def plans(
-    safe_chunks: int, balanced_chunks: int, aggressive_chunks: int, balanced_history: int, aggressive_history: int
-) -> dict[Mode, Plan]:
-    """The plan of each mode."""
-    return {
-        Mode.OFF: Plan(Mode.OFF),
-        Mode.SAFE: Plan(Mode.SAFE, safe_chunks, 0.35, 3),
-        Mode.BALANCED: Plan(Mode.BALANCED, balanced_chunks, 0.5, 2, balanced_history),
-        Mode.AGGRESSIVE: Plan(Mode.AGGRESSIVE, aggressive_chunks, 0.6, 1, aggressive_history),
-    }
-
-
-def overridden(plan: Plan, switches: Mapping[str, bool], modes: Mapping[Mode, Plan]) -> Plan:
-    """The plan with strategies turned on or off. Turned on where the mode has them off, they go as far as ``safe``.
-
-    Raises UNKNOWN_STRATEGY.
-    """
-    for strategy in switches:
-        if strategy not in ORDER:
-            raise invalid_argument(
-                f"{strategy!r} is none of {', '.join(ORDER)}",
-                field="strategy_overrides",
-                reason=Reason.UNKNOWN_STRATEGY,
-            )
-    wanted = {strategy for strategy, on in switches.items() if on}
-    if plan.mode is Mode.OFF:
-        return replace(modes[Mode.SAFE], strategies=frozenset(wanted)) if wanted else plan
-    dropped = {strategy for strategy, on in switches.items() if not on}
-    if HISTORY in wanted and plan.history_tokens is None:
-        plan = replace(plan, history_tokens=modes[Mode.BALANCED].history_tokens)
-    return replace(plan, strategies=(plan.strategies | wanted) - dropped)
-
-
 def compress(
     prompt: Prompt,
     plan: Plan,
@@ -207,10 +143,12 @@ def compress(
         room = token_budget if room is None else min(room, token_budget)
     if plan.runs(CLEANUP):
         _cleanup(work)
-    if plan.runs(RETRIEVAL) and ranking is not None and plan.ranks(prompt.chunks) and plan.most_chunks is not None:
-        _retrieval(work, plan, plan.most_chunks, ranking, room)
+    if plan.runs(RETRIEVAL) and prompt.chunks:
+        _retrieval(work, plan, ranking, room)
     if plan.runs(HISTORY):
         _history(work, plan, room)
+    if plan.strategies and plan.mode is not Mode.OFF:
+        _point_out(work)
     if token_budget is not None and work.count > token_budget:
         over = work.count - token_budget
         raise TenthError(
@@ -277,6 +215,10 @@ class _Work:
             verdict = Verdict(False, 0.0, reason)
             self._declined.append(replace(self._step(candidate, strategy, after, verdict, None), reason=reason))
 
+    def point_out(self, strategy: str, reason: str) -> None:
+        """Note what the caller could do better."""
+        self._declined.append(Step(strategy, 0, reason, self.count))
+
     def done(self) -> Compressed:
         """The result."""
         prefix = _stable_prefix(self.prompt, self.truncated)
@@ -338,12 +280,18 @@ def _cleanup(work: _Work) -> None:
     work.decline(whole, CLEANUP, "could cost more of the provider's prompt cache than it saves")
 
 
-def _retrieval(work: _Work, plan: Plan, most: int, ranking: Ranking, room: int | None) -> None:
+def _retrieval(work: _Work, plan: Plan, ranking: Ranking | None, room: int | None) -> None:
     chunks = work.original.chunks
-    kept = keep_chunks(chunks, ranking, most, plan.chunk_threshold, plan.least_chunks)
-    bare = work.counter.prompt(replace(work.prompt, chunks=()))
     must = room is not None and work.count > room
+    if ranking is None or not plan.ranks(chunks) or plan.most_chunks is None:
+        if not must:
+            return
+        # Too few to rank, yet too many for the room: those that came first are taken for the better ones.
+        ranking, kept = Ranking(tuple(-float(at) for at in range(len(chunks))), "place"), list(range(len(chunks)))
+    else:
+        kept = keep_chunks(chunks, ranking, plan.most_chunks, plan.chunk_threshold, plan.least_chunks)
     if room is not None:
+        bare = work.counter.prompt(replace(work.prompt, chunks=()))
         kept = _fitting_chunks(kept, chunks, ranking, work.counter, room - bare)
     if len(kept) < len(chunks):
         candidate = replace(work.prompt, chunks=tuple(chunks[at] for at in kept))
@@ -357,7 +305,8 @@ def _history(work: _Work, plan: Plan, room: int | None) -> None:
     limit = plan.history_tokens
     if limit is not None and total > limit:
         # Whole blocks: while the talk grows by one, the same messages stay dropped.
-        block = max(1, limit // 2)
+        standing = sum(counter.message(message) for message in messages if message.role == SYSTEM or message.pinned)
+        block = max(1, (limit - standing) // 2)
         budget = max(0, total - -(-(total - limit) // block) * block)
         answered = sum(message.role == USER for message in messages)
         turns = max(1.0, block * answered / max(1, total))
@@ -366,6 +315,20 @@ def _history(work: _Work, plan: Plan, room: int | None) -> None:
         # What is no message (tools, chunks, priming) takes its share of the window first.
         now = sum(map(counter.message, work.prompt.messages))
         _drop(work, max(0, room - max(0, work.count - now)), must=True, turns=1.0)
+
+
+def _point_out(work: _Work) -> None:
+    """Name what makes the start of each request another one. It is never moved: instructions may refer to it."""
+    for message in work.prompt.messages:
+        if message.role != SYSTEM:
+            return
+        found = next(filter(None, map(volatile, message.texts)), "")
+        if found:
+            reason = (
+                f"if {found!r} in message {message.index} changes, no prompt cache holds what follows it"
+            )
+            work.point_out(ORDERING, f"{reason}; put it into the last message")
+            return
 
 
 def _drop(work: _Work, budget: int, *, must: bool, turns: float) -> None:

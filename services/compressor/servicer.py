@@ -21,8 +21,9 @@ from services.compressor import policy
 from services.compressor.catalog import Model
 from services.compressor.embeddings import Embeddings
 from services.compressor.errors import Reason
+from services.compressor.modes import RETRIEVAL, Mode, Plan, overridden
 from services.compressor.money import InputPrice, compute_cost
-from services.compressor.policy import Compressed, Mode, Plan, Step
+from services.compressor.policy import Compressed, Step
 from services.compressor.prefixes import PrefixTracker, prefix_version
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, Prompt, question
 from services.compressor.strategies import Ranking, rank_by_bm25, rank_by_vectors
@@ -192,7 +193,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             raise invalid_argument(
                 "a strategy is named twice", field=f"{path}strategy_overrides", reason=Reason.UNKNOWN_STRATEGY
             )
-        return policy.overridden(self._plans[mode], switches, self._plans)
+        return overridden(self._plans[mode], switches, self._plans)
 
     async def CountTokens(
         self, request: compressor_pb2.CountTokensRequest, context: Any
@@ -298,7 +299,7 @@ def _scope(model: Model) -> str:
 
 
 def _result(step: Step, why_not: str) -> compressor_pb2.StrategyResult:
-    ranked_otherwise = step.strategy == policy.RETRIEVAL and why_not
+    ranked_otherwise = step.strategy == RETRIEVAL and why_not
     return compressor_pb2.StrategyResult(
         strategy=step.strategy,
         removed_token_count=step.removed_token_count,

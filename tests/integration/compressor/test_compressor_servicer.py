@@ -19,7 +19,7 @@ from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
 from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
-from services.compressor.policy import plans
+from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.tokens import TokenCounters
