@@ -23,11 +23,11 @@ def preview(
     request: chat_pb2.CompletionRequest, found: compressor_pb2.PreviewCompressionResponse, model: str, lang: str
 ) -> Group:
     """The diff, the strategies, and the sum."""
-    lines = list(_diff(request, found, lang))
-    if not lines:
-        lines = [Text(text("nothing", lang))]
     short = found.compression
-    return Group(*lines, Text(), _strategies(short, lang), Text(), *_sum(found, model, lang))
+    lines = list(_diff(request, found, lang)) if short.strategies else [Text(text("nothing", lang))]
+    if short.strategies or short.declined:
+        lines += [Text(), _strategies(short, lang)]
+    return Group(*lines, Text(), *_sum(found, model, lang))
 
 
 def as_json(found: compressor_pb2.PreviewCompressionResponse) -> dict[str, Any]:

@@ -324,9 +324,7 @@ def _point_out(work: _Work) -> None:
             return
         found = next(filter(None, map(volatile, message.texts)), "")
         if found:
-            reason = (
-                f"if {found!r} in message {message.index} changes, no prompt cache holds what follows it"
-            )
+            reason = f"if {found!r} in message {message.index} changes, no prompt cache holds what follows it"
             work.point_out(ORDERING, f"{reason}; put it into the last message")
             return
 
