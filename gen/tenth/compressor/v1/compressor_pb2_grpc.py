@@ -62,7 +62,8 @@ class CompressorServiceServicer:
     """
 
     def CompressPrompt(self, request, context):
-        """Shortens a prompt for one model. Deterministic: same input and settings, same output.
+        """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+        same output; what it makes of a stable prefix follows from the prefix and the settings alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

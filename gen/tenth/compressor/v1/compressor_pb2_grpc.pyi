@@ -34,7 +34,9 @@ class CompressorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CompressorServiceAsyncStub: ...
     CompressPrompt: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.CompressPromptRequest, _compressor_pb2.CompressPromptResponse]
-    """Shortens a prompt for one model. Deterministic: same input and settings, same output."""
+    """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+    same output; what it makes of a stable prefix follows from the prefix and the settings alone.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]
     """Counts a prompt's tokens for one or more models."""
     PreviewCompression: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]
@@ -50,7 +52,9 @@ class CompressorServiceAsyncStub(CompressorServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CompressPrompt: _aio.UnaryUnaryMultiCallable[_compressor_pb2.CompressPromptRequest, _compressor_pb2.CompressPromptResponse]  # type: ignore[assignment]
-    """Shortens a prompt for one model. Deterministic: same input and settings, same output."""
+    """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+    same output; what it makes of a stable prefix follows from the prefix and the settings alone.
+    """
     CountTokens: _aio.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt's tokens for one or more models."""
     PreviewCompression: _aio.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]  # type: ignore[assignment]
@@ -69,7 +73,9 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _compressor_pb2.CompressPromptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_compressor_pb2.CompressPromptResponse, _abc.Awaitable[_compressor_pb2.CompressPromptResponse]]:
-        """Shortens a prompt for one model. Deterministic: same input and settings, same output."""
+        """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+        same output; what it makes of a stable prefix follows from the prefix and the settings alone.
+        """
 
     @_abc_1.abstractmethod
     def CountTokens(
