@@ -24,7 +24,9 @@ def preview(
 ) -> Group:
     """The diff, the strategies, and the sum."""
     short = found.compression
-    lines = list(_diff(request, found, lang)) if short.strategies else [Text(text("nothing", lang))]
+    lines: list[RenderableType] = [Text(text("nothing", lang))]
+    if short.strategies:
+        lines = list(_diff(request, found, lang))
     if short.strategies or short.declined:
         lines += [Text(), _strategies(short, lang)]
     return Group(*lines, Text(), *_sum(found, model, lang))
