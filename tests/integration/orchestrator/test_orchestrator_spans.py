@@ -78,7 +78,7 @@ async def test_a_hit(mesh: Mesh) -> None:
 
 async def test_a_stream(mesh: Mesh) -> None:
     events = await mesh.events(ask())
-    tree = expected(ROOT + "StreamGenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, STORE, RECORD)
+    tree = expected(ROOT + "StreamGenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, STORE, RECORD, USAGE)
     await until(lambda: edges(mesh, events[0].started.trace_id) == tree)
 
 
