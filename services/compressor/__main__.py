@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 
 from tenth.cache.v1 import cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2_grpc
@@ -18,7 +19,8 @@ from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
-from services.compressor.policy import plans
+from services.compressor.modes import plans
+from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settings import CompressorSettings
 from services.compressor.tokens import TokenCounters
@@ -56,7 +58,10 @@ async def main() -> None:
             settings.balanced_history_tokens,
             settings.aggressive_history_tokens,
         )
-        servicer = CompressorServicer(catalog, counters, modes, embeddings, settings.thread_bytes)
+        prefixes = PrefixTracker(time.monotonic, settings.prefix_cache_entries)
+        servicer = CompressorServicer(
+            catalog, counters, modes, embeddings, settings.thread_bytes, prefixes, lambda: datetime.now(UTC)
+        )
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), {})
         register = compressor_pb2_grpc.add_CompressorServiceServicer_to_server
         server.add(register, servicer, "tenth.compressor.v1.CompressorService")

@@ -14,3 +14,7 @@ class Reason(StrEnum):
     """The prompt does not fit the model's context window, not even compressed as far as the mode allows."""
     PROTECTED_OVER_BUDGET = "PROTECTED_OVER_BUDGET"
     """What must not be cut is alone over the token budget; `over_token_count` says by how much."""
+    BUDGET_TOO_SMALL = "BUDGET_TOO_SMALL"
+    """What must stay of the prompt is more than the token budget; the metadata says by how much."""
+    UNKNOWN_STRATEGY = "UNKNOWN_STRATEGY"
+    """A strategy was turned on or off that there is not, or twice."""

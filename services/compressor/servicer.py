@@ -7,11 +7,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from mesh.auth import identity_or_none
 from mesh.catalog import WatchedFile
 from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
@@ -19,10 +21,14 @@ from services.compressor import policy
 from services.compressor.catalog import Model
 from services.compressor.embeddings import Embeddings
 from services.compressor.errors import Reason
-from services.compressor.policy import Compressed, Mode, Plan
+from services.compressor.modes import RETRIEVAL, Mode, Plan, overridden
+from services.compressor.money import InputPrice, compute_cost
+from services.compressor.policy import Compressed, Step
+from services.compressor.prefixes import PrefixTracker, prefix_version
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, Prompt, question
 from services.compressor.strategies import Ranking, rank_by_bm25, rank_by_vectors
 from services.compressor.tokens import TokenCounters
+from services.compressor.weighing import Facts, Scales
 
 T = TypeVar("T")
 
@@ -56,31 +62,71 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         plans: Mapping[Mode, Plan],
         embeddings: Embeddings,
         thread_bytes: int,
+        prefixes: PrefixTracker,
+        now: Callable[[], datetime],
     ) -> None:
-        """Prompts of more than ``thread_bytes`` are worked on in a thread."""
+        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold."""
         self._catalog = catalog
         self._counters = counters
         self._plans = plans
         self._embeddings = embeddings
         self._thread_bytes = thread_bytes
+        self._prefixes = prefixes
+        self._now = now
 
     async def CompressPrompt(
         self, request: compressor_pb2.CompressPromptRequest, context: Any
     ) -> compressor_pb2.CompressPromptResponse:
         """Shorten a prompt for one model."""
+        return (await self._compress(request, "", remember=True))[0]
+
+    async def PreviewCompression(
+        self, request: compressor_pb2.PreviewCompressionRequest, context: Any
+    ) -> compressor_pb2.PreviewCompressionResponse:
+        """The same, to look at."""
+        response, done, price = await self._compress(request.compression, "compression.", remember=False)
+        return compressor_pb2.PreviewCompressionResponse(
+            compression=response,
+            message_indexes=[message.index for message in done.prompt.messages],
+            chunk_indexes=done.chunk_positions,
+            input_nano_usd_per_million_tokens=price.input if price else 0,
+            cached_input_nano_usd_per_million_tokens=price.cached if price else 0,
+        )
+
+    async def RecordUsage(
+        self, request: compressor_pb2.RecordUsageRequest, context: Any
+    ) -> compressor_pb2.RecordUsageResponse:
+        """Learn how the provider's prompt cache behaves."""
+        if not request.request_id:
+            raise required("request_id")
+        model = self._model(request.model, "model")
+        cached = request.usage.cached_input_token_count
+        if not 0 <= cached <= request.usage.input_token_count:
+            raise invalid_argument(
+                "cached tokens are negative or more than the input", field="usage.cached_input_token_count"
+            )
+        if model.cache is None or request.usage.estimated:
+            return compressor_pb2.RecordUsageResponse()
+        counted = self._prefixes.record(_scope(model), request.request_id, cached, model.cache)
+        return compressor_pb2.RecordUsageResponse(counted=counted)
+
+    async def _compress(
+        self, request: compressor_pb2.CompressPromptRequest, path: str, *, remember: bool
+    ) -> tuple[compressor_pb2.CompressPromptResponse, Compressed, InputPrice | None]:
+        """The answer, what was done, and the model's price; ``path`` goes before the names of wrong fields."""
         asked = request.request
         if not asked.messages:
-            raise required("request.messages")
+            raise required(f"{path}request.messages")
         if not request.model:
-            raise required("model")
+            raise required(f"{path}model")
         if request.context_window_tokens < 0:
-            raise invalid_argument("context_window_tokens is negative", field="context_window_tokens")
-        model = self._model(request.model, "model")
-        baseline = self._model(request.baseline_model, "baseline_model") if request.baseline_model else model
-        mode = _MODES.get(asked.policy.compression_mode)
-        if mode is None:
-            raise invalid_argument("no such mode", field="request.policy.compression_mode")
-        plan = self._plans[mode]
+            raise invalid_argument("context_window_tokens is negative", field=f"{path}context_window_tokens")
+        budget = request.token_budget if request.HasField("token_budget") else None
+        if budget is not None and budget < 1:
+            raise invalid_argument("token_budget is less than 1", field=f"{path}token_budget")
+        model = self._model(request.model, f"{path}model")
+        baseline = self._model(request.baseline_model, f"{path}baseline_model") if request.baseline_model else model
+        plan = self._plan(request, path)
         prompt = prompt_of(asked)
         meter = _Meter()
         ranking, why_not = None, ""
@@ -90,42 +136,64 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         sampling = asked.sampling
         max_output = sampling.max_output_tokens if sampling.HasField("max_output_tokens") else None
         window = request.context_window_tokens or model.context_window_tokens
+        price = model.price(self._now())
+        spent = compute_cost(meter.micros, model.cpu_hour_nano_usd)
+        facts, scope = Facts(price, model.cache, spent, watches=remember), _scope(model)
 
-        def work() -> tuple[Compressed, int]:
-            done = policy.compress(prompt, plan, counter, ranking, window, max_output)
+        def work() -> tuple[Compressed, int, float]:
+            if price is None:
+                scales, done = None, policy.compress(prompt, plan, counter, ranking, window, max_output, None, budget)
+            else:
+                scales = Scales(facts, self._prefixes, scope, prompt, counter)
+                done = policy.compress(prompt, plan, counter, ranking, window, max_output, scales, budget)
+                if remember:
+                    scales.finish(done.prompt, asked.request_id)
             same = baseline_counter == counter
-            return done, done.original_token_count if same else baseline_counter.prompt(prompt)
+            baseline_count = done.original_token_count if same else baseline_counter.prompt(prompt)
+            return done, baseline_count, scales.probability if scales is not None else 0.0
 
-        done, baseline_count = await self._run(work, prompt, meter)
-        steps = [
-            compressor_pb2.StrategyResult(
-                strategy=step.strategy,
-                removed_token_count=step.removed_token_count,
-                reason=f"{step.reason} ({why_not})" if step.strategy == "retrieval" and why_not else step.reason,
-            )
-            for step in done.steps
-        ]
+        done, baseline_count, probability = await self._run(work, prompt, meter)
+        saving = round(sum(step.saving_nano_usd for step in done.steps))
         annotate(
             {
                 "tenth.compressor.model": model.name,
-                "tenth.compressor.mode": mode.value,
+                "tenth.compressor.mode": plan.mode.value,
                 "tenth.compressor.original_input_tokens": done.original_token_count,
                 "tenth.compressor.input_tokens": done.token_count,
                 "tenth.compressor.strategies": [step.strategy for step in done.steps],
+                "tenth.compressor.declined": [step.strategy for step in done.declined],
+                "tenth.compressor.expected_saving_nano_usd": saving,
+                "tenth.compressor.prompt_cache_probability": probability,
                 "tenth.compressor.compute_micros": meter.micros,
             }
         )
-        return compressor_pb2.CompressPromptResponse(
+        response = compressor_pb2.CompressPromptResponse(
             messages=[_restored(asked.messages[message.index], message) for message in done.prompt.messages],
             retrieved_chunks=[asked.retrieved_chunks[at] for at in done.chunk_positions],
             original_input_token_count=done.original_token_count,
             compressed_input_token_count=done.token_count,
             baseline_input_token_count=baseline_count,
             estimated=counter.estimated or baseline_counter.estimated,
-            strategies=steps,
+            strategies=[_result(step, why_not) for step in done.steps],
             stable_prefix_message_count=done.stable_prefix_message_count,
             compute_micros=meter.micros,
+            expected_saving_nano_usd=saving,
+            declined=[_result(step, why_not) for step in done.declined],
+            prompt_cache_probability=probability,
+            prefix_version=prefix_version(counter.tokenizer, model.cache, price),
         )
+        return response, done, price
+
+    def _plan(self, request: compressor_pb2.CompressPromptRequest, path: str) -> Plan:
+        mode = _MODES.get(request.request.policy.compression_mode)
+        if mode is None:
+            raise invalid_argument("no such mode", field=f"{path}request.policy.compression_mode")
+        switches = {item.strategy: item.enabled for item in request.strategy_overrides}
+        if len(switches) < len(request.strategy_overrides):
+            raise invalid_argument(
+                "a strategy is named twice", field=f"{path}strategy_overrides", reason=Reason.UNKNOWN_STRATEGY
+            )
+        return overridden(self._plans[mode], switches, self._plans)
 
     async def CountTokens(
         self, request: compressor_pb2.CountTokensRequest, context: Any
@@ -221,6 +289,27 @@ def _message(at: int, message: chat_pb2.ChatMessage) -> Message:
         calls=tuple(Call(call.id, call.name, call.arguments_json) for call in message.tool_calls),
         answers=message.tool_call_id,
         pinned=message.pinned,
+    )
+
+
+def _scope(model: Model) -> str:
+    """Whose starts of prompts may meet: a tenant's, of one model. Without an identity, as in a test: nobody's."""
+    identity = identity_or_none()
+    return f"{identity.tenant_id if identity else ''}\0{model.name}"
+
+
+def _result(step: Step, why_not: str) -> compressor_pb2.StrategyResult:
+    ranked_otherwise = step.strategy == RETRIEVAL and why_not
+    return compressor_pb2.StrategyResult(
+        strategy=step.strategy,
+        removed_token_count=step.removed_token_count,
+        reason=f"{step.reason} ({why_not})" if ranked_otherwise else step.reason,
+        before_token_count=step.before_token_count,
+        after_token_count=step.before_token_count - step.removed_token_count,
+        expected_saving_nano_usd=round(step.saving_nano_usd),
+        cut_message_indexes=step.cut_messages,
+        cut_chunk_indexes=step.cut_chunks,
+        edited_message_indexes=step.edited_messages,
     )
 
 

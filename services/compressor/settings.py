@@ -14,7 +14,7 @@ class CompressorSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TENTH_COMPRESSOR_", frozen=True, extra="ignore")
 
     catalog_file: Path = Field(
-        default=Path("deploy/catalog.yaml"), description="YAML of models; read for tokenizers and context windows"
+        default=Path("deploy/catalog.yaml"), description="YAML of models: tokenizers, windows, prices, caches"
     )
     catalog_check_seconds: float = Field(
         default=1.0, gt=0, description="Time between looks at the catalogue file for changes, seconds"
@@ -30,6 +30,9 @@ class CompressorSettings(BaseSettings):
     embedding_cache_entries: int = Field(default=20_000, ge=0, description="Chunk vectors kept in memory")
     token_cache_mebibytes: int = Field(
         default=64, ge=0, description="Texts kept with their token counts, MiB of text; 0 keeps none"
+    )
+    prefix_cache_entries: int = Field(
+        default=200_000, ge=0, description="Starts of prompts remembered by digest, as asked and as sent; 0: none"
     )
     thread_bytes: int = Field(
         default=50_000, ge=0, description="Prompts of more bytes are worked on in a thread, beside other requests"

@@ -106,6 +106,8 @@ class Call:
     """Models that were asked and failed."""
     routed: bool = False
     """True when the router has decided: it wants to know what became of it."""
+    compressed_for: str = ""
+    """The model that the compressor made the prompt for last; empty: it was not asked."""
     escalated_from: str = ""
     """The model whose answer a cascade did not accept."""
     unaccepted: bool = False

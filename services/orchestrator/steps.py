@@ -161,6 +161,17 @@ class Steps:
             request.duration.FromNanoseconds(int(generated.seconds * 1e9))
         self._background.spawn("record", self._record(request))
 
+    def record_usage(self, call: Call, generated: Generated) -> None:
+        """Tell the compressor what the provider read from its prompt cache. Down or late: dropped and counted."""
+        completion = generated.completion
+        # Of an answer by another model than the prompt was made for, or counted here, nothing can be learned.
+        if completion.model != call.compressed_for or completion.usage.estimated:
+            return
+        request = compressor_pb2.RecordUsageRequest(
+            request_id=call.request.request_id, model=completion.model, usage=completion.usage
+        )
+        self._background.spawn("record usage", self._record_usage(request))
+
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
         """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
         unchanged = self._estimated_prompt(call)
@@ -193,6 +204,7 @@ class Steps:
                 # The upper guess is for the reservation; in the baseline it would show up as a saving.
                 return replace(unchanged, baseline_tokens=0)
             call.compute_micros += short.compute_micros
+            call.compressed_for = route.model
             if call.disabled("compression"):
                 hop.outcome = DISABLED
             removed = short.original_input_token_count - short.compressed_input_token_count
@@ -273,6 +285,9 @@ class Steps:
 
     async def _record(self, request: router_pb2.RecordCompletionRequest) -> None:
         await self._stubs.router.RecordCompletion(request, timeout=self._settings.background_cap_seconds)
+
+    async def _record_usage(self, request: compressor_pb2.RecordUsageRequest) -> None:
+        await self._stubs.compressor.RecordUsage(request, timeout=self._settings.background_cap_seconds)
 
     async def _release(self, request: ledger_pb2.ReleaseFundsRequest) -> None:
         await self._stubs.ledger.ReleaseFunds(request, timeout=self._settings.background_cap_seconds)

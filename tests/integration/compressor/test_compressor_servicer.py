@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
-from tenth.type.v1 import chat_pb2
+from tenth.type.v1 import chat_pb2, usage_pb2
 
 from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
 from services.compressor.catalog import parse_catalog
 from services.compressor.embeddings import Embeddings
-from services.compressor.policy import plans
+from services.compressor.modes import plans
+from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.tokens import TokenCounters
 
+AT = datetime(2026, 11, 26, tzinfo=UTC)
 USER, SYSTEM, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT
 CHUNKS = [
     "Pasta is boiled in salted water.",
@@ -82,7 +85,10 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         counters.load(catalog.current.values())
         made: list[Mesh] = []
         embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(behind), 0.25, 2.0, 100, lambda: made[0].now)
-        servicer = CompressorServicer(catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000)
+        prefixes = PrefixTracker(lambda: made[0].now, 1000)
+        servicer = CompressorServicer(
+            catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000, prefixes, lambda: AT
+        )
         target = await stack.enter_async_context(
             running(
                 compressor_pb2_grpc.add_CompressorServiceServicer_to_server,
@@ -298,3 +304,93 @@ async def test_a_long_prompt_does_not_hold_up_a_short_one(mesh: Mesh) -> None:
     await mesh.compress()
     assert not long.done()  # The short one came through while the long one was counted.
     assert (await long).original_input_token_count > 100_000
+
+
+def preview_of(request: compressor_pb2.CompressPromptRequest) -> compressor_pb2.PreviewCompressionRequest:
+    return compressor_pb2.PreviewCompressionRequest(compression=request)
+
+
+async def test_the_answer_says_what_was_cut_and_what_it_saves(mesh: Mesh) -> None:
+    response = await mesh.compress(
+        chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, edit=with_system("Be   brief.   Be  kind.")
+    )
+    cleanup, retrieval = response.strategies
+    assert (cleanup.before_token_count, retrieval.after_token_count) == (
+        response.original_input_token_count,
+        response.compressed_input_token_count,
+    )
+    assert cleanup.after_token_count == retrieval.before_token_count
+    assert list(cleanup.edited_message_indexes) == [0]
+    assert list(retrieval.cut_chunk_indexes) == [0, 2, 4]
+    # gpt-4o's input is 2,500 nano-USD a token; so short a prompt is never cached.
+    removed = response.original_input_token_count - response.compressed_input_token_count
+    assert response.expected_saving_nano_usd == removed * 2500
+    assert response.prompt_cache_probability == 0
+    assert response.prefix_version
+
+
+async def test_a_look_changes_nothing(mesh: Mesh) -> None:
+    request = ask(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, edit=with_system("Rule. " * 900))
+    looks = [await mesh.stub.PreviewCompression(preview_of(request), timeout=5) for _ in range(3)]
+    for look in looks:
+        look.compression.compute_micros = 0
+    assert looks[0] == looks[1] == looks[2]
+    assert list(looks[0].message_indexes) == [0, 1]
+    assert list(looks[0].chunk_indexes) == [1, 3]
+    assert looks[0].input_nano_usd_per_million_tokens == 2 * looks[0].cached_input_nano_usd_per_million_tokens
+    with pytest.raises(TenthError) as caught:
+        await mesh.stub.PreviewCompression(preview_of(ask(model="none")), timeout=5)
+    assert (caught.value.reason, caught.value.field) == ("UNKNOWN_MODEL", "compression.model")
+
+
+async def test_what_the_provider_says_is_believed(mesh: Mesh) -> None:
+    probabilities = []
+    for number in range(40):
+        request = ask(f"Question {number}", edit=with_system("Rule. " * 1500))
+        request.request.request_id = f"request-{number}"
+        probabilities.append((await mesh.stub.CompressPrompt(request, timeout=5)).prompt_cache_probability)
+        usage = usage_pb2.Usage(input_token_count=2000, cached_input_token_count=0)
+        report = compressor_pb2.RecordUsageRequest(request_id=f"request-{number}", model="gpt-4o", usage=usage)
+        assert (await mesh.stub.RecordUsage(report, timeout=5)).counted
+        assert not (await mesh.stub.RecordUsage(report, timeout=5)).counted
+    assert probabilities[-1] < 0.25 < probabilities[1]
+
+
+@pytest.mark.parametrize(
+    ("report", "reason", "field"),
+    [
+        (compressor_pb2.RecordUsageRequest(model="gpt-4o"), "REQUIRED_FIELD", "request_id"),
+        (compressor_pb2.RecordUsageRequest(request_id="a", model="none"), "UNKNOWN_MODEL", "model"),
+        (
+            compressor_pb2.RecordUsageRequest(
+                request_id="a", model="gpt-4o", usage=usage_pb2.Usage(cached_input_token_count=5)
+            ),
+            "INVALID_FIELD",
+            "usage.cached_input_token_count",
+        ),
+    ],
+)
+async def test_a_report_of_bad_form(
+    mesh: Mesh, report: compressor_pb2.RecordUsageRequest, reason: str, field: str
+) -> None:
+    with pytest.raises(TenthError) as caught:
+        await mesh.stub.RecordUsage(report, timeout=5)
+    assert (caught.value.code, caught.value.reason, caught.value.field) == (Code.INVALID_ARGUMENT, reason, field)
+
+
+async def test_switches_and_budgets(mesh: Mesh) -> None:
+    off = compressor_pb2.StrategyOverride(strategy="cleanup", enabled=False)
+    response = await mesh.compress(edit=with_system("Be   brief."), strategy_overrides=[off])
+    assert response.messages[0].parts[0].text == "Be   brief."
+    for overrides in ([off, off], [compressor_pb2.StrategyOverride(strategy="magic", enabled=True)]):
+        with pytest.raises(TenthError) as caught:
+            await mesh.compress(strategy_overrides=overrides)
+        assert (caught.value.reason, caught.value.field) == ("UNKNOWN_STRATEGY", "strategy_overrides")
+    small = await mesh.compress(chunks=CHUNKS, token_budget=40)
+    assert small.compressed_input_token_count <= 40 < small.original_input_token_count
+    with pytest.raises(TenthError) as caught:
+        await mesh.compress(chunks=CHUNKS, token_budget=5)
+    assert caught.value.reason == "BUDGET_TOO_SMALL"
+    assert int(caught.value.metadata["over_token_count"]) == int(caught.value.metadata["input_token_count"]) - 5
+    with pytest.raises(TenthError, match="INVALID_FIELD"):
+        await mesh.compress(token_budget=0)

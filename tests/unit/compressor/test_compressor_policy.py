@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import TenthError
-from services.compressor.policy import Mode, compress, plans
+from services.compressor.modes import Mode, plans
+from services.compressor.policy import compress
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt
 from services.compressor.strategies import Ranking, rank_by_bm25
 
