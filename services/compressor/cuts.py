@@ -12,9 +12,12 @@ _BLANKS = re.compile(r"\s+")
 _STOPS = re.compile(r"[。！？、，；](?![。！？、，；\s」』”’）)\]】》〉])")
 # A Korean particle that was set apart from its noun, dependent nouns and auxiliaries: the blank before stays whole.
 _LEANING = re.compile(
-    r"\s+(?=(?:은|는|이|가|을|를|의|에|에서|에게|께|께서|와|과|도|로|으로|만|까지|부터|처럼|보다|마다|조차|밖에|이나|이란|이라는|이라고|라는|라고|입니다|이다|이며"
-    r"|에는|에도|에서는|으로는|과는|와는|들|들은|들이|들을|들의|씨|님|것|것은|것이|것을|것도|것입니다|게|거|수|수는|수가|수도|줄|바|데|뿐|적|리|채|척"
-    r"|때문|때문에|만큼|대로|듯|듯이|이상|이하|미만|초과|있다|있는|있습니다|있었다|없다|없는|없습니다|없었다|않다|않는|않은|않습니다|않았다|못하다|못한|못했다|못합니다)"
+    r"\s(?=(?:은|는|이|가|을|를|의|에|에서|에게|께|께서|와|과|도|로|으로|만|까지|부터|처럼|보다|마다|조차|밖에"
+    r"|이나|이란|이라는|이라고|라는|라고|입니다|이다|이며"
+    r"|에는|에도|에서는|으로는|과는|와는|들|들은|들이|들을|들의|씨|님|것|것은|것이|것을|것도|것입니다|게|거|수"
+    r"|수는|수가|수도|줄|바|데|뿐|적|리|채|척"
+    r"|때문|때문에|만큼|대로|듯|듯이|이상|이하|미만|초과|있다|있는|있습니다|있었다|없다|없는|없습니다|없었다"
+    r"|않다|않는|않은|않습니다|않았다|못하다|못한|못했다|못합니다)"
     r"(?![가-힣]))"
 )
 # What the next word belongs to: negations, abbreviated titles and numbers' marks, prepositions of a name's parts.
@@ -45,7 +48,7 @@ def safe_cuts(text: str) -> tuple[int, ...]:
         if span.kind is not Kind.NUMBER:
             continue
         if (
-            0 <= before
+            before >= 0
             and span.start - before <= 3
             and text[before : span.start].isspace()
             and "\n" not in text[before : span.start]

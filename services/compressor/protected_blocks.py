@@ -59,7 +59,8 @@ _SQL_SECOND = re.compile(r"\b(?:FROM|SET|VALUES|SELECT|TABLE|INDEX|VIEW|DATABASE
 _SQL_SIGN = re.compile(r"\*|\bwhere\s+[\w.\"]+\s*(?:[=<>!]|in\b|like\b|is\b)|\w\.\w+|=\s*['\"\d:?]|\(", re.I)
 _SQL_QUIET = re.compile(r"select\s+(?:\*|[^;]{0,200}\bfrom\s+[\w.]+\s+where\s+[\w.]+\s*[=<>])", re.IGNORECASE)
 _SQL_LINE = re.compile(
-    r"\s*(?:SELECT|FROM|WHERE|(?:LEFT|RIGHT|INNER|OUTER|FULL|CROSS|NATURAL)\b|JOIN|ON|AND|OR|GROUP|ORDER|HAVING|LIMIT|OFFSET"
+    r"\s*(?:SELECT|FROM|WHERE|(?:LEFT|RIGHT|INNER|OUTER|FULL|CROSS|NATURAL)\b|JOIN|ON|AND|OR|GROUP|ORDER|HAVING"
+    r"|LIMIT|OFFSET"
     r"|UNION|SET|VALUES|RETURNING|WHEN|ELSE|END|INTO|[(),]|--)|[ \t]{2,}\S",
     re.IGNORECASE,
 )
@@ -74,9 +75,9 @@ _GAP = re.compile(r"(?<=\S)[ \u00a0\u3000]{2,}+(?=\S)")
 def blocks(text: str) -> Iterator[Span]:
     """Code, JSON, SQL and tables, in no order; spans may overlap. Without the last line break of a block."""
     yield from _fences(text)
-    yield from _code_lines(text)
     yield from _json(text)
     yield from _sql(text)
+    yield from _code_lines(text)
     yield from _tables(text)
 
 

@@ -12,26 +12,21 @@ from services.compressor.spans import Kind
 _DIGITS = re.compile(r"\d+(?:[,.]\d+)*")
 _SCALES = {"십": 10, "백": 100, "천": 1_000, "만": 10_000, "억": 10**8, "조": 10**12}
 _EN_SCALES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_TEENS = re.findall(
+    r"\w+",
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _WORDS = {
-    **{
-        word: value
-        for value, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
-    },
-    **{
-        word: value
-        for value, word in enumerate("thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(), 13)
-    },
-    **{
-        w: v
-        for v, w in zip(
-            range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split(), strict=True
-        )
-    },
+    **{word: value for value, word in enumerate(_TEENS, 2)},
+    **{word: value for value, word in zip(range(20, 100, 10), _TENS, strict=True)},
     "twice": 2,
     "thrice": 3,
 }
+_KOREAN_ONES = ("한", "두", "세", "네", "다섯", "여섯", "일곱", "여덟", "아홉", "열", "열한", "열두")
 _NATIVE = {
-    **{word: value for value, word in enumerate("한 두 세 네 다섯 여섯 일곱 여덟 아홉 열 열한 열두".split(), 1)},
+    **{word: value for value, word in enumerate(_KOREAN_ONES, 1)},
     "스무": 20,
     "스물": 20,
 }
@@ -39,19 +34,28 @@ _NATIVE_WORD = re.compile("|".join(sorted(_NATIVE, key=len, reverse=True)))
 _KOREAN_AMOUNT = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)\s?([십백천만억조]*)")
 _ASKS_NUMBER = re.compile(
     r"\bhow (?:many|much|old|long|far|tall|high|deep|big|large|fast|often|heavy)\b|\bwhen\b"
-    r"|\b(?:what|which) (?:\w+ )?(?:year|date|day|month|time|number|percent(?:age)?|age|price|cost|amount|rate|score|size|temperature)\b"
+    r"|\b(?:what|which) (?:\w+ )?(?:year|date|day|month|time|number|percent(?:age)?|age|price|cost|amount|rate"
+    r"|score|size|temperature)\b"
     r"|몇|얼마|언제|며칠|연도|년도|날짜|비율|개수|가격|수치|나이",
     re.IGNORECASE,
 )
 _TERM = re.compile(r"[가-힣]+|[A-Za-z]+")
 _PARTICLE = re.compile(
-    r"(?<=[가-힣]{2})(?:에서는|에서도|으로는|으로서|으로써|에게서|까지는|부터는|이라는|이라고|입니까|인가요|인가|이란|에서|에게|으로|까지|부터|처럼|보다|이나|이며|하고"
+    r"(?<=[가-힣]{2})(?:에서는|에서도|으로는|으로서|으로써|에게서|까지는|부터는|이라는|이라고|입니까|인가요|인가"
+    r"|이란|에서|에게|으로|까지|부터|처럼|보다|이나|이며|하고"
     r"|한테|마다|조차|라는|라고|란|은|는|이|가|을|를|의|에|와|과|도|로|만|나)$"
 )
+_COUNTER_WORD = re.compile(r"[명개번원년월일시분초살권장][은는이가을를의에도]")
 _STOP = frozenset(
-    "a an and are as at be by can did do does for from had has have how in is it its of on or that the their there this to was were what"
-    " when where which who whom whose why will with would you your not no never if me about many much any some 무엇 어떤 누구 언제 어디 몇"
-    " 얼마 있는 있다 하는 그 이 저 것 수 등 및 대한 대해 때 없는 않은 아닌 아니라 않는".split()
+    re.findall(
+        r"\w+",
+        "a an and are as at be by can did do does for from had has have how in is it its of on or that the their"
+        " there this "
+        "to was were what when where which who whom whose why will with would you your not no never if me about"
+        " many much any "
+        "some 무엇 어떤 누구 언제 어디 몇 얼마 있는 있다 하는 그 이 저 것 수 등 및 대한 대해 때 없는 않은 아닌"
+        " 아니라 않는",
+    )
 )
 
 
@@ -183,6 +187,6 @@ def _terms(text: str) -> frozenset[str]:
     found = set()
     for word in _TERM.findall(text.casefold()):
         stem = _PARTICLE.sub("", word)
-        if len(stem) >= (3 if stem.isascii() else 2) and stem not in _STOP:
+        if len(stem) >= (3 if stem.isascii() else 2) and stem not in _STOP and not _COUNTER_WORD.fullmatch(stem):
             found.add(stem)
     return frozenset(found)
