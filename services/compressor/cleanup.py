@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from services.compressor.boilerplate import closing_start, opening_end
-from services.compressor.protected import hard_ranges, hard_spans
+from services.compressor.protected import hard_ranges
 from services.compressor.repeats import without_repeats
 
 _MAX_PASSES = 8
@@ -69,19 +69,33 @@ def clean(text: str, *, system: bool) -> str:
 def cleaned(text: str, steps: CleanupSteps, count: Callable[[str], int] | None = None) -> Cleaned:
     """The cleaned text. With ``count`` (tokens of a text) a step that would cost tokens is not taken."""
     current, saved = text, dict[str, int]()
+    known: dict[str, list[Range]] = {}
+
+    def ranges_of(text: str) -> list[Range]:
+        # The dearest part by far: once for each text.
+        if text not in known:
+            known[text] = hard_ranges(text)
+        return known[text]
+
     for _ in range(_MAX_PASSES):
-        after = _pass(current, steps, count or len, saved)
+        after = _pass(current, steps, count or len, saved, ranges_of)
         if after == current:
             break
         current = after
     else:
         return Cleaned(text)  # It would not settle, so that cleaning again could change it.
-    if current == text or not _keeps_spans(text, current):
+    if current == text or not _keeps(text, ranges_of(text), current):
         return Cleaned(text)
     return Cleaned(current, tuple(saved.items()))
 
 
-def _pass(text: str, steps: CleanupSteps, count: Callable[[str], int], saved: dict[str, int]) -> str:
+def _pass(
+    text: str,
+    steps: CleanupSteps,
+    count: Callable[[str], int],
+    saved: dict[str, int],
+    ranges_of: Callable[[str], list[Range]],
+) -> str:
     ranges: list[Range] | None = None
     size: int | None = None
 
@@ -105,11 +119,11 @@ def _pass(text: str, steps: CleanupSteps, count: Callable[[str], int], saved: di
         if not any(True for _ in edits_of(text, [])):
             continue
         if ranges is None:
-            ranges = hard_ranges(text)
+            ranges = ranges_of(text)
         candidate, shifted = _applied(text, ranges, edits_of(text, ranges))
         if take(name, candidate):
             ranges = shifted
-    if steps.repeats and (shorter := without_repeats(text)) != text:
+    if steps.repeats and (shorter := without_repeats(text, ranges_of)) != text:
         take("repeats", shorter)
     return text
 
@@ -133,13 +147,14 @@ def _applied(text: str, ranges: Sequence[Range], edits: Iterator[Edit]) -> tuple
     return "".join(parts), shifted
 
 
-def _keeps_spans(before: str, after: str) -> bool:
+def _keeps(before: str, ranges: Sequence[Range], after: str) -> bool:
+    """True when all ranges of ``before`` stand in ``after``, in their order."""
     at = 0
-    for span in hard_spans(before):
-        found = after.find(before[span.start : span.end], at)
+    for start, end in ranges:
+        found = after.find(before[start:end], at)
         if found < 0:
             return False
-        at = found + span.end - span.start
+        at = found + end - start
     return True
 
 

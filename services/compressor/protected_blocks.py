@@ -14,6 +14,8 @@ from services.compressor.spans import Kind, Span
 _LINE_CHARS = 600
 _STATEMENT_CHARS = 2_000
 _QUIET_CHARS = 300
+_PROSE_CHARS = 160
+_PROSE_CHARS_PER_SIGN = 40
 
 _FENCE = re.compile(r"^[ \t]{0,20}(?:(?:[-*+>]|\d{1,3}[.)])[ \t]{1,4})?(`{3,}|~{3,})", re.MULTILINE)
 # Lines that may be code: cheap, in C, over the whole text. What is kept is looked at one by one.
@@ -124,7 +126,14 @@ def _code_lines(text: str) -> Iterator[Span]:
 def _is_code(line: str) -> bool:
     if len(line) > 2 * _LINE_CHARS:
         return _is_code(line[:_LINE_CHARS]) or _is_code(line[-_LINE_CHARS:])
-    return bool(line.strip()) and _CODE.search(line) is not None
+    return bool(line.strip()) and _CODE.search(line) is not None and not _is_prose(line)
+
+
+def _is_prose(line: str) -> bool:
+    """A long line with few of code's signs: a paragraph in which one chanced to stand, not a line of code."""
+    if len(line) <= _PROSE_CHARS or line[0] in " \t":
+        return False
+    return sum(map(line.count, "=(){}[];<>$\\_&|#")) * _PROSE_CHARS_PER_SIGN < len(line)
 
 
 def _joins(text: str, end: int, left: int) -> bool:

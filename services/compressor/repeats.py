@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from services.compressor.protected import hard_ranges
 
@@ -23,14 +23,14 @@ _EXAMPLE = re.compile(
 _HEADING = re.compile(r"^\s*+(?:#|\*\*[^*\n]{1,100}\*\*\s*$|\[[^\]\n]{1,100}\]\s*$)|[:：]\s*$")
 
 
-def without_repeats(text: str) -> str:
-    """The text without what it says again; see the module for what stays."""
+def without_repeats(text: str, ranges_of: Callable[[str], Sequence[tuple[int, int]]] = hard_ranges) -> str:
+    """The text without what it says again; see the module for what stays. ``ranges_of`` finds hard spans."""
     if len(text) < 2 * _MIN_CHARS or "```" in text or "~~~" in text:
         return text
     lines = [key for line in text.split("\n") if len(key := " ".join(line.split())) >= _MIN_CHARS]
     if len(set(lines)) == len(lines) or _EXAMPLE.search(text):
         return text
-    ranges = hard_ranges(text)
+    ranges = ranges_of(text)
     parts = _PARAGRAPHS.split(text)
     kept: list[str] = []
     seen: set[str] = set()

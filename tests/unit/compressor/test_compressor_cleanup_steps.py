@@ -49,10 +49,18 @@ def tokens(text: str) -> int:
         ("blank_lines", "\n\na\n\n\n\nb\n\n", "a\n\nb"),
         ("full_width_digits", "２０２４년 ３월", "2024년 3월"),
         ("full_width_digits", "id_１２ and ＡＢ１２ and x１", "id_１２ and ＡＢ１２ and x１"),
-        ("openings", "You are a helpful assistant. Your job is to help users with their questions. Be brief.", "Be brief."),
+        (
+            "openings",
+            "You are a helpful assistant. Your job is to help users with their questions. Be brief.",
+            "Be brief.",
+        ),
         ("openings", "Please act as a helpful AI assistant.\nBe brief.", "Be brief."),
         ("openings", "Answer the following questions as best you can. Use JSON.", "Use JSON."),
-        ("openings", "당신은 유능한 AI 비서입니다. 당신의 역할은 사용자를 돕는 것입니다. 존댓말을 쓰세요.", "존댓말을 쓰세요."),
+        (
+            "openings",
+            "당신은 유능한 AI 비서입니다. 당신의 역할은 사용자를 돕는 것입니다. 존댓말을 쓰세요.",
+            "존댓말을 쓰세요.",
+        ),
         ("openings", "사용자의 질문에 성실하게 답변해 주세요. 표로 답하세요.", "표로 답하세요."),
         ("openings", "You are a helpful assistant.\n\n    x = 1", "    x = 1"),
         # A role, field, tone, name, language, format, limit, number or negation stays.
@@ -97,7 +105,7 @@ def test_a_step(step: str, text: str, expected: str | None) -> None:
 
 
 def test_which_steps_run_where() -> None:
-    assert not (TEXT_STEPS.openings or TEXT_STEPS.repeats or TEXT_STEPS.closings)
+    assert not any([TEXT_STEPS.openings, TEXT_STEPS.repeats, TEXT_STEPS.closings])
     assert SYSTEM_STEPS.openings
     assert SYSTEM_STEPS.repeats
     assert not SYSTEM_STEPS.closings
@@ -109,7 +117,9 @@ def test_it_says_what_each_step_saved() -> None:
     found = cleaned("You are a helpful assistant.  Be   brief. ", SYSTEM_STEPS, tokens)
     assert found.text == "Be brief."
     assert set(dict(found.saved)) == {"blanks", "blank_lines", "openings"}
-    assert sum(saved for _, saved in found.saved) == tokens("You are a helpful assistant.  Be   brief. ") - tokens("Be brief.")
+    assert sum(saved for _, saved in found.saved) == tokens("You are a helpful assistant.  Be   brief. ") - tokens(
+        "Be brief."
+    )
 
 
 def test_a_step_that_costs_tokens_is_not_taken() -> None:
@@ -123,9 +133,55 @@ def test_a_step_that_costs_tokens_is_not_taken() -> None:
 
 BITS = st.sampled_from(
     [
-        *("\n", "\n\n\n", " ", "   ", "\t", "```", "`", '"', "a", "b  c", "{", "}", "[1]", "|", "  x", "가", "각", "e\u0301"),
-        *("You are a helpful assistant.", "당신은 유능한 비서입니다.", RULE, "def f():", "https://a.b/c", "Q:", "“", "”", "\u200b", "\u200d"),
-        *("\u00a0", "\r\n", "1", "１", "a_b", "- ", "a   b\n", "c   d\n", ":", "#", "I hope this helps!", "😀", "\ud800", "می‌خ", "\u2028"),
+        *(
+            "\n",
+            "\n\n\n",
+            " ",
+            "   ",
+            "\t",
+            "```",
+            "`",
+            '"',
+            "a",
+            "b  c",
+            "{",
+            "}",
+            "[1]",
+            "|",
+            "  x",
+            "가",
+            "각",
+            "e\u0301",
+        ),
+        *(
+            "You are a helpful assistant.",
+            "당신은 유능한 비서입니다.",
+            RULE,
+            "def f():",
+            "https://a.b/c",
+            "Q:",
+            "“",
+            "”",
+            "\u200b",
+            "\u200d",
+        ),
+        *(
+            "\u00a0",
+            "\r\n",
+            "1",
+            "１",
+            "a_b",
+            "- ",
+            "a   b\n",
+            "c   d\n",
+            ":",
+            "#",
+            "I hope this helps!",
+            "😀",
+            "\ud800",
+            "می‌خ",
+            "\u2028",
+        ),
         *("SELECT a FROM b", "x = 1\n", ",1,2\n", "\\", "/a/b", "\u0958", "\u212b", "ﬀ"),
     ]
 )
@@ -159,9 +215,27 @@ def test_properties_of_any_text(text: str) -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    [" ", "\n", "a  ", " \n", "\u00a0", "\u200b", "\u200da", "e\u0301", "a\r\n", "You are a helpful assistant. ", "I hope this helps! ", f"{RULE}\n\n",
-     f"- {RULE}\n", "１ ", ": ", "a   b\n", '"', "1\u1100\u1161"],
-)  # fmt: skip
+    [
+        " ",
+        "\n",
+        "a  ",
+        " \n",
+        "\u00a0",
+        "\u200b",
+        "\u200da",
+        "e\u0301",
+        "a\r\n",
+        "You are a helpful assistant. ",
+        "I hope this helps! ",
+        f"{RULE}\n\n",
+        f"- {RULE}\n",
+        "１ ",
+        ": ",
+        "a   b\n",
+        '"',
+        "1\u1100\u1161",
+    ],
+)
 def test_no_text_takes_long(unit: str) -> None:
     text = (unit * (200_000 // len(unit) + 1))[:200_000]
     started = time.thread_time()

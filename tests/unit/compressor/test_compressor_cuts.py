@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -40,11 +41,15 @@ from services.compressor.protected import hard_spans
 )
 def test_where_a_text_may_be_cut(text: str, expected: str) -> None:
     ends = [0, *safe_cuts(text), len(text)]
-    assert "|".join(text[left:right] for left, right in zip(ends, ends[1:], strict=False)) == expected
+    assert "|".join(text[left:right] for left, right in pairwise(ends)) == expected
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from([*" \n.,`\"{}a가은는1。", "안 ", "5 kg", " 은 ", "a_b", "「", "」"]), max_size=50).map("".join))
+@given(
+    st.lists(st.sampled_from([*' \n.,`"{}a가은는1。', "안 ", "5 kg", " 은 ", "a_b", "「", "」"]), max_size=50).map(
+        "".join
+    )
+)
 def test_no_hard_span_is_cut(text: str) -> None:
     cuts = safe_cuts(text)
     assert list(cuts) == sorted(set(cuts))
@@ -53,7 +58,9 @@ def test_no_hard_span_is_cut(text: str) -> None:
         assert not any(span.start < cut < span.end for cut in cuts)
 
 
-@pytest.mark.parametrize("unit", [" ", "a ", "가 ", "은 ", "수 ", "5 ", "。", "안 ", "not ", "Dr. ", "서울 은 한국의 수도 이다. "])
+@pytest.mark.parametrize(
+    "unit", [" ", "a ", "가 ", "은 ", "수 ", "5 ", "。", "안 ", "not ", "Dr. ", "서울 은 한국의 수도 이다. "]
+)
 def test_a_megabyte_of_words(unit: str) -> None:
     text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     started = time.thread_time()

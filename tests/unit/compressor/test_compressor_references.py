@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.compressor.references import dropped, numbers, referred, references
+from services.compressor.references import dropped, numbers, references, referred
 
 
 @pytest.mark.parametrize(
