@@ -76,10 +76,7 @@ def test_factors_are_in_bounds_and_kept(samples: list[tuple[str, int, int]]) -> 
     "text",
     [
         *("", "{", "[]", "{}", '{"version":2,"models":{}}', '{"version":1}', '{"version":1,"models":{"m":1}}'),
-        *(
-            json.dumps({"version": 1, "models": {"m": {"factor": f, "ratios": r}}})
-            for f, r in [(9, []), (None, []), (True, [])]
-        ),
+        *(json.dumps({"version": 1, "models": {"m": {"factor": factor, "ratios": []}}}) for factor in (9, None, True)),
         *(
             f'{{"version":1,"models":{{"m":{{"factor":1,"ratios":{ratios}}}}}}}'
             for ratios in ("null", '["x"]', "[99]", "[NaN]")
