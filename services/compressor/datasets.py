@@ -67,7 +67,28 @@ def holds(text: str, answers: Sequence[str]) -> bool:
     """True when one of the answers stands in a text, both normalised."""
     inside = f" {normalised(text)} "
     # Korean particles follow a word without a blank: there the answer need only begin or stand within a word.
-    return any(found and (f" {found} " in inside or (not found.isascii() and found in inside)) for found in map(normalised, answers))
+    return any(
+        found and (f" {found} " in inside or (not found.isascii() and found in inside))
+        for found in map(normalised, answers)
+    )
+
+
+def answered(case: Case, kept: Mapping[int, str]) -> bool:
+    """True when what a question needs is still there; ``kept`` is the text left of each chunk, by place.
+
+    Of every gold chunk something must be left besides its title, and in each that held the answer it must still stand.
+    Without an answer string: the sentence that supports the reference must be left.
+    """
+    for at in case.gold:
+        text = kept.get(at, "")
+        if case.evidence:
+            if any(sentence not in text for sentence in case.evidence[case.gold.index(at)]):
+                return False
+            continue
+        _, _, body = text.partition("\n")
+        if not body.strip() or (holds(case.chunks[at], case.answers) and not holds(text, case.answers)):
+            return False
+    return True
 
 
 def read(data: Path, name: str, seed: int = 7) -> list[Case]:
@@ -164,11 +185,20 @@ def alone(case: Case) -> Case:
 
 
 def _case(
-    identity: str, group: str, question: str, earlier: tuple[str, ...], gold: list[str], answers: Sequence[str], pool: _Pool, seed: int
+    identity: str,
+    group: str,
+    question: str,
+    earlier: tuple[str, ...],
+    gold: list[str],
+    answers: Sequence[str],
+    pool: _Pool,
+    seed: int,
 ) -> Case:
     chunks = gold + pool.nearest(" ".join((question, *earlier[:1])), gold)
     random.Random(f"{seed}:{identity}").shuffle(chunks)  # noqa: S311  (an order, no secret)
-    return Case(identity, group, question, earlier, tuple(chunks), tuple(sorted(map(chunks.index, gold))), tuple(answers))
+    return Case(
+        identity, group, question, earlier, tuple(chunks), tuple(sorted(map(chunks.index, gold))), tuple(answers)
+    )
 
 
 class _Pool:

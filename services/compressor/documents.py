@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from services.compressor.sentences import Kind, Unit, heading, split
 from services.compressor.wording import Answer, held, names, terms
@@ -53,7 +54,7 @@ def prepare(text: str, count_tokens: Callable[[str], int]) -> Document:
         part = text[unit.start : unit.end]
         found = terms(part)
         counts.append(Counter(found))
-        pairs.append(frozenset(zip(found, found[1:], strict=False)))
+        pairs.append(frozenset(pairwise(found)))
         lengths.append(len(found))
         holds.append(held(part))
         tokens.append(count_tokens(part))

@@ -1,12 +1,11 @@
 """Which units of the chunks stay, given how probable it is that each is needed: the ``extractive`` strategy. Pure.
 
-What a unit is worth is the probability that it is needed, plus a part of its chunk's (a reader wants the surroundings of
-an answer), plus more for the best unit of its chunk (a chunk that matters should not vanish). A unit stays when its worth
-per token reaches a threshold; measured on the training sets, that keeps more answers at the same size than a cut-off by
-score mass, by rank, or by the probability alone. Then units that others lean on join: the title and the nearest heading,
-the sentence before one that begins with a pronoun, parts of one protected span, and, in chunks of which something
-stays, sentences with a number or a negation that the question asks about. Gaps are not marked: a mark costs tokens
-and helped no one.
+What a unit is worth is the probability that it is needed, plus a part of its chunk's (a reader wants what surrounds an
+answer), plus more for the best unit of its chunk (a chunk that matters should not vanish). A unit stays when its worth
+per token reaches a threshold; on the training sets that keeps more answers at the same size than a cut-off by score
+mass, by rank, or by the probability alone. Then units that others lean on join: the title and the nearest heading, the
+sentence before one that begins with a pronoun, parts of one protected span, and, in chunks of which something stays,
+sentences with a number or a negation that the question asks about. Gaps are not marked: a mark costs tokens.
 """
 
 from __future__ import annotations
@@ -32,20 +31,22 @@ CONTEXT_WORTH, BEST_WORTH = 0.1, 0.2
 UNIT_OVERHEAD_TOKENS = 8
 """Added to a unit's tokens, so that very short units are not kept for being short."""
 REPETITION_WORTH = 0.3
-"""Part of the worth that is left to what a better chunk says in nearly the same words: it may differ in what is asked."""
+"""Part of the worth left to what a better chunk says in nearly the same words: it may differ in what is asked."""
 _SMALLEST_CUT_TOKENS = 10
 """Less than this is not cut out of a chunk: a gap for a handful of tokens is a bad trade."""
 _LONG_UNITS = 12
 _SHARED_TERMS = 2
 
 _LEANS = re.compile(
-    r"[\s\"'“‘(]*(?:(?:he|she|it|they|this|these|those|that|his|her|its|their|such|however|but|also|therefore|thus|then|instead"
-    r"|moreover|furthermore|additionally|as a result|in addition|because of this|the (?:former|latter|same))\b"
-    r"|(?:그|그녀|그들|이|이것|그것|이들|이는|그는|그의|이를|그러나|하지만|또한|그리고|따라서|그래서|이후|그 후|이때|이에|당시|한편)(?=\s|는|은|가|의|를|에|로))",
+    r"[\s\"'“‘(]{0,9}(?:(?:he|she|it|they|this|these|those|that|his|her|its|their|such|however|but|also|therefore|thus"
+    r"|then|instead|moreover|furthermore|additionally|as a result|in addition|because of this|the (?:former|latter|same))\b"
+    r"|(?:그|그녀|그들|이|이것|그것|이들|이는|그는|그의|이를|그러나|하지만|또한|그리고|따라서|그래서"
+    r"|이후|그 후|이때|이에|당시|한편)(?=\s|는|은|가|의|를|에|로))",
     re.IGNORECASE,
 )
 _NEGATION = re.compile(
-    r"\b(?:not|never|no|none|nor|neither|without|cannot|except|unless)\b|n['’]t\b|없|않|못\s?하|못했|아니|금지|제외|불가", re.IGNORECASE
+    r"\b(?:not|never|no|none|nor|neither|without|cannot|except|unless)\b|n['’]t\b|없|않|못\s?하|못했|아니|금지|제외|불가",
+    re.IGNORECASE,
 )
 
 
@@ -67,7 +68,9 @@ class Worth:
     titles: Mask
 
 
-def worth(documents: Sequence[Document], ranked: Ranked, query: Query, hard_spans: HardSpans, near_repeats: Sequence[int]) -> Worth:
+def worth(
+    documents: Sequence[Document], ranked: Ranked, query: Query, hard_spans: HardSpans, near_repeats: Sequence[int]
+) -> Worth:
     """Prepare a selection. ``near_repeats`` are places of chunks that a better one says in nearly the same words."""
     sizes = [len(document.units) for document in documents]
     owner = np.repeat(np.arange(len(documents)), sizes)
@@ -80,10 +83,10 @@ def worth(documents: Sequence[Document], ranked: Ranked, query: Query, hard_span
     leaders: list[tuple[int, ...]] = []
     groups: list[tuple[int, ...]] = []
     forced = np.zeros(len(owner), bool)
-    keys = identifiers(query.question)
-    asked_numbers = numbers(query.question)
-    asked = set(terms(query.question))
-    negated = bool(_NEGATION.search(query.question))
+    keys = identifiers(query.focus)
+    asked_numbers = numbers(query.focus)
+    asked = set(terms(query.focus))
+    negated = bool(_NEGATION.search(query.focus))
     for document, start in zip(documents, ranked.starts.tolist(), strict=True):
         latest_heading = -1
         for place, unit in enumerate(document.units):
@@ -144,7 +147,9 @@ def cut(document: Document, kept: Sequence[bool]) -> str:
     """The chunk's text with its kept units, as they stand, without white space at the end; "" when none is kept."""
     if all(kept):
         return document.text
-    return "".join(document.text[unit.start : unit.end] for unit, stays in zip(document.units, kept, strict=True) if stays).rstrip()
+    return "".join(
+        document.text[unit.start : unit.end] for unit, stays in zip(document.units, kept, strict=True) if stays
+    ).rstrip()
 
 
 def _together(document: Document, start: int, spans: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from services.compressor.documents import Document
 from services.compressor.sentences import Kind
-from services.compressor.wording import identifiers, is_korean, numbers, terms, wanted
+from services.compressor.wording import is_korean, numbers, terms, wanted
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,16 +27,44 @@ _K1, _B = 1.2, 0.75
 _EARLIER_WEIGHT = 0.35
 """What a term of an earlier turn counts beside one of the question."""
 _MAX_TERMS = 64
+_END_CHARS = 2_000
+_RARE_CHUNKS = 3
+"""A name in more chunks than this links none of them."""
 _HOP_SOURCES = 2
 """Chunks from which a second hop may start."""
 
-CHUNK_FEATURES = ("bias", "bm25", "coverage", "pairs", "title", "best_bm25", "best_coverage", "names", "cosine", "best_cosine")
+CHUNK_FEATURES = (
+    "bias",
+    "bm25",
+    "coverage",
+    "pairs",
+    "title",
+    "best_bm25",
+    "best_coverage",
+    "names",
+    "cosine",
+    "best_cosine",
+)
 HOP_FEATURES = ("bias", "first", "gap", "title_link", "name_link", "alone")
 UNIT_FEATURES = (
-    "bias", "chunk", "gap", "bm25", "coverage", "pairs", "neighbours", "first", "answer", "mismatch", "length", "novel", "heading", "numbers",
-    "cosine", "cosine_in_chunk", "cosine_neighbours",
-)  # fmt: skip
-_CHUNK_COSINES = ("cosine",)
+    "bias",
+    "chunk",
+    "gap",
+    "bm25",
+    "coverage",
+    "pairs",
+    "neighbours",
+    "first",
+    "answer",
+    "mismatch",
+    "length",
+    "novel",
+    "heading",
+    "numbers",
+    "cosine",
+    "cosine_in_chunk",
+    "cosine_neighbours",
+)
 
 
 class Level(StrEnum):
@@ -63,6 +92,12 @@ class Query:
     earlier: tuple[str, ...] = ()
     """Earlier turns of the user, newest first: a follow-up leaves out what it is about."""
 
+    @property
+    def focus(self) -> str:
+        """The question, of a long one its two ends: what is asked stands before or after what was pasted in."""
+        text = self.question
+        return text if len(text) <= 2 * _END_CHARS else f"{text[:_END_CHARS]}\n{text[-_END_CHARS:]}"
+
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
@@ -70,7 +105,7 @@ class Vectors:
 
     question: Floats
     chunks: Floats
-    """One row per chunk."""
+    """One row per chunk; NaN for one that was not embedded, but one at least must be."""
     sentences: Floats | None = None
     """One row per unit, chunk after chunk. A row of NaN is a unit that was not embedded."""
 
@@ -95,8 +130,8 @@ class Features:
     chunk: Floats
     unit: Floats
     """Its columns ``chunk`` and ``gap`` are filled in once the chunks are scored."""
-    links: Floats
-    """Chunks by chunks by 2: title link and name link to each chunk from each other."""
+    documents: tuple[Document, ...]
+    """For the links from the best chunks to the others."""
     starts: npt.NDArray[np.intp]
     owner: npt.NDArray[np.intp]
     level: Level
@@ -104,22 +139,20 @@ class Features:
 
 def language(query: Query) -> str:
     """``ko`` or ``en``, by the question."""
-    return "ko" if is_korean(query.question) else "en"
+    return "ko" if is_korean(query.focus) else "en"
 
 
 def rank(documents: Sequence[Document], query: Query, vectors: Vectors | None, weights: Weights) -> Ranked:
-    """Probabilities for each chunk and unit. There must be a chunk with a unit."""
-    features = measure(documents, query, vectors)
+    """Probabilities for each chunk and unit. There must be a chunk, and none may be without a unit."""
+    return score(measure(documents, query, vectors), weights)
+
+
+def score(features: Features, weights: Weights) -> Ranked:
+    """Probabilities from what was measured."""
     first = features.chunk @ columns(weights.chunk, CHUNK_FEATURES)
-    hop = hop_features(first, features)
-    second = hop @ columns(weights.hop, HOP_FEATURES)
-    unit = unit_features(second, features)
-    return Ranked(
-        chunks=sigmoid(second),
-        units=sigmoid(unit @ columns(weights.unit, UNIT_FEATURES)),
-        starts=features.starts,
-        level=features.level,
-    )
+    second = hop_features(first, features) @ columns(weights.hop, HOP_FEATURES)
+    unit = unit_features(second, features) @ columns(weights.unit, UNIT_FEATURES)
+    return Ranked(sigmoid(second), sigmoid(unit), features.starts, features.level)
 
 
 def measure(documents: Sequence[Document], query: Query, vectors: Vectors | None) -> Features:
@@ -143,10 +176,14 @@ def measure(documents: Sequence[Document], query: Query, vectors: Vectors | None
     chunk[:, chunk_column["names"]] = words["names"]
     unit[:, column["neighbours"]] = _neighbours(words["coverage"], owner)
     unit[starts, column["first"]] = 1.0
-    headed = [place + 1 for place, document in zip(starts, documents, strict=True) if document.heading and len(document.units) > 1]
+    headed = [
+        place + 1
+        for place, document in zip(starts, documents, strict=True)
+        if document.heading and len(document.units) > 1
+    ]
     unit[headed, column["first"]] = 1.0
-    wants = wanted(query.question)
-    asked = numbers(query.question)
+    wants = wanted(query.focus)
+    asked = numbers(query.focus)
     flat = [(document, place) for document in documents for place in range(len(document.units))]
     if wants:
         holds = np.array([bool(document.holds[place] & wants) for document, place in flat], bool)
@@ -157,11 +194,15 @@ def measure(documents: Sequence[Document], query: Query, vectors: Vectors | None
     unit[:, column["novel"]] = np.minimum(1.0, (lengths - words["matched"]) / 20)
     unit[:, column["heading"]] = [document.units[place].kind is Kind.HEADING for document, place in flat]
     if asked:
-        unit[:, column["numbers"]] = [any(number in document.counts[place] for number in asked) for document, place in flat]
+        unit[:, column["numbers"]] = [
+            any(number in document.counts[place] for number in asked) for document, place in flat
+        ]
     level = Level.WORDS
     if vectors is not None:
         level = Level.CHUNKS
         cosines = vectors.chunks @ vectors.question
+        # A chunk that was not embedded counts as the least similar one that was.
+        cosines = np.where(np.isnan(cosines), np.nanmin(cosines), cosines)
         chunk[:, chunk_column["cosine"]] = 10 * (cosines - cosines.max())
         if vectors.sentences is not None:
             level = Level.SENTENCES
@@ -173,7 +214,7 @@ def measure(documents: Sequence[Document], query: Query, vectors: Vectors | None
             unit[:, column["cosine"]] = 10 * (near - near.max())
             unit[:, column["cosine_in_chunk"]] = 10 * (near - best[owner])
             unit[:, column["cosine_neighbours"]] = 10 * (_neighbours(near, owner, float(near.min())) - near.max())
-    return Features(chunk, unit, _links(documents, words["idf_of_name"]), starts, owner, level)
+    return Features(chunk, unit, tuple(documents), starts, owner, level)
 
 
 def hop_features(first: Floats, features: Features) -> Floats:
@@ -183,13 +224,10 @@ def hop_features(first: Floats, features: Features) -> Floats:
     found[:, 0] = 1.0
     found[:, 1] = first
     found[:, 2] = first - first.max()
-    sources = np.argsort(-first, kind="stable")[:_HOP_SOURCES]
+    sources = np.argsort(-first, kind="stable")[:_HOP_SOURCES].tolist() if count > 1 else []
     for source in sources:
-        certainty = sigmoid(first[source] - first.max()) * 2
-        for target in range(count):
-            if target != source:
-                found[target, 3] = max(found[target, 3], certainty * features.links[source, target, 0])
-                found[target, 4] = max(found[target, 4], certainty * features.links[source, target, 1])
+        certainty = float(sigmoid(first[source] - first.max()) * 2)
+        found[:, 3:5] = np.maximum(found[:, 3:5], certainty * _links(features.documents, source))
     found[:, 5] = count == 1
     return found
 
@@ -215,9 +253,9 @@ def sigmoid(values: Floats) -> Floats:
 
 def query_terms(query: Query) -> dict[str, float]:
     """The terms that are looked for, each with what it counts, the most important first, so many at most."""
-    found = dict.fromkeys(terms(query.question), 1.0)
+    found = dict.fromkeys(terms(query.focus), 1.0)
     for turn, text in enumerate(query.earlier, 1):
-        for term in terms(text):
+        for term in terms(text[:_END_CHARS]):
             found.setdefault(term, _EARLIER_WEIGHT / turn)
     return dict(list(found.items())[:_MAX_TERMS])
 
@@ -227,7 +265,9 @@ def _words(
 ) -> dict[str, Floats]:
     asked = query_terms(query)
     order = list(asked)
-    counts = np.array([[found.get(term, 0) for term in order] for document in documents for found in document.counts], float)
+    counts = np.array(
+        [[found.get(term, 0) for term in order] for document in documents for found in document.counts], float
+    )
     counts = counts.reshape(int(sizes.sum()), len(order))
     importance = np.array(list(asked.values()))
     lengths = np.array([length for document in documents for length in document.lengths], float)
@@ -237,9 +277,11 @@ def _words(
     # Rarity both in the request and, where it holds few chunks, among its sentences.
     both = (unit_idf + chunk_idf) / 2
     total = float(both.sum()) or 1.0
-    question = terms(query.question)
-    pairs = list(dict.fromkeys(zip(question, question[1:], strict=False)))
-    pair_hits = np.array([[pair in found for pair in pairs] for document in documents for found in document.pairs], float)
+    question = terms(query.focus)
+    pairs = list(dict.fromkeys(pairwise(question)))
+    pair_hits = np.array(
+        [[pair in found for pair in pairs] for document in documents for found in document.pairs], float
+    )
     pair_hits = pair_hits.reshape(len(lengths), len(pairs))
     place = {term: at for at, term in enumerate(order)}
     pair_weight = np.array([both[place[a]] + both[place[b]] if a in place and b in place else 0.0 for a, b in pairs])
@@ -247,8 +289,10 @@ def _words(
     in_title = [[term in document.title_terms for term in order] for document in documents]
     title_hits = np.array(in_title, float).reshape(len(documents), len(order)) @ both
     title_sizes = np.array([len(document.title_terms) for document in documents], float)
-    shared = np.array(in_title, float).reshape(len(documents), len(order)).sum(axis=1) if order else np.zeros(len(documents))
-    lowered = " ".join((query.question, *query.earlier[:1])).lower()
+    shared = (
+        np.array(in_title, float).reshape(len(documents), len(order)).sum(axis=1) if order else np.zeros(len(documents))
+    )
+    lowered = " ".join((query.focus, *query.earlier[:1])).lower()
     named = np.array([sum(name in lowered for name in document.names) for document in documents], float)
     return {
         "bm25": _relative(_bm25(counts, lengths, unit_idf)),
@@ -257,41 +301,40 @@ def _words(
         "matched": counts.sum(axis=1) if order else np.zeros(len(lengths)),
         "chunk_bm25": _relative(_bm25(in_chunks, np.add.reduceat(lengths, starts), chunk_idf)),
         "chunk_coverage": (in_chunks > 0) @ both / total,
-        "chunk_pairs": np.maximum.reduceat(pair_hits @ pair_weight, starts) / pair_total if pairs else np.zeros(len(documents)),
-        "title": title_hits / total + np.divide(shared, title_sizes, out=np.zeros(len(documents)), where=title_sizes > 0),
+        "chunk_pairs": np.maximum.reduceat(pair_hits @ pair_weight, starts) / pair_total
+        if pairs
+        else np.zeros(len(documents)),
+        "title": title_hits / total
+        + np.divide(shared, title_sizes, out=np.zeros(len(documents)), where=title_sizes > 0),
         "names": np.minimum(named, 3.0) / 3,
-        "idf_of_name": np.zeros(0),
     }
 
 
-def _links(documents: Sequence[Document], _: Floats) -> Floats:
-    """How each chunk (first axis) leads to each other one: its title stands there; they share rare names."""
-    count = len(documents)
-    found = np.zeros((count, count, 2))
-    if count < 2 or count > 64:
-        return found
-    lowered = [document.text.lower() for document in documents]
-    titles = [document.heading.lower().split(" (")[0].strip() for document in documents]
-    frequency: dict[str, int] = {}
-    for document in documents:
-        for name in document.names:
-            frequency[name] = frequency.get(name, 0) + 1
-    rare = [frozenset(name for name in document.names if frequency[name] <= 3) for document in documents]
-    for source in range(count):
-        for target in range(count):
-            if source == target:
-                continue
-            title = titles[target]
-            if len(title) > 3 and title != titles[source]:
-                if title in lowered[source]:
-                    found[source, target, 0] = 1.0
-                elif "," in title and len(head := title.split(",")[0]) > 3 and head in lowered[source]:
-                    found[source, target, 0] = 0.7
-            back = titles[source]
-            if len(back) > 3 and back != title and back in lowered[target]:
-                found[source, target, 0] = max(found[source, target, 0], 0.8)
-            found[source, target, 1] = min(3, len(rare[source] & rare[target])) / 3
+def _links(documents: Sequence[Document], source: int) -> Floats:
+    """How a chunk leads to each other one, 0 to 1: its title stands there or theirs here; they share rare names."""
+    found = np.zeros((len(documents), 2))
+    here = documents[source]
+    text, title = here.text.lower(), _title(here)
+    frequency = {name: sum(name in document.names for document in documents) for name in here.names}
+    rare = frozenset(name for name, holding in frequency.items() if holding <= _RARE_CHUNKS)
+    for target, document in enumerate(documents):
+        if target == source:
+            continue
+        theirs = _title(document)
+        if len(theirs) > 3 and theirs != title:
+            if theirs in text:
+                found[target, 0] = 1.0
+            elif "," in theirs and len(place := theirs.split(",")[0]) > 3 and place in text:
+                found[target, 0] = 0.7
+        if len(title) > 3 and theirs != title and title in document.text.lower():
+            found[target, 0] = max(found[target, 0], 0.8)
+        found[target, 1] = min(3, len(rare & document.names)) / 3
     return found
+
+
+def _title(document: Document) -> str:
+    """The title in lower case, without the parenthesis that tells namesakes apart."""
+    return document.heading.lower().split(" (")[0].strip()
 
 
 def _idf(counts: Floats) -> Floats:
@@ -320,9 +363,3 @@ def _neighbours(values: Floats, owner: npt.NDArray[np.intp], lowest: float = 0.0
     found[1:] = np.where(same, np.maximum(found[1:], values[:-1]), found[1:])
     found[:-1] = np.where(same, np.maximum(found[:-1], values[1:]), found[:-1])
     return found
-
-
-def identifier_hits(documents: Sequence[Document], query: Query) -> npt.NDArray[np.bool_]:
-    """Chunks that hold an identifier of the question letter by letter."""
-    asked = identifiers(query.question)
-    return np.array([any(each in document.text for each in asked) for document in documents], bool)

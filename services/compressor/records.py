@@ -1,6 +1,6 @@
 """JSON of many records, of which a question names a few by exact key. Pure.
 
-Only records at the top level of one object or array are told apart, and only in JSON that is valid. What is cut out of it
+Only records at the top level of one object or array are told apart, and only in JSON that is valid. What is left of it
 is valid JSON again.
 """
 

@@ -104,13 +104,26 @@ def no_hard_spans(_: str) -> Sequence[tuple[int, int]]:
 
 
 def prepare(
-    documents: Sequence[Document], query: Query, vectors: Vectors | None, fitted: Fitted, hard_spans: HardSpans = no_hard_spans
+    documents: Sequence[Document],
+    query: Query,
+    vectors: Vectors | None,
+    fitted: Fitted,
+    hard_spans: HardSpans = no_hard_spans,
 ) -> Prepared:
     """Rank chunks and sentences. There must be a chunk, and none may be empty."""
     level = Level.WORDS if vectors is None else Level.CHUNKS if vectors.sentences is None else Level.SENTENCES
     ranked = rank(documents, query, vectors, fitted.weights[language(query), level])
+    return prepare_ranked(documents, query, ranked, hard_spans)
+
+
+def prepare_ranked(
+    documents: Sequence[Document], query: Query, ranked: Ranked, hard_spans: HardSpans = no_hard_spans
+) -> Prepared:
+    """The same for chunks that are ranked already."""
     near = _near_repeats(documents, ranked)
-    return Prepared(tuple(documents), query, ranked, worth(documents, ranked, query, hard_spans, near), _repeats(documents))
+    return Prepared(
+        tuple(documents), query, ranked, worth(documents, ranked, query, hard_spans, near), _repeats(documents)
+    )
 
 
 def by_mode(prepared: Prepared, mode: Harshness, fitted: Fitted) -> Selection:
@@ -162,7 +175,7 @@ def mask(prepared: Prepared, threshold: float) -> Mask:
 
 def selection(prepared: Prepared, kept: Mask, *, cut_records: bool) -> Selection:
     """The chunks with what stays of them, and what went."""
-    keys = identifiers(prepared.query.question)
+    keys = identifiers(prepared.query.focus)
     chunks, removed = [], []
     for place, document in enumerate(prepared.documents):
         mine = kept[prepared.worth.owner == place]
@@ -178,7 +191,11 @@ def selection(prepared: Prepared, kept: Mask, *, cut_records: bool) -> Selection
             named = keep_named(text, keys)
             if named is not None:
                 share = 1 - len(named) / len(text)
-                removed.append(Removed(place, "records that the question does not name", int((sum(document.tokens) - lost) * share)))
+                removed.append(
+                    Removed(
+                        place, "records that the question does not name", int((sum(document.tokens) - lost) * share)
+                    )
+                )
                 text = named
         chunks.append(Chunk(place, text))
     return Selection(tuple(chunks), tuple(removed), prepared.ranked.level)

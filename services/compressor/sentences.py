@@ -16,13 +16,15 @@ _TITLE_CHARS = 60
 _ENCLOSED_CHARS = 300
 """No sentence ends within a quotation or a parenthesis of up to so many characters."""
 _JSON_LINES = 4_000
+_LINE_CHARS = 1_000
+"""A longer line is prose, or a table's when it begins like one: so no pattern takes quadratic time."""
 
 _FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})")
-_TABLE_LINE = re.compile(r"[ \t]*\|.*\|[ \t]*$|[^\t\n]+\t[^\n]*\S|[ \t]*[-+=|: ]{4,}$")
+_TABLE_LINE = re.compile(r"[ \t]*\|.*\|[ \t]*$|[^\t\n]+\t[^\n]*\S|[ \t]*[-+=|:][-+=|: ]{3,}$")
 _LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•·▪◦‣]|\(?\d{1,3}[.)]|\(?[a-zA-Z가-하][.)]|[①-⑳])[ \t]+\S")
 _CODE_LINE = re.compile(
-    r"(?: {4,}|\t)\S.*[;{}()\[\]=:]\s*$|.*[;{}]\s*$|\s*(?:def|class|import|from|return|public|private|static|const|let|var|func|fn"
-    r"|SELECT|INSERT|UPDATE|DELETE|CREATE)\b.*[({:;=*].*$|\s*[\w.]+\(.*\)\s*$|\s*</?\w+[^>]*>\s*$|\s*[$>]\s\S"
+    r"(?: {4,}|\t)\S.*[;{}()\[\]=:]\s*$|.*[;{}]\s*$"
+    r"|\s*(?:def|class|import|from|return|public|private|static|const|let|var|func|fn|SELECT|INSERT|UPDATE|DELETE|CREATE)\b.*[({:;=*].*$|\s*[\w.]+\(.*\)\s*$|\s*</?\w+[^>]*>\s*$|\s*[$>]\s\S"
 )
 _HASH_HEADING = re.compile(r"[ \t]{0,3}#{1,6}[ \t]+\S")
 _NUMBERED_HEADING = re.compile(r"[ \t]*(?:제?\s?\d{1,3}(?:\.\d{1,3}){0,3}[장절조항.]?|[IVX]{1,5}\.)[ \t]+\S")
@@ -42,15 +44,27 @@ _END = re.compile(
 _LAST_WORD = re.compile(r"(?:\w+\.)*\w+$")
 # Words that end in a full stop without ending a sentence, by the word before the stop, lower-case.
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof rev fr sr jr st mt ft gen col lt sgt capt cmdr adm maj gov sen rep hon pres vs etc al cf ca approx no nos vol "
-    "vols pp pg ed eds fig figs eq inc ltd co corp dept univ assn bros est e.g i.e a.m p.m u.s u.k u.n ph.d b.c a.d d.c m.d b.a m.a "
-    "jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun ave blvd rd c b d r viz ibid op".split()
+    re.findall(
+        r"\S+",
+        "mr mrs ms dr prof rev fr sr jr st mt ft gen col lt sgt capt cmdr adm maj gov sen rep hon pres vs etc "
+        "al cf ca approx no nos vol vols pp pg ed eds fig figs eq inc ltd co corp dept univ assn bros est e.g "
+        "i.e a.m p.m u.s u.k u.n ph.d b.c a.d d.c m.d b.a m.a jan feb mar apr jun jul aug sep sept oct nov "
+        "dec mon tue wed thu fri sat sun ave blvd rd c b d r viz ibid op",
+    )
 )
 # Of these a sentence may well be the last word; a capital letter after them starts a new one.
-_MAY_END = frozenset("etc inc ltd co corp al a.m p.m u.s u.k u.n d.c jr sr b.c a.d ph.d m.d est".split())
+_MAY_END = frozenset(
+    re.findall(
+        r"\S+",
+        "etc inc ltd co corp al a.m p.m u.s u.k u.n d.c jr sr b.c a.d ph.d m.d est",
+    )
+)
 _STARTERS = frozenset(
-    "the a an in on at it he she they we i this that these those there his her their its but and when while after before as "
-    "for however although if by from with since during one some many most".split()
+    re.findall(
+        r"\S+",
+        "the a an in on at it he she they we i this that these those there his her their its but and when "
+        "while after before as for however although if by from with since during one some many most",
+    )
 )
 
 
@@ -135,8 +149,8 @@ def _block_at(lines: list[str], number: int) -> tuple[int, Kind]:
         return _fenced(lines, number, fence[1]), Kind.CODE
     if bare[0] in "{[" and (taken := _balanced(lines, number)):
         return taken, Kind.CODE
-    if _TABLE_LINE.match(line):
-        return _run(lines, number, _TABLE_LINE), Kind.TABLE
+    if _is_table(line):
+        return _table_run(lines, number), Kind.TABLE
     if _HASH_HEADING.match(line):
         return 1 + _blank(lines, number + 1), Kind.HEADING
     if _is_code(line):
@@ -172,15 +186,19 @@ def _balanced(lines: list[str], number: int) -> int:
     return 0
 
 
-def _run(lines: list[str], number: int, pattern: re.Pattern[str]) -> int:
+def _table_run(lines: list[str], number: int) -> int:
     taken = 1
-    while number + taken < len(lines) and pattern.match(lines[number + taken]):
+    while number + taken < len(lines) and _is_table(lines[number + taken]):
         taken += 1
     return taken
 
 
 def _is_code(line: str) -> bool:
-    return len(line) <= 1_000 and bool(_CODE_LINE.match(line))
+    return len(line) <= _LINE_CHARS and bool(_CODE_LINE.match(line))
+
+
+def _is_table(line: str) -> bool:
+    return bool(_TABLE_LINE.match(line)) if len(line) <= _LINE_CHARS else line.startswith("|")
 
 
 def _code_run(lines: list[str], number: int) -> int:
@@ -201,7 +219,9 @@ def _code_run(lines: list[str], number: int) -> int:
 def _is_heading(lines: list[str], number: int) -> bool:
     line = lines[number].rstrip()
     if len(line) > _HEADING_CHARS or _ENDS_SENTENCE.search(line) or _LIST_ITEM.match(line):
-        return bool(len(line) <= _HEADING_CHARS and _NUMBERED_HEADING.match(line) and not line.endswith((".", "다", ",")))
+        return bool(
+            len(line) <= _HEADING_CHARS and _NUMBERED_HEADING.match(line) and not line.endswith((".", "다", ","))
+        )
     first = number == 0 or not lines[number - 1].strip()
     if not first or number + 1 >= len(lines):
         return False
@@ -222,7 +242,7 @@ def _paragraph(lines: list[str], number: int) -> int:
             _LIST_ITEM.match(line)
             or _FENCE.match(line)
             or _HASH_HEADING.match(line)
-            or _TABLE_LINE.match(line)
+            or _is_table(line)
             or _is_code(line)
             or (line.lstrip()[0] in "{[" and _balanced(lines[: number + taken + 64], number + taken))
         ):

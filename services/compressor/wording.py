@@ -1,4 +1,4 @@
-"""Terms, names, numbers and identifiers of a text, in English and Korean, and what kind of answer a question wants. Pure.
+"""Terms, names, numbers and identifiers of a text, and what kind of answer a question wants. English and Korean. Pure.
 
 Hangul words give character bigrams, which stand up to particles and endings without a morphological analyser, and the
 word without its particle; other words give a light stem.
@@ -12,17 +12,31 @@ from enum import IntFlag
 _WORD = re.compile(r"[\uac00-\ud7a3]+|(?:(?![\uac00-\ud7a3])[^\W_])+(?:'s\b)?")
 # The commonest words, which match everything.
 _STOP = frozenset(
-    "a an and are as at be been being by can could did do does doing done for from had has have he her hers him his how i if in into "
-    "is it its may me might my of on or our ours shall she should so some such than that the their theirs them then there these they "
-    "this those to us was we were what when where whether which while who whom whose why will with would you your yours about also "
-    "please tell give name many much called s t".split()
+    re.findall(
+        r"\S+",
+        "a an and are as at be been being by can could did do does doing done for from had has have he her "
+        "hers him his how i if in into is it its may me might my of on or our ours shall she should so some "
+        "such than that the their theirs them then there these they this those to us was we were what when "
+        "where whether which while who whom whose why will with would you your yours about also please tell "
+        "give name many much called s t",
+    )
 )
-_STOP_KO = frozenset("무엇 무엇인가 무엇인가요 누구 누구인가 누구인가요 어디 어디인가 언제 언제인가 얼마 어떤 어느 몇 것 수 등 및 그 이 저 있는 하는 된 한".split())
+_STOP_KO = frozenset(
+    re.findall(
+        r"\S+",
+        "무엇 무엇인가 무엇인가요 누구 누구인가 누구인가요 어디 어디인가 언제 언제인가 얼마 어떤 어느 몇 것 "
+        "수 등 및 그 이 저 있는 하는 된 한",
+    )
+)
 _PARTICLE = re.compile(
-    r"(?:에서는|에게서|으로는|이라는|이라고|라는|라고|에서|에게|까지|부터|으로|이나|처럼|보다|마다|조차|밖에|이다|했다|하는|했던|인가|은|는|이|가|을|를|의|에|로|와|과|도|만|나)$"
+    r"(?:에서는|에게서|으로는|이라는|이라고|라는|라고|에서|에게|까지|부터|으로|이나|처럼|보다|마다"
+    r"|조차|밖에|이다|했다|하는|했던|인가|은|는|이|가|을|를|의|에|로|와|과|도|만|나)$"
 )
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
-_NAME = re.compile(r"(?<![.!?…\"“]\s)(?<!^)\b[A-Z][\w'’.-]*(?:\s+(?:(?:of|the|de|van|von|and|&)\s+)?[A-Z][\w'’.-]*)*|\b[A-Z][\w'’-]+(?:\s+[A-Z][\w'’-]+)+")
+_NAME = re.compile(
+    r"(?<![.!?…\"“]\s)(?<!^)\b[A-Z][\w'’.-]*(?:\s+(?:(?:of|the|de|van|von|and|&)\s+)?[A-Z][\w'’.-]*)*"
+    r"|\b[A-Z][\w'’-]+(?:\s+[A-Z][\w'’-]+)+"
+)
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _DATE = re.compile(
     r"\b1[0-9]\d\d\b|\b20\d\d\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b"
@@ -51,9 +65,27 @@ class Answer(IntFlag):
 
 
 _WANTS = (
-    (Answer.DATE, re.compile(r"\bwhen\b|\b(?:what|which|in what|in which) (?:year|date|day|month|century|decade)\b|언제|몇\s?(?:년|월|일|시|세기)|날짜|연도|년도|시기")),
-    (Answer.NUMBER, re.compile(r"\bhow (?:many|much|old|long|far|tall|big|large|high|often|fast|deep)\b|\bwhat (?:number|percentage|population)\b|\bpopulation\b|몇|얼마|나이")),
-    (Answer.NAME, re.compile(r"\bwho(?:se|m)?\b|\bwhere\b|\b(?:what|which) (?:country|city|state|town|person|actor|actress|band|company|team|river)\b|누구|누가|어디")),
+    (
+        Answer.DATE,
+        re.compile(
+            r"\bwhen\b|\b(?:what|which|in what|in which) (?:year|date|day|month|century|decade)\b"
+            r"|언제|몇\s?(?:년|월|일|시|세기)|날짜|연도|년도|시기"
+        ),
+    ),
+    (
+        Answer.NUMBER,
+        re.compile(
+            r"\bhow (?:many|much|old|long|far|tall|big|large|high|often|fast|deep)\b"
+            r"|\bwhat (?:number|percentage|population)\b|\bpopulation\b|몇|얼마|나이"
+        ),
+    ),
+    (
+        Answer.NAME,
+        re.compile(
+            r"\bwho(?:se|m)?\b|\bwhere\b|\b(?:what|which) (?:country|city|state|town|person|actor|actress|band"
+            r"|company|team|river)\b|누구|누가|어디"
+        ),
+    ),
 )
 
 
