@@ -1,7 +1,7 @@
 """Retrieved chunks: tokens saved and answers kept by the compressor's modes and by simple filters.
 
-``ours_*`` ranks with chunk vectors, the mesh's default; ``ours_words_*`` without any, as when the cache is down;
-``ours_sentences_*`` with sentence vectors too; ``ours_cold_*`` with vectors only of the five chunks that words put first.
+``ours_*`` ranks with chunk vectors, the mesh's default; ``ours_words_*`` without, as when the cache is down;
+``ours_sentences_*`` with sentence vectors too; ``ours_cold_*`` with those of the five chunks that words put first.
 """
 
 from __future__ import annotations

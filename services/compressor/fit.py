@@ -219,7 +219,7 @@ def measured(examples: Sequence[Example], prepared: Sequence[Prepared], threshol
 
 
 def fit_threshold(sets: Sequence[tuple[Sequence[Example], Sequence[Prepared]]], mode: Harshness) -> float:
-    """The harshest threshold, of a fixed number of candidates, with which a mode does what it may on all of the sets."""
+    """The harshest threshold, of a number of candidates, with which a mode does what it may on all of the sets."""
 
     def allowed(threshold: float) -> bool:
         for examples, prepared in sets:

@@ -41,6 +41,7 @@ _END = re.compile(
     # A Korean sentence that ends without a space: only after the syllables that verbs end in.
     rf"|(?<=[다요까죠네함음임됨])[.!?]+[{re.escape(_CLOSERS)}]*(?=[가-힣A-Z“‘「『])"
 )
+_DATE_BEFORE = re.compile(r"\d\.\s?$")
 _LAST_WORD = re.compile(r"(?:\w+\.)*\w+$")
 # Words that end in a full stop without ending a sentence, by the word before the stop, lower-case.
 _ABBREVIATIONS = frozenset(
@@ -218,10 +219,10 @@ def _code_run(lines: list[str], number: int) -> int:
 
 def _is_heading(lines: list[str], number: int) -> bool:
     line = lines[number].rstrip()
-    if len(line) > _HEADING_CHARS or _ENDS_SENTENCE.search(line) or _LIST_ITEM.match(line):
-        return bool(
-            len(line) <= _HEADING_CHARS and _NUMBERED_HEADING.match(line) and not line.endswith((".", "다", ","))
-        )
+    if len(line) > _HEADING_CHARS or _LIST_ITEM.match(line) or _ENDS_SENTENCE.search(line):
+        return False
+    if _NUMBERED_HEADING.match(line) and not line.endswith("다"):
+        return True
     first = number == 0 or not lines[number - 1].strip()
     if not first or number + 1 >= len(lines):
         return False
@@ -284,8 +285,10 @@ def _goes_on(text: str, start: int, stop: int, after: int, end: int) -> bool:
     if len(last) == 1 and word[0].isupper():
         # An initial, "J. Smith"; "Plan B. The next" ends a sentence.
         return _first_word(following) not in _STARTERS
-    if last.isdigit() and len(last) <= 3 and text[max(start, stop - len(last) - 1) : stop - len(last)] in ("", "\n"):
-        return True  # The number of a list item.
+    if last.isdigit():
+        before = text[max(start, stop - len(last) - 3) : stop - len(last)]
+        # The number of a list item; or a date, "1924. 12. 2.".
+        return following[:1].isdigit() or (len(last) <= 3 and before in ("", "\n")) or bool(_DATE_BEFORE.search(before))
     if last not in _ABBREVIATIONS:
         return False
     return not (last in _MAY_END and _first_word(following) in _STARTERS)
