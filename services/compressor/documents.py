@@ -47,8 +47,8 @@ class Document:
 
 
 def prepare(text: str, count_tokens: Callable[[str], int]) -> Document:
-    """A chunk, prepared."""
-    units = tuple(split(text))
+    """A chunk, prepared; an empty one has one empty unit."""
+    units = tuple(split(text)) or (Unit(0, 0, Kind.PROSE),)
     counts, pairs, lengths, holds, tokens = [], [], [], [], []
     for unit in units:
         part = text[unit.start : unit.end]

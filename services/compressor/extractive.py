@@ -39,7 +39,8 @@ _SHARED_TERMS = 2
 
 _LEANS = re.compile(
     r"[\s\"'“‘(]{0,9}(?:(?:he|she|it|they|this|these|those|that|his|her|its|their|such|however|but|also|therefore|thus"
-    r"|then|instead|moreover|furthermore|additionally|as a result|in addition|because of this|the (?:former|latter|same))\b"
+    r"|then|instead|moreover|furthermore|additionally|as a result|in addition"
+    r"|because of this|the (?:former|latter|same))\b"
     r"|(?:그|그녀|그들|이|이것|그것|이들|이는|그는|그의|이를|그러나|하지만|또한|그리고|따라서|"
     r"그래서|이후|그 후|이때|이에|당시|한편)(?=\s|는|은|가|의|를|에|로))",
     re.IGNORECASE,

@@ -143,7 +143,7 @@ def language(query: Query) -> str:
 
 
 def rank(documents: Sequence[Document], query: Query, vectors: Vectors | None, weights: Weights) -> Ranked:
-    """Probabilities for each chunk and unit. There must be a chunk, and none may be without a unit."""
+    """Probabilities for each chunk and unit. There must be a chunk."""
     return score(measure(documents, query, vectors), weights)
 
 

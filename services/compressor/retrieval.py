@@ -110,7 +110,7 @@ def prepare(
     fitted: Fitted,
     hard_spans: HardSpans = no_hard_spans,
 ) -> Prepared:
-    """Rank chunks and sentences. There must be a chunk, and none may be empty."""
+    """Rank chunks and sentences. There must be a chunk."""
     level = Level.WORDS if vectors is None else Level.CHUNKS if vectors.sentences is None else Level.SENTENCES
     ranked = rank(documents, query, vectors, fitted.weights[language(query), level])
     return prepare_ranked(documents, query, ranked, hard_spans)
@@ -133,7 +133,12 @@ def by_mode(prepared: Prepared, mode: Harshness, fitted: Fitted) -> Selection:
 
 
 def by_budget(prepared: Prepared, budget_tokens: int) -> Selection:
-    """The most that fits a budget, the best first. Raises BudgetTooSmallError when what must stay does not fit."""
+    """The most that fits a budget, the best first; what fits already stays whole.
+
+    Raises BudgetTooSmallError when what must stay does not fit.
+    """
+    if prepared.tokens <= budget_tokens:
+        return selection(prepared, np.ones(len(prepared.worth.owner), bool), cut_records=False)
     kept = _within(prepared, budget_tokens)
     over = _size(prepared, kept) - budget_tokens
     found = selection(prepared, kept, cut_records=True)
@@ -166,8 +171,8 @@ def threshold_for_share(prepared: Sequence[Prepared], share: float) -> float:
 def mask(prepared: Prepared, threshold: float) -> Mask:
     """The units that stay at a threshold; always at least one unit of the best chunk."""
     kept = select(prepared.worth, threshold)
-    for place in prepared.repeats:
-        kept[prepared.worth.owner == place] = False
+    if prepared.repeats:
+        kept[np.isin(prepared.worth.owner, sorted(prepared.repeats))] = False
     if not kept.any():
         kept = select(prepared.worth, float(prepared.worth.density.max()))
     return kept
@@ -178,7 +183,8 @@ def selection(prepared: Prepared, kept: Mask, *, cut_records: bool) -> Selection
     keys = identifiers(prepared.query.focus)
     chunks, removed = [], []
     for place, document in enumerate(prepared.documents):
-        mine = kept[prepared.worth.owner == place]
+        start = int(prepared.worth.starts[place])
+        mine = kept[start : start + len(document.units)]
         lost = sum(count for count, stays in zip(document.tokens, mine, strict=True) if not stays)
         if not mine.any():
             reason = "repeated" if place in prepared.repeats else "not relevant to the question"

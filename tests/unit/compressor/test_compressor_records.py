@@ -42,7 +42,9 @@ def test_other_texts_stay_whole(text: str, keys: list[str]) -> None:
     assert keep_named(text, frozenset(keys)) is None
 
 
-@given(st.dictionaries(st.text(max_size=8), st.text(max_size=12) | st.lists(st.text(max_size=4)), min_size=5), st.data())
+@given(
+    st.dictionaries(st.text(max_size=8), st.text(max_size=12) | st.lists(st.text(max_size=4)), min_size=5), st.data()
+)
 def test_what_is_left_is_valid_and_holds_the_named(content: dict[str, object], data: st.DataObject) -> None:
     text = json.dumps(content, ensure_ascii=False)
     found = records(text)

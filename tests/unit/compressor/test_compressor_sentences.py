@@ -84,7 +84,7 @@ def test_a_footnote_in_brackets_is_no_code() -> None:
     assert Kind.CODE not in kinds("[1] A note. Another note.")
 
 
-@given(st.text(max_size=400) | st.text(alphabet="ab. \n\"“”()|\t#-{}[]다요A1`", max_size=400))
+@given(st.text(max_size=400) | st.text(alphabet='ab. \n"“”()|\t#-{}[]다요A1`', max_size=400))
 @settings(max_examples=400, deadline=None)
 def test_units_tile_the_text(text: str) -> None:
     units = split(text)
@@ -92,7 +92,9 @@ def test_units_tile_the_text(text: str) -> None:
     assert all(unit.start < unit.end for unit in units)
 
 
-@pytest.mark.parametrize("piece", [" ", "(", '"', "a. ", "|", "\n", "-", "{", "A.", "다.", "\t|", "- x\n", "{\n", "``` \n", "“"])
+@pytest.mark.parametrize(
+    "piece", [" ", "(", '"', "a. ", "|", "\n", "-", "{", "A.", "다.", "\t|", "- x\n", "{\n", "``` \n", "“"]
+)
 def test_long_texts_take_linear_time(piece: str) -> None:
     small, large = piece * (20_000 // len(piece)), piece * (160_000 // len(piece)) + "x"
     split(small)
