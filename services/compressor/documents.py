@@ -11,6 +11,7 @@ from itertools import pairwise
 from services.compressor.sentences import Kind, Unit, heading, split
 from services.compressor.wording import Answer, held, names, terms
 
+_MAX_STEMS = 50_000
 _BYTES_PER_CHAR = 12
 """About what a prepared chunk takes in memory, measured: terms and pairs weigh more than the text."""
 
@@ -46,13 +47,13 @@ class Document:
         return f"{self.heading}\n{text}" if self.heading and self.units[place].kind is not Kind.HEADING else text
 
 
-def prepare(text: str, count_tokens: Callable[[str], int]) -> Document:
+def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str] | None = None) -> Document:
     """A chunk, prepared; an empty one has one empty unit."""
     units = tuple(split(text)) or (Unit(0, 0, Kind.PROSE),)
     counts, pairs, lengths, holds, tokens = [], [], [], [], []
     for unit in units:
         part = text[unit.start : unit.end]
-        found = terms(part)
+        found = terms(part, stems)
         counts.append(Counter(found))
         pairs.append(frozenset(pairwise(found)))
         lengths.append(len(found))
@@ -82,6 +83,7 @@ class Documents:
         self._capacity_bytes = capacity_bytes
         self._kept: OrderedDict[bytes, Document] = OrderedDict()
         self._bytes = 0
+        self._stems: dict[str, str] = {}
 
     def prepare(self, texts: Sequence[str]) -> list[Document]:
         """These chunks, prepared now or before."""
@@ -93,7 +95,9 @@ class Documents:
         if known is not None:
             self._kept.move_to_end(key)
             return known
-        made = prepare(text, self._count_tokens)
+        if len(self._stems) > _MAX_STEMS:
+            self._stems.clear()
+        made = prepare(text, self._count_tokens, self._stems)
         size = _BYTES_PER_CHAR * len(text) + 1_000
         if size <= self._capacity_bytes:
             self._kept[key] = made

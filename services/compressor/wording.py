@@ -38,6 +38,7 @@ _NAME = re.compile(
     r"|\b[A-Z][\w'’-]+(?:\s+[A-Z][\w'’-]+)+"
 )
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_DIGIT = re.compile(r"\d")
 _DATE = re.compile(
     r"\b1[0-9]\d\d\b|\b20\d\d\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b"
     r"|\d\s?(?:년|월|일|세기|시)|\bcentur(?:y|ies)\b|\bBCE?\b|\bAD\b"
@@ -89,8 +90,9 @@ _WANTS = (
 )
 
 
-def terms(text: str) -> list[str]:
-    """Terms in order, repeated as they stand."""
+def terms(text: str, stems: dict[str, str] | None = None) -> list[str]:
+    """Terms in order, repeated as they stand. ``stems`` is a caller's memory of stems: looking up is quicker."""
+    known = {} if stems is None else stems
     result: list[str] = []
     for word in _WORD.findall(text.lower()):
         if "\uac00" <= word[0] <= "\ud7a3":
@@ -104,7 +106,10 @@ def terms(text: str) -> list[str]:
             if len(bare) > 2:
                 result.append(bare)
         elif word not in _STOP:
-            result.append(stem(word))
+            found = known.get(word)
+            if found is None:
+                found = known[word] = stem(word)
+            result.append(found)
     return result
 
 
@@ -158,10 +163,10 @@ def wanted(question: str) -> Answer:
 def held(text: str) -> Answer:
     """What a sentence holds that could answer a question."""
     found = Answer.NOTHING
+    if _DIGIT.search(text) or _COUNT_WORD.search(text):
+        found |= Answer.NUMBER
     if _DATE.search(text):
         found |= Answer.DATE
-    if _NUMBER.search(text) or _COUNT_WORD.search(text):
-        found |= Answer.NUMBER
     if _NAME.search(text):
         found |= Answer.NAME
     return found
