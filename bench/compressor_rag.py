@@ -19,7 +19,7 @@ import numpy as np
 from bench.cache_vectors import KeptEncoder
 from bench.compressor_vectors import embed
 from bench.result import Result
-from bench.router_scores import Interval, mean, ratio, resamples
+from services.router.scores import Interval, mean, ratio, resamples
 from services.compressor.datasets import Case, alone, answered, read
 from services.compressor.documents import Document, Documents
 from services.compressor.fit import Known, digest, vectors_of

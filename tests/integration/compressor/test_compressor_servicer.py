@@ -155,7 +155,7 @@ async def test_chunks_are_ranked_by_vectors_and_keep_their_order(mesh: Mesh) -> 
     assert [chunk.chunk_id for chunk in response.retrieved_chunks] == ["1", "3"]
     assert response.retrieved_chunks[0].document_id == "d"
     (step,) = response.strategies
-    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity")
+    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity and words")
     assert step.removed_token_count == response.original_input_token_count - response.compressed_input_token_count > 0
     assert response.compute_micros >= 500
     assert mesh.cache.asked == [CHUNKS]  # The question's vector was given.
