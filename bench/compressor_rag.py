@@ -19,7 +19,6 @@ import numpy as np
 from bench.cache_vectors import KeptEncoder
 from bench.compressor_vectors import embed
 from bench.result import Result
-from services.router.scores import Interval, mean, ratio, resamples
 from services.compressor.datasets import Case, alone, answered, read
 from services.compressor.documents import Document, Documents
 from services.compressor.fit import Known, digest, vectors_of
@@ -36,6 +35,7 @@ from services.compressor.retrieval import (
     worth_embedding,
 )
 from services.compressor.strategies import rank_by_bm25
+from services.router.scores import Interval, mean, ratio, resamples
 
 SETS = ("nq_gold_passages", "beerqa_1000", "korquad1_dev_ko", "mtrag_un_multiturn", "mtrag_human_eval3")
 KEYS = "kv_retrieval_75"
