@@ -45,8 +45,10 @@ MODEL_KEYS = frozenset(
         "quality_like",
         "output_tokens_per_second",
         "first_token_seconds",
+        "prompt_cache",
     }
 )
+PROMPT_CACHE_KEYS = frozenset({"minimum_tokens", "step_tokens", "ttl_seconds", "read_multiplier", "write_multiplier"})
 ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean", "logprobs"})
 PRICE_KEYS = frozenset({"valid_from", "valid_to", "source", *(field.name for field in fields(Price))})
 STEP_KEYS = frozenset({"above_input_tokens", *(field.name for field in fields(PriceStep) if field.name != "above")})

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import budgets, cache_commands, commands, plans, prices, router_commands
+from tenth_client import budgets, cache_commands, commands, compress_command, plans, prices, router_commands
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -168,6 +168,9 @@ def parser() -> argparse.ArgumentParser:
         add("explain", with_rpc(commands.explain), "what each layer would do with a request; spends nothing")
     )
     explain.add_argument("request", metavar="FILE|TEXT", help="a JSON file in OpenAI's format, or a question")
+
+    text = "what compression would cut of a prompt, in colours, with tokens and dollars; spends nothing"
+    compress_command.add_arguments(_connected(add("compress", with_rpc(compress_command.compress), text)))
 
     receipt = _connected(add("receipt", with_rpc(commands.receipt), "the receipt of a request"))
     receipt.add_argument("id", help="request id")

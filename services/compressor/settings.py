@@ -14,7 +14,7 @@ class CompressorSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TENTH_COMPRESSOR_", frozen=True, extra="ignore")
 
     catalog_file: Path = Field(
-        default=Path("deploy/catalog.yaml"), description="YAML of models; read for tokenizers and context windows"
+        default=Path("deploy/catalog.yaml"), description="YAML of models: tokenizers, windows, prices, caches"
     )
     catalog_check_seconds: float = Field(
         default=1.0, gt=0, description="Time between looks at the catalogue file for changes, seconds"
@@ -28,15 +28,32 @@ class CompressorSettings(BaseSettings):
         default=2.0, ge=0, description="Time without asking for embeddings after a failure, seconds"
     )
     embedding_cache_entries: int = Field(default=20_000, ge=0, description="Chunk vectors kept in memory")
+    embed_most_new: int = Field(
+        default=8,
+        ge=0,
+        description="Most texts not seen before that are embedded for one request; chunks beyond rank by words",
+    )
+    chunk_cache_mebibytes: int = Field(
+        default=64, ge=0, description="Chunks kept split and counted, MiB of memory; 0 keeps none"
+    )
+    corrections_file: Path | None = Field(
+        default=None, description="JSON in which learned token corrections are kept; none: learned anew by each process"
+    )
     token_cache_mebibytes: int = Field(
         default=64, ge=0, description="Texts kept with their token counts, MiB of text; 0 keeps none"
+    )
+    prefix_cache_entries: int = Field(
+        default=200_000, ge=0, description="Starts of prompts remembered by digest, as asked and as sent; 0: none"
+    )
+    tools: bool = Field(
+        default=False, description="Whether tools that a turn has no use for are left out, in every mode but off"
+    )
+    output: bool = Field(
+        default=False, description="Whether answers get a limit and a hint to be brief from their predicted length"
     )
     thread_bytes: int = Field(
         default=50_000, ge=0, description="Prompts of more bytes are worked on in a thread, beside other requests"
     )
-    safe_chunks: int = Field(default=10, ge=1, description="Most retrieved chunks in mode safe")
-    balanced_chunks: int = Field(default=5, ge=1, description="Most retrieved chunks in mode balanced")
-    aggressive_chunks: int = Field(default=3, ge=1, description="Most retrieved chunks in mode aggressive")
     balanced_history_tokens: int = Field(
         default=8_000, ge=1, description="Tokens of messages kept in mode balanced, system messages included"
     )

@@ -3,19 +3,19 @@
 | tokenizer in the catalogue | counted with | exact |
 |---|---|---|
 | o200k_base, cl100k_base | tiktoken; o200k_base by cl100k_base where it is absent | text: yes; by cl100k_base: no |
-| claude | cl100k_base x 1.2, rounded up (tiktoken undercounts Claude by 15-20%) | no |
+| claude | cl100k_base x 1.2 (tiktoken undercounts Claude by 15-20%) | no |
 | local | the model folder's tokenizer.json and chat template; by cl100k_base where the folder is absent | yes |
 
-Chat overhead of the tiktoken kinds is OpenAI's: 3 tokens a message and the role's, 1 more for a name, 3 to prime the
-answer. Tools count as their JSON text, a picture as a flat 85 ("low") or 765 tokens (one 1024 x 1024 picture).
+Estimates are multiplied by what settled usage taught (corrections.py) and rounded up. Chat overhead of the tiktoken
+kinds is OpenAI's: 3 tokens a message and the role's, 1 more for a name, 3 to prime the answer; tools by OpenAI's
+recipe (tool_tokens.py), else as their JSON text; a picture as a flat 85 ("low") or 765 tokens (one 1024 x 1024
+picture). ``ModelCounter.estimates`` says whether a prompt has a part that is not counted exactly.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,14 @@ from pathlib import Path
 import jinja2
 
 from services.compressor.catalog import Model
+from services.compressor.corrections import Corrections
+from services.compressor.folders import FolderTokenizer
 from services.compressor.prompt import Message, Prompt, context_lead, last_user
-from services.compressor.vocabularies import Count, FolderTokenizer, MissingVocabularyError, load_encoding
+from services.compressor.token_cache import TokenCache, pieces
+from services.compressor.tool_tokens import openai_tool_tokens
+from services.compressor.vocabularies import Count, MissingVocabularyError, load_encoding, sendable
+
+__all__ = ["ModelCounter", "TokenCache", "TokenCounters", "pieces"]
 
 log = logging.getLogger("tenth.compressor.tokens")
 
@@ -34,59 +40,8 @@ PRIMING_TOKENS = 3
 TOKENS_PER_CALL = 4
 LOW_DETAIL_TOKENS = 85
 PICTURE_TOKENS = 765
-_CLAUDE_NUMERATOR, _CLAUDE_DENOMINATOR = 6, 5
-_PIECE_CHARS = 40_000
+_CLAUDE_PERMILLE = 1200
 _BASE = "cl100k_base"
-
-
-class TokenCache:
-    """Token counts of texts by tokenizer, least recently used out first, bounded by the bytes of the texts."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        """Keep at most ``capacity_bytes`` of text."""
-        self._capacity = capacity_bytes
-        self._entries: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()  # Long prompts are counted in threads.
-
-    def count(self, tokenizer: str, text: str, count: Count) -> int:
-        """The kept count, or a new one."""
-        if not text:
-            return 0
-        key = (tokenizer, text)
-        with self._lock:
-            kept = self._entries.get(key)
-            if kept is not None:
-                self._entries.move_to_end(key)
-                return kept
-        result = sum(count(piece) for piece in pieces(text))
-        size = sys.getsizeof(text)
-        if size <= self._capacity:
-            with self._lock:
-                if key not in self._entries:
-                    self._bytes += size
-                self._entries[key] = result
-                while self._bytes > self._capacity:
-                    (_, old), _ = self._entries.popitem(last=False)
-                    self._bytes -= sys.getsizeof(old)
-        return result
-
-
-def pieces(text: str, limit: int = _PIECE_CHARS) -> Iterator[str]:
-    """A long text in parts that tokenizers take well, cut after a line break or a blank where there is one.
-
-    A cut can cost one token more than the whole text has; texts under the limit are counted exactly.
-    """
-    start = 0
-    while len(text) - start > limit:
-        end = text.rfind("\n", start + limit // 2, start + limit) + 1
-        if not end:
-            end = text.rfind(" ", start + limit // 2, start + limit)
-        if end <= start:
-            end = start + limit
-        yield text[start:end]
-        start = end
-    yield text[start:] if start else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +53,12 @@ class ModelCounter:
     _count: Count
     _cache: TokenCache
     _folder: FolderTokenizer | None = None
-    _scaled: bool = False
+    correction: float = 1.0
+    """What settled usage taught of this model: a factor that all counts but ``text`` already have."""
+    _prior_permille: int = 1000
 
     def text(self, text: str) -> int:
-        """Tokens of a bare text, unscaled."""
+        """Tokens of a bare text, uncorrected. A lone surrogate counts as U+FFFD, which is what can be sent."""
         return self._cache.count(self.tokenizer, text, self._count)
 
     def message(self, message: Message) -> int:
@@ -114,7 +71,7 @@ class ModelCounter:
 
     def prompt(self, prompt: Prompt) -> int:
         """Input tokens of a whole prompt."""
-        extra = sum(map(self.text, prompt.tools)) + self.text(prompt.response_schema)
+        extra = self._tools(prompt.tools) + self.text(prompt.response_schema)
         if self._folder is not None:
             try:
                 return self._folder.count_chat(_rendered(prompt), self.text) + extra
@@ -124,8 +81,25 @@ class ModelCounter:
         raw += sum(self.text(piece) for piece in _lead_pieces(prompt.chunks))
         return self._scale(raw)
 
+    def estimates(self, prompt: Prompt) -> bool:
+        """True when the prompt's count is not exact: the tokenizer is not the model's own, or a part has no public
+        rule (pictures, tool calls, a response schema, nested tools; for a local model any tools).
+        """
+        if self.estimated or prompt.response_schema:
+            return True
+        if any(message.image_details or message.calls or message.answers for message in prompt.messages):
+            return True
+        if self._folder is not None:
+            return bool(prompt.tools) or any(message.name for message in prompt.messages)
+        return openai_tool_tokens(prompt.tools, self.tokenizer, self.text) is None
+
+    def _tools(self, tools: Sequence[str]) -> int:
+        known = None if self._folder is not None else openai_tool_tokens(tools, self.tokenizer, self.text)
+        return sum(map(self.text, tools)) if known is None else known
+
     def _message(self, message: Message) -> int:
-        raw = TOKENS_PER_MESSAGE + self.text(message.role) + sum(map(self.text, message.texts))
+        frame = TOKENS_PER_MESSAGE + self.text(message.role) if self._folder is None else self._folder.message_tokens
+        raw = frame + sum(map(self.text, message.texts))
         raw += sum(LOW_DETAIL_TOKENS if detail == "low" else PICTURE_TOKENS for detail in message.image_details)
         if message.name:
             raw += self.text(message.name) + TOKENS_PER_NAME
@@ -134,16 +108,19 @@ class ModelCounter:
         return raw
 
     def _scale(self, raw: int) -> int:
-        return -(-raw * _CLAUDE_NUMERATOR // _CLAUDE_DENOMINATOR) if self._scaled else raw
+        if not self.estimated:
+            return raw
+        return -(-raw * self._prior_permille * round(self.correction * 1000) // 1_000_000)
 
 
 class TokenCounters:
     """The counters of all models; models that share an encoding share its kept counts."""
 
-    def __init__(self, models_dir: Path, cache_bytes: int) -> None:
+    def __init__(self, models_dir: Path, cache_bytes: int, corrections: Corrections | None = None) -> None:
         """Folders of local models are under ``models_dir``. Nothing is read yet."""
         self._models_dir = models_dir
         self._cache = TokenCache(cache_bytes)
+        self._corrections = corrections or Corrections()
         self._encodings: dict[str, Count | None] = {}
         self._folders: dict[str, FolderTokenizer] = {}
 
@@ -158,7 +135,7 @@ class TokenCounters:
             self.of(model)
 
     def of(self, model: Model) -> ModelCounter:
-        """The counter of a model."""
+        """The counter of a model. Reads the folder of a local model that is not loaded yet: see ``counter``."""
         if model.tokenizer == "local":
             folder = self._folder(model.provider_model)
             if folder is not None:
@@ -168,7 +145,20 @@ class TokenCounters:
         own = self._encodings.get(model.tokenizer)
         if own is not None:
             return ModelCounter(model.tokenizer, False, own, self._cache)
-        return ModelCounter(_BASE, True, base, self._cache, None, model.tokenizer == "claude")
+        prior = _CLAUDE_PERMILLE if model.tokenizer == "claude" else 1000
+        return ModelCounter(_BASE, True, base, self._cache, None, self._corrections.factor(model.name), prior)
+
+    def plain(self, text: str) -> int:
+        """Tokens of a bare text in cl100k_base, whatever the model."""
+        base = self._encodings[_BASE]
+        assert base is not None
+        return self._cache.count(_BASE, text, base)
+
+    async def counter(self, model: Model) -> ModelCounter:
+        """The counter of a model; a folder that is not loaded yet (half a second) is read in a thread."""
+        if model.tokenizer == "local" and model.provider_model not in self._folders:
+            return await asyncio.to_thread(self.of, model)
+        return self.of(model)
 
     def _folder(self, name: str) -> FolderTokenizer | None:
         kept = self._folders.get(name)
@@ -192,10 +182,10 @@ def _lead_pieces(chunks: Sequence[str]) -> Iterator[str]:
 
 def _rendered(prompt: Prompt) -> list[dict[str, str]]:
     at = last_user(prompt.messages)
-    lead = context_lead(prompt.chunks)
+    lead = sendable(context_lead(prompt.chunks))
     result = []
     for position, message in enumerate(prompt.messages):
-        content = "".join(message.texts)
+        content = sendable("".join(message.texts))
         result.append({"role": message.role, "content": lead + content if position == at else content})
     if at is None and lead:
         result.append({"role": "user", "content": lead})

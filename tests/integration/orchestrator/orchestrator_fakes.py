@@ -252,6 +252,12 @@ class Fakes:
         found.receipt.state = receipt_pb2.RECEIPT_STATE_FINAL
         return found
 
+    def _PreviewCompression(self, request: Any) -> Any:
+        return compressor_pb2.PreviewCompressionResponse(compression=self._CompressPrompt(request.compression))
+
+    def _RecordUsage(self, request: Any) -> Any:
+        return compressor_pb2.RecordUsageResponse(counted=True)
+
     def _GetAdmissionSnapshot(self, request: Any) -> Any:
         version = str(self.snapshot_version)
         if request.version == version:
@@ -349,7 +355,9 @@ _SERVICES: list[tuple[Any, Any, str]] = [
     ),
     (
         compressor_pb2_grpc.add_CompressorServiceServicer_to_server,
-        _unary("CompressPrompt")(type("_Compressor", (_Plain, compressor_pb2_grpc.CompressorServiceServicer), {})),
+        _unary("CompressPrompt", "PreviewCompression", "RecordUsage")(
+            type("_Compressor", (_Plain, compressor_pb2_grpc.CompressorServiceServicer), {})
+        ),
         "tenth.compressor.v1.CompressorService",
     ),
     (

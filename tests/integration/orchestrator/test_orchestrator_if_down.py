@@ -56,6 +56,7 @@ def test_the_table_names_every_hop() -> None:
         "router.CheckAnswer": IfDown.FIRST_ANSWER,
         "cache.StoreCompletion": IfDown.DROP,
         "router.RecordCompletion": IfDown.DROP,
+        "compressor.RecordUsage": IfDown.DROP,
         "ledger.SettleReceipts": IfDown.OUTBOX,
     }
 

@@ -11,6 +11,7 @@ ROOT = "tenth.orchestrator.v1.OrchestratorService/"
 LOOKUP, STORE = "tenth.cache.v1.CacheService/LookupCompletion", "tenth.cache.v1.CacheService/StoreCompletion"
 RELEASE = "tenth.cache.v1.CacheService/ReleaseLease"
 ROUTE, RECORD = (f"tenth.router.v1.RouterService/{name}" for name in ("SelectModel", "RecordCompletion"))
+USAGE = "tenth.compressor.v1.CompressorService/RecordUsage"
 COMPRESS = "tenth.compressor.v1.CompressorService/CompressPrompt"
 RESERVE = "tenth.ledger.v1.LedgerService/ReserveFunds"
 GENERATE, STREAM = (f"tenth.inference.v1.InferenceService/{name}" for name in ("GenerateText", "StreamGenerateText"))
@@ -40,7 +41,7 @@ def expected(root: str, *methods: str) -> set[tuple[str, str, str]]:
 async def test_a_miss(mesh: Mesh) -> None:
     reply = await mesh.generate(ask())
     trace_id = reply.receipt.facts.trace_id
-    tree = expected(ROOT + "GenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, GENERATE, STORE, RECORD)
+    tree = expected(ROOT + "GenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, GENERATE, STORE, RECORD, USAGE)
     await until(lambda: edges(mesh, trace_id) >= tree)
     assert edges(mesh, trace_id) == tree
     [served] = [
@@ -77,7 +78,7 @@ async def test_a_hit(mesh: Mesh) -> None:
 
 async def test_a_stream(mesh: Mesh) -> None:
     events = await mesh.events(ask())
-    tree = expected(ROOT + "StreamGenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, STORE, RECORD)
+    tree = expected(ROOT + "StreamGenerateCompletion", LOOKUP, ROUTE, COMPRESS, RESERVE, STREAM, STORE, RECORD, USAGE)
     await until(lambda: edges(mesh, events[0].started.trace_id) == tree)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
 import json
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -15,8 +19,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mesh.catalog import CatalogError
 from services.compressor import vocabularies
 from services.compressor.catalog import Model, parse_catalog
+from services.compressor.corrections import CorrectionRules, Corrections
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, Prompt, context_lead
-from services.compressor.tokens import TokenCache, TokenCounters, pieces
+from services.compressor.token_cache import ENTRY_BYTES, TokenCache, pieces
+from services.compressor.tokens import TokenCounters
+from services.compressor.vocabularies import sendable
 
 CL100K = Model("gpt-4", "cl100k_base", "gpt-4", 8192)
 CLAUDE = Model("claude", "claude", "claude", 200_000)
@@ -120,16 +127,140 @@ def test_the_cache_counts_once_and_stays_in_its_bounds() -> None:
         asked.append(text)
         return len(text)
 
+    text = "a text of some length"
     cache = TokenCache(10_000)
-    assert [cache.count("t", "abc", count) for _ in range(3)] == [3, 3, 3]
-    assert asked == ["abc"]
-    cache.count("other", "abc", count)
+    assert [cache.count("t", text, count) for _ in range(3)] == [len(text)] * 3
+    assert asked == [text]
+    cache.count("other", text, count)
     assert len(asked) == 2
     for number in range(1000):
-        cache.count("t", f"text {number}", count)
-    assert cache._bytes <= 10_000
-    cache.count("t", "abc", count)
+        cache.count("t", f"another text {number:10}", count)
+    assert len(cache) == 10_000 // ENTRY_BYTES
+    cache.count("t", text, count)
     assert len(asked) == 1003  # Pushed out long ago.
+    nothing = TokenCache(0)
+    assert nothing.count("t", text, count) == len(text)
+    assert len(nothing) == 0
+
+
+def test_the_memory_of_a_kept_count_is_as_stated() -> None:
+    cache = TokenCache(20_000 * ENTRY_BYTES)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            cache.count("t", f"a text that is not short {number}", len)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used / 20_000 < ENTRY_BYTES
+
+
+@pytest.mark.parametrize("text", ["word and word. " * 9000, "한국어 문장을 센다.\n" * 9000, "x = f(1)\n    y\n" * 9000])
+def test_cut_texts_count_as_whole_ones(text: str) -> None:
+    assert len(text) > 90_000
+    assert sum(len(OPENAI.encode_ordinary(piece)) for piece in pieces(text)) == len(OPENAI.encode_ordinary(text))
+
+
+@pytest.mark.parametrize("unit", ["a", "😀", " ", "\n", "가", "1", "!", "\x00", "e\u0301", "\u202e", "aA", "👨‍👩‍👧"])
+def test_a_megabyte_of_one_thing_is_counted_soon(counters: TokenCounters, unit: str) -> None:
+    text = unit * (1_000_000 // len(unit.encode()))
+    started = time.thread_time()
+    assert 0 < counters.of(CL100K).text(text) <= len(text.encode())
+    assert time.thread_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("a\ud800b and some more text", "a\ufffdb and some more text"),
+        ("\udc00", "\ufffd"),
+        ("\ud83d\ude00", "😀"),
+        ("\ud83d\ud83d\ude00\ude00", "\ufffd😀\ufffd"),
+        ("a\x00b\u202ec", "a\x00b\u202ec"),
+        ("plain", "plain"),
+    ],
+)
+def test_lone_surrogates_count_as_replacement_characters(counters: TokenCounters, text: str, sent: str) -> None:
+    assert sendable(text) == sent
+    assert counters.of(CL100K).text(text) == len(OPENAI.encode_ordinary(sent))
+
+
+WEATHER = (
+    '{"type":"function","function":{"name":"get_current_weather","description":"Get the current weather in a given '
+    'location","parameters":{"type":"object","properties":{"location":{"type":"string","description":"The city and '
+    'state, e.g. San Francisco, CA"},"unit":{"type":"string","description":"The unit of temperature to return",'
+    '"enum":["celsius","fahrenheit"]}},"required":["location"]}}}'
+)
+
+
+def test_tools_cost_what_openai_s_cookbook_says(counters: TokenCounters) -> None:
+    # The cookbook's example, whose prompt the API counted as 105 tokens for gpt-4.
+    prompt = Prompt(
+        (
+            ask("You are a helpful assistant that can answer to questions about the weather.", SYSTEM),
+            ask("What's the weather like in San Francisco?"),
+        ),
+        tools=(WEATHER,),
+    )
+    counter = counters.of(CL100K)
+    assert counter.prompt(prompt) == 105
+    assert not counter.estimates(prompt)
+
+
+@pytest.mark.parametrize("tool", ["{", "[]", '{"function":{}}', WEATHER.replace('"string"', '"array"'), "[" * 100_000])
+def test_tools_that_the_recipe_does_not_cover_are_estimates(counters: TokenCounters, tool: str) -> None:
+    counter = counters.of(CL100K)
+    prompt = Prompt((ask("x"),), tools=(tool,))
+    assert counter.estimates(prompt)
+    assert counter.prompt(prompt) == counter.prompt(Prompt((ask("x"),))) + counter.text(tool)
+
+
+def test_what_is_an_estimate(counters: TokenCounters) -> None:
+    counter = counters.of(CL100K)
+    assert not counter.estimates(Prompt((ask("x"),), ("chunk",)))
+    assert counter.estimates(Prompt((Message(0, USER, ("x",), image_details=("low",)),)))
+    assert counter.estimates(Prompt((Message(0, ASSISTANT, (), calls=(Call("1", "f", "{}"),)),)))
+    assert counter.estimates(Prompt((ask("x"),), response_schema="{}"))
+    assert counters.of(CLAUDE).estimates(Prompt((ask("x"),)))
+
+
+def test_only_estimates_are_corrected() -> None:
+    corrections = Corrections(CorrectionRules(least_samples=3))
+    counters = TokenCounters(Path("nowhere"), 1 << 20, corrections)
+    counters.load([CL100K, CLAUDE])
+    prompt = Prompt((ask("How are you today, and where were you in 1999?"),))
+    raw = counters.of(CL100K).prompt(prompt)
+    for model in (CL100K, CLAUDE):
+        for _ in range(3):
+            corrections.observe(model.name, 1000, 1250)
+    assert counters.of(CLAUDE).correction == 1.25
+    assert counters.of(CLAUDE).prompt(prompt) == -(-raw * 1200 * 1250 // 1_000_000)
+    assert counters.of(CL100K).prompt(prompt) == raw
+
+
+async def test_a_folder_is_read_in_a_thread(tmp_path: Path) -> None:
+    make_folder(tmp_path / "tiny")
+    counters = TokenCounters(tmp_path, 1 << 20)
+    counters.load([])
+    assert (await counters.counter(LOCAL)) == counters.of(LOCAL)
+    assert not counters.of(LOCAL).estimated
+
+
+def test_o200k_is_read_from_a_package_that_carries_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a small vocabulary in its place: the digest decides what is read."""
+    lines = [base64.b64encode(bytes([byte])) + b" " + str(byte).encode() for byte in range(256)]
+    data = b"\n".join([*lines, base64.b64encode(b" the") + b" 256"])
+    (tmp_path / "bpe_openai" / "data").mkdir(parents=True)
+    (tmp_path / "bpe_openai" / "__init__.py").write_text("raise ImportError('never imported')")
+    (tmp_path / "bpe_openai" / "data" / "o200k_base.tiktoken.gz").write_bytes(gzip.compress(data))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert vocabularies.load_encoding("o200k_base") is None
+    monkeypatch.setitem(vocabularies._SHA256, "o200k_base", hashlib.sha256(data).hexdigest())
+    count = vocabularies.load_encoding("o200k_base")
+    assert count is not None
+    assert count("x") == 1
+    assert count("a<|endoftext|>") > 2
 
 
 def test_o200k_is_estimated_where_it_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tenth.type.v1 import chat_pb2 as _chat_pb2
+from tenth.type.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -30,12 +31,21 @@ class CompressPromptRequest(_message.Message):
     EMBEDDING_FIELD_NUMBER: _builtins.int
     CONTEXT_WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     BASELINE_MODEL_FIELD_NUMBER: _builtins.int
+    STRATEGY_OVERRIDES_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    PREDICTED_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that will answer; its tokenizer and context window count."""
     context_window_tokens: _builtins.int
     """The context window of that model, tokens; 0 if not known."""
     baseline_model: _builtins.str
     """The baseline model, whose count of the original prompt the receipt needs."""
+    token_budget: _builtins.int
+    """Most input tokens of the result, at least 1. Absent: what the mode says. A budget that what must stay exceeds is
+    refused with BUDGET_TOO_SMALL, which says by how much.
+    """
+    predicted_output_token_count: _builtins.float
+    """How long the answer is expected to be, tokens, for the strategy "output"; 0 if not known."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request; its messages, tools and retrieved_chunks are the prompt, its policy sets the mode."""
@@ -43,6 +53,10 @@ class CompressPromptRequest(_message.Message):
     @_builtins.property
     def embedding(self) -> _chat_pb2.Embedding:
         """The question's embedding, if there is one; without it chunks are ranked by BM25."""
+
+    @_builtins.property
+    def strategy_overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___StrategyOverride]:
+        """Strategies turned on or off for this request, against what the mode says. A strategy named twice is refused."""
 
     def __init__(
         self,
@@ -52,14 +66,45 @@ class CompressPromptRequest(_message.Message):
         embedding: _chat_pb2.Embedding | None = ...,
         context_window_tokens: _builtins.int = ...,
         baseline_model: _builtins.str = ...,
+        strategy_overrides: _abc.Iterable[Global___StrategyOverride] | None = ...,
+        token_budget: _builtins.int | None = ...,
+        predicted_output_token_count: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "embedding", b"embedding", "request", b"request", "token_budget", b"token_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "predicted_output_token_count", b"predicted_output_token_count", "request", b"request", "strategy_overrides", b"strategy_overrides", "token_budget", b"token_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__token_budget: _TypeAlias = _typing.Literal["token_budget"]  # noqa: Y015
+    _WhichOneofArgType__token_budget: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_budget) -> _WhichOneofReturnType__token_budget | None: ...
+
+Global___CompressPromptRequest: _TypeAlias = CompressPromptRequest  # noqa: Y015
+
+@_typing.final
+class StrategyOverride(_message.Message):
+    """One strategy's switch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    strategy: _builtins.str
+    """As in StrategyResult."""
+    enabled: _builtins.bool
+    """Whether it may run."""
+    def __init__(
+        self,
+        *,
+        strategy: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CompressPromptRequest: _TypeAlias = CompressPromptRequest  # noqa: Y015
+Global___StrategyOverride: _TypeAlias = StrategyOverride  # noqa: Y015
 
 @_typing.final
 class StrategyResult(_message.Message):
@@ -70,22 +115,58 @@ class StrategyResult(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     REMOVED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BEFORE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    AFTER_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    EXPECTED_SAVING_NANO_USD_FIELD_NUMBER: _builtins.int
+    CUT_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
+    CUT_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
+    EDITED_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
+    EDITED_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """"cleanup", "history", "retrieval"."""
+    """"cleanup", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
     removed_token_count: _builtins.int
     """Tokens it removed."""
     reason: _builtins.str
     """What it did, for a person."""
+    before_token_count: _builtins.int
+    """Input tokens of the prompt before it, for the answering model."""
+    after_token_count: _builtins.int
+    """Input tokens of the prompt after it."""
+    expected_saving_nano_usd: _builtins.int
+    """What it is expected to save, the provider's prompt cache counted in; nano-USD. 0 where the price is not known."""
+    @_builtins.property
+    def cut_message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's messages of those it left out, from 0."""
+
+    @_builtins.property
+    def cut_chunk_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's retrieved_chunks of those it left out, from 0."""
+
+    @_builtins.property
+    def edited_message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's messages of those it changed, from 0."""
+
+    @_builtins.property
+    def edited_chunk_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's retrieved_chunks of those it left in part, from 0."""
+
     def __init__(
         self,
         *,
         strategy: _builtins.str = ...,
         removed_token_count: _builtins.int = ...,
         reason: _builtins.str = ...,
+        before_token_count: _builtins.int = ...,
+        after_token_count: _builtins.int = ...,
+        expected_saving_nano_usd: _builtins.int = ...,
+        cut_message_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        cut_chunk_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        edited_message_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        edited_chunk_indexes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "removed_token_count", b"removed_token_count", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_token_count", b"after_token_count", "before_token_count", b"before_token_count", "cut_chunk_indexes", b"cut_chunk_indexes", "cut_message_indexes", b"cut_message_indexes", "edited_chunk_indexes", b"edited_chunk_indexes", "edited_message_indexes", b"edited_message_indexes", "expected_saving_nano_usd", b"expected_saving_nano_usd", "reason", b"reason", "removed_token_count", b"removed_token_count", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,6 +187,13 @@ class CompressPromptResponse(_message.Message):
     STRATEGIES_FIELD_NUMBER: _builtins.int
     STABLE_PREFIX_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     COMPUTE_MICROS_FIELD_NUMBER: _builtins.int
+    EXPECTED_SAVING_NANO_USD_FIELD_NUMBER: _builtins.int
+    DECLINED_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_PROBABILITY_FIELD_NUMBER: _builtins.int
+    PREFIX_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CUT_TOOL_INDEXES_FIELD_NUMBER: _builtins.int
+    TOKEN_CORRECTION_FIELD_NUMBER: _builtins.int
     original_input_token_count: _builtins.int
     """Input tokens of the original prompt for the answering model."""
     compressed_input_token_count: _builtins.int
@@ -118,6 +206,16 @@ class CompressPromptResponse(_message.Message):
     """Length in messages of the leading part that is byte-identical to earlier requests' (for provider prompt caches)."""
     compute_micros: _builtins.int
     """CPU time spent, embedding of chunks included, microseconds, for the receipt's overhead."""
+    expected_saving_nano_usd: _builtins.int
+    """What the changes are expected to save together, nano-USD; 0 where the price is not known. Compute is not taken off."""
+    prompt_cache_probability: _builtins.float
+    """How likely the provider's prompt cache was taken to hold the start of this prompt, 0 to 1."""
+    prefix_version: _builtins.str
+    """Version of the rules that make the stable prefix; another version may send other bytes for the same request."""
+    max_output_token_count: _builtins.int
+    """A limit on the answer that the strategy "output" sets, tokens, never above the request's own. Absent: none."""
+    token_correction: _builtins.float
+    """The factor, learned from settled usage, that the answering model's counts have; 1: none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]:
         """The messages to send."""
@@ -129,6 +227,14 @@ class CompressPromptResponse(_message.Message):
     @_builtins.property
     def strategies(self) -> _containers.RepeatedCompositeFieldContainer[Global___StrategyResult]:
         """What each strategy did, in order."""
+
+    @_builtins.property
+    def declined(self) -> _containers.RepeatedCompositeFieldContainer[Global___StrategyResult]:
+        """What strategies could have done and did not, each with the reason: it would have cost money, or was not worth it."""
+
+    @_builtins.property
+    def cut_tool_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's tools of those that the strategy "tools" left out, from 0."""
 
     def __init__(
         self,
@@ -142,14 +248,153 @@ class CompressPromptResponse(_message.Message):
         strategies: _abc.Iterable[Global___StrategyResult] | None = ...,
         stable_prefix_message_count: _builtins.int = ...,
         compute_micros: _builtins.int = ...,
+        expected_saving_nano_usd: _builtins.int = ...,
+        declined: _abc.Iterable[Global___StrategyResult] | None = ...,
+        prompt_cache_probability: _builtins.float = ...,
+        prefix_version: _builtins.str = ...,
+        max_output_token_count: _builtins.int | None = ...,
+        cut_tool_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        token_correction: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "max_output_token_count", b"max_output_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "estimated", b"estimated", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "cut_tool_indexes", b"cut_tool_indexes", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "max_output_token_count", b"max_output_token_count", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies", "token_correction", b"token_correction"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_output_token_count: _TypeAlias = _typing.Literal["max_output_token_count"]  # noqa: Y015
+    _WhichOneofArgType__max_output_token_count: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_token_count) -> _WhichOneofReturnType__max_output_token_count | None: ...
+
+Global___CompressPromptResponse: _TypeAlias = CompressPromptResponse  # noqa: Y015
+
+@_typing.final
+class PreviewCompressionRequest(_message.Message):
+    """A compression to look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def compression(self) -> Global___CompressPromptRequest:
+        """What CompressPrompt would be asked."""
+
+    def __init__(
+        self,
+        *,
+        compression: Global___CompressPromptRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CompressPromptResponse: _TypeAlias = CompressPromptResponse  # noqa: Y015
+Global___PreviewCompressionRequest: _TypeAlias = PreviewCompressionRequest  # noqa: Y015
+
+@_typing.final
+class PreviewCompressionResponse(_message.Message):
+    """What it would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
+    CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    input_nano_usd_per_million_tokens: _builtins.int
+    """Price of an uncached input token of the model, nano-USD per million; 0 where it is not known."""
+    cached_input_nano_usd_per_million_tokens: _builtins.int
+    """Price of one read from the provider's prompt cache; as the input where there is no such price."""
+    @_builtins.property
+    def compression(self) -> Global___CompressPromptResponse:
+        """The answer of CompressPrompt."""
+
+    @_builtins.property
+    def message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's messages of the messages sent, in order, from 0."""
+
+    @_builtins.property
+    def chunk_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's retrieved_chunks of the chunks sent, in order, from 0."""
+
+    def __init__(
+        self,
+        *,
+        compression: Global___CompressPromptResponse | None = ...,
+        message_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        chunk_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        input_nano_usd_per_million_tokens: _builtins.int = ...,
+        cached_input_nano_usd_per_million_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input_nano_usd_per_million_tokens", b"cached_input_nano_usd_per_million_tokens", "chunk_indexes", b"chunk_indexes", "compression", b"compression", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "message_indexes", b"message_indexes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewCompressionResponse: _TypeAlias = PreviewCompressionResponse  # noqa: Y015
+
+@_typing.final
+class RecordUsageRequest(_message.Message):
+    """What a request used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TOLD_INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TOKEN_CORRECTION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request, as CompressPrompt was asked with it. Required."""
+    model: _builtins.str
+    """The model that answered. Required."""
+    told_input_token_count: _builtins.int
+    """The count that CompressPrompt told for what was sent; counts are corrected by it. 0: nothing is learned of counts."""
+    token_correction: _builtins.float
+    """The factor which that count had, as CompressPrompt told it."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What it used, as the provider said it."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        told_input_token_count: _builtins.int = ...,
+        token_correction: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "request_id", b"request_id", "token_correction", b"token_correction", "told_input_token_count", b"told_input_token_count", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordUsageRequest: _TypeAlias = RecordUsageRequest  # noqa: Y015
+
+@_typing.final
+class RecordUsageResponse(_message.Message):
+    """Nothing: the report is taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTED_FIELD_NUMBER: _builtins.int
+    counted: _builtins.bool
+    """False when the request is not known here (any more), or was reported before."""
+    def __init__(
+        self,
+        *,
+        counted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordUsageResponse: _TypeAlias = RecordUsageResponse  # noqa: Y015
 
 @_typing.final
 class CountTokensRequest(_message.Message):

@@ -45,6 +45,16 @@ class CompressorServiceStub:
                 request_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.PreviewCompression = channel.unary_unary(
+                '/tenth.compressor.v1.CompressorService/PreviewCompression',
+                request_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PreviewCompressionRequest.SerializeToString,
+                response_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PreviewCompressionResponse.FromString,
+                _registered_method=True)
+        self.RecordUsage = channel.unary_unary(
+                '/tenth.compressor.v1.CompressorService/RecordUsage',
+                request_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageRequest.SerializeToString,
+                response_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageResponse.FromString,
+                _registered_method=True)
 
 
 class CompressorServiceServicer:
@@ -52,7 +62,8 @@ class CompressorServiceServicer:
     """
 
     def CompressPrompt(self, request, context):
-        """Shortens a prompt for one model. Deterministic: same input and settings, same output.
+        """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+        same output; what it makes of a stable prefix follows from the prefix and the settings alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +71,21 @@ class CompressorServiceServicer:
 
     def CountTokens(self, request, context):
         """Counts a prompt's tokens for one or more models.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewCompression(self, request, context):
+        """What CompressPrompt would do, without any effect on later requests. Reads alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordUsage(self, request, context):
+        """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
+        report of one request_id is not counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +103,16 @@ def add_CompressorServiceServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.CountTokensRequest.FromString,
                     response_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'PreviewCompression': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewCompression,
+                    request_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PreviewCompressionRequest.FromString,
+                    response_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PreviewCompressionResponse.SerializeToString,
+            ),
+            'RecordUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordUsage,
+                    request_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageRequest.FromString,
+                    response_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +170,60 @@ class CompressorService:
             '/tenth.compressor.v1.CompressorService/CountTokens',
             tenth_dot_compressor_dot_v1_dot_compressor__pb2.CountTokensRequest.SerializeToString,
             tenth_dot_compressor_dot_v1_dot_compressor__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewCompression(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.compressor.v1.CompressorService/PreviewCompression',
+            tenth_dot_compressor_dot_v1_dot_compressor__pb2.PreviewCompressionRequest.SerializeToString,
+            tenth_dot_compressor_dot_v1_dot_compressor__pb2.PreviewCompressionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.compressor.v1.CompressorService/RecordUsage',
+            tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageRequest.SerializeToString,
+            tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

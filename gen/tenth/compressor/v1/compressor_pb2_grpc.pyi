@@ -34,9 +34,17 @@ class CompressorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CompressorServiceAsyncStub: ...
     CompressPrompt: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.CompressPromptRequest, _compressor_pb2.CompressPromptResponse]
-    """Shortens a prompt for one model. Deterministic: same input and settings, same output."""
+    """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+    same output; what it makes of a stable prefix follows from the prefix and the settings alone.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]
     """Counts a prompt's tokens for one or more models."""
+    PreviewCompression: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]
+    """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+    RecordUsage: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]
+    """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
+    report of one request_id is not counted.
+    """
 
 @_typing.type_check_only
 class CompressorServiceAsyncStub(CompressorServiceStub):
@@ -44,9 +52,17 @@ class CompressorServiceAsyncStub(CompressorServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CompressPrompt: _aio.UnaryUnaryMultiCallable[_compressor_pb2.CompressPromptRequest, _compressor_pb2.CompressPromptResponse]  # type: ignore[assignment]
-    """Shortens a prompt for one model. Deterministic: same input and settings, same output."""
+    """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+    same output; what it makes of a stable prefix follows from the prefix and the settings alone.
+    """
     CountTokens: _aio.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt's tokens for one or more models."""
+    PreviewCompression: _aio.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]  # type: ignore[assignment]
+    """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+    RecordUsage: _aio.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]  # type: ignore[assignment]
+    """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
+    report of one request_id is not counted.
+    """
 
 class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shortens prompts and counts tokens."""
@@ -57,7 +73,9 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _compressor_pb2.CompressPromptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_compressor_pb2.CompressPromptResponse, _abc.Awaitable[_compressor_pb2.CompressPromptResponse]]:
-        """Shortens a prompt for one model. Deterministic: same input and settings, same output."""
+        """Shortens a prompt for one model. Deterministic: same input, settings and knowledge of the provider's prompt cache,
+        same output; what it makes of a stable prefix follows from the prefix and the settings alone.
+        """
 
     @_abc_1.abstractmethod
     def CountTokens(
@@ -66,5 +84,23 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_compressor_pb2.CountTokensResponse, _abc.Awaitable[_compressor_pb2.CountTokensResponse]]:
         """Counts a prompt's tokens for one or more models."""
+
+    @_abc_1.abstractmethod
+    def PreviewCompression(
+        self,
+        request: _compressor_pb2.PreviewCompressionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_compressor_pb2.PreviewCompressionResponse, _abc.Awaitable[_compressor_pb2.PreviewCompressionResponse]]:
+        """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+
+    @_abc_1.abstractmethod
+    def RecordUsage(
+        self,
+        request: _compressor_pb2.RecordUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_compressor_pb2.RecordUsageResponse, _abc.Awaitable[_compressor_pb2.RecordUsageResponse]]:
+        """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
+        report of one request_id is not counted.
+        """
 
 def add_CompressorServiceServicer_to_server(servicer: CompressorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

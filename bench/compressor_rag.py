@@ -1,0 +1,257 @@
+"""Retrieved chunks: tokens saved and answers kept by the compressor's modes and by simple filters.
+
+``ours_*`` ranks with chunk vectors, the mesh's default; ``ours_words_*`` without, as when the cache is down;
+``ours_sentences_*`` with sentence vectors too; ``ours_cold_*`` with those of the five chunks that words put first.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.cache_vectors import KeptEncoder
+from bench.compressor_vectors import embed
+from bench.result import Result
+from services.compressor.datasets import Case, alone, answered, read
+from services.compressor.documents import Document, Documents
+from services.compressor.fit import Known, digest, vectors_of
+from services.compressor.ranking import Floats, Level, Query, Vectors
+from services.compressor.retrieval import (
+    Fitted,
+    Harshness,
+    Prepared,
+    by_mode,
+    mask,
+    prepare,
+    selection,
+    threshold_for_share,
+    worth_embedding,
+)
+from services.compressor.strategies import rank_by_bm25
+from services.router.scores import Interval, mean, ratio, resamples
+
+SETS = ("nq_gold_passages", "beerqa_1000", "korquad1_dev_ko", "mtrag_un_multiturn", "mtrag_human_eval3")
+KEYS = "kv_retrieval_75"
+TOP = 3
+"""Chunks that the simple filters keep."""
+SHARE = 0.60
+COLD_CHUNKS = 5
+QUICK_ROWS = 60
+_RESAMPLES = 1000
+_MEMORY_BYTES = 256 << 20
+
+Kept = Mapping[int, str]
+"""The text that is left of each chunk, by place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows are measured."""
+
+    quick: bool
+    held_out: bool
+    """Only groups that fitting never saw."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a run is given; without an encoder what needs it is skipped."""
+
+    fitted: Fitted
+    count_tokens: Callable[[str], int]
+    """cl100k_base."""
+    encoder: KeptEncoder | None
+    article_encoder: KeptEncoder | None
+
+
+class _Set:
+    """One set with its outcomes."""
+
+    def __init__(self, cases: Sequence[Case], tools: Tools, seed: int) -> None:
+        self._cases = cases
+        self._tools = tools
+        self._tokens: dict[str, int] = {}
+        self._draws = resamples(len(cases), _RESAMPLES, seed)
+        self._eligible = np.array([self._total(case.chunks) for case in cases], float)
+
+    def note(self, result: Result, name: str, system: str, kept: Sequence[Kept]) -> None:
+        """Add the two measures of one system."""
+        left = np.array([self._total(list(each.values())) for each in kept], float)
+        right = np.array([answered(case, each) for case, each in zip(self._cases, kept, strict=True)], float)
+        _add(
+            result,
+            f"{name}/{system}/tokens_saved",
+            ratio(self._eligible - left, self._eligible, self._draws),
+            len(kept),
+        )
+        _add(result, f"{name}/{system}/answer_kept", mean(right, self._draws), len(kept))
+
+    def _total(self, texts: Sequence[str]) -> int:
+        for text in texts:
+            if text not in self._tokens:
+                self._tokens[text] = self._tools.count_tokens(text)
+        return sum(self._tokens[text] for text in texts)
+
+
+def measure(result: Result, data: Path, choice: Choice, tools: Tools) -> None:
+    """Every set that is there."""
+    for name in SETS:
+        file = data / "compressor" / f"{name}.jsonl.gz"
+        if not file.is_file():
+            result.skipped.append(f"{name}: no file")
+            continue
+        try:
+            cases = read(data, name, choice.seed)
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            result.skipped.append(f"{name}: cannot be read: {error or type(error).__name__}")
+            continue
+        cases = _chosen(cases, choice)
+        if not cases:
+            result.skipped.append(f"{name}: no row to measure")
+            continue
+        _measure_set(result, name, cases, tools, choice)
+    _measure_keys(result, data, choice, tools)
+
+
+def _measure_set(result: Result, name: str, cases: Sequence[Case], tools: Tools, choice: Choice) -> None:
+    outcomes = _Set(cases, tools, choice.seed)
+    outcomes.note(result, name, "off", [dict(enumerate(case.chunks)) for case in cases])
+    outcomes.note(
+        result, name, f"bm25_top{TOP}", [_top(case, rank_by_bm25(case.question, case.chunks).scores) for case in cases]
+    )
+    if tools.article_encoder is not None:
+        known = embed(tools.article_encoder, f"article_{name}", cases, sentences=False)
+        outcomes.note(result, name, "article", [_top(case, _cosines(case, known)) for case in cases])
+    memory = Documents(tools.count_tokens, _MEMORY_BYTES)
+    documents = [memory.prepare(case.chunks) for case in cases]
+    _note_ours(
+        result, name, "ours_words", outcomes, _prepared(cases, documents, tools.fitted, None, Level.WORDS), tools.fitted
+    )
+    if tools.encoder is None:
+        result.skipped.append(f"{name}/ours: no embedder")
+        return
+    known = embed(tools.encoder, f"compressor_{name}", cases, sentences=True)
+    for lead, level in (("ours", Level.CHUNKS), ("ours_sentences", Level.SENTENCES)):
+        _note_ours(result, name, lead, outcomes, _prepared(cases, documents, tools.fitted, known, level), tools.fitted)
+    _note_ours(result, name, "ours_cold", outcomes, _cold(cases, documents, tools.fitted, known), tools.fitted)
+    singles = [alone(case) for case in cases]
+    single = _Set(singles, tools, choice.seed)
+    prepared = _prepared(
+        singles, [memory.prepare(case.chunks) for case in singles], tools.fitted, known, Level.SENTENCES
+    )
+    _note_ours(result, f"{name}_gold_only", "ours_sentences", single, prepared, tools.fitted)
+
+
+def _note_ours(
+    result: Result, name: str, lead: str, outcomes: _Set, prepared: Sequence[Prepared], fitted: Fitted
+) -> None:
+    for mode in Harshness:
+        found = [by_mode(each, mode, fitted) for each in prepared]
+        outcomes.note(
+            result, name, f"{lead}_{mode.value}", [{chunk.place: chunk.text for chunk in each.chunks} for each in found]
+        )
+    threshold = threshold_for_share(prepared, SHARE)
+    forced = [selection(each, mask(each, threshold), cut_records=True) for each in prepared]
+    outcomes.note(
+        result, name, f"{lead}_at_60", [{chunk.place: chunk.text for chunk in each.chunks} for each in forced]
+    )
+
+
+def _prepared(
+    cases: Sequence[Case], documents: Sequence[list[Document]], fitted: Fitted, known: Known | None, level: Level
+) -> list[Prepared]:
+    found = []
+    for case, mine in zip(cases, documents, strict=True):
+        vectors = None if known is None else vectors_of(case, mine, known, level)
+        found.append(prepare(mine, Query(case.question, case.earlier), vectors, fitted))
+    return found
+
+
+def _cold(cases: Sequence[Case], documents: Sequence[list[Document]], fitted: Fitted, known: Known) -> list[Prepared]:
+    """Words first; then vectors of the chunks that they put first."""
+    found = []
+    for case, mine in zip(cases, documents, strict=True):
+        query = Query(case.question, case.earlier)
+        first = prepare(mine, query, None, fitted)
+        whole = vectors_of(case, mine, known, Level.CHUNKS)
+        if whole is None:
+            raise ValueError("no chunk vectors")
+        rows = np.full_like(whole.chunks, np.nan)
+        places = worth_embedding(first, COLD_CHUNKS)
+        rows[places] = whole.chunks[places]
+        found.append(prepare(mine, query, Vectors(whole.question, rows), fitted))
+    return found
+
+
+def _measure_keys(result: Result, data: Path, choice: Choice, tools: Tools) -> None:
+    """One chunk of JSON with 75 records; kept means that key and value stand in JSON that is still valid."""
+    file = data / "compressor" / f"{KEYS}.jsonl.gz"
+    if not file.is_file():
+        result.skipped.append(f"{KEYS}: no file")
+        return
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    rows = rows[:QUICK_ROWS] if choice.quick else rows
+    draws = resamples(len(rows), _RESAMPLES, choice.seed)
+    texts = [json.dumps(dict(row["ordered_kv_records"]), indent=1) for row in rows]
+    eligible = np.array([tools.count_tokens(text) for text in texts], float)
+    memory = Documents(tools.count_tokens, _MEMORY_BYTES)
+
+    def note(system: str, kept: Sequence[str]) -> None:
+        left = np.array([tools.count_tokens(text) for text in kept], float)
+        right = np.array([_holds_pair(text, row) for text, row in zip(kept, rows, strict=True)], float)
+        _add(result, f"{KEYS}/{system}/tokens_saved", ratio(eligible - left, eligible, draws), len(rows))
+        _add(result, f"{KEYS}/{system}/answer_kept", mean(right, draws), len(rows))
+
+    note("off", texts)
+    records = [[f'"{key}": "{value}"' for key, value in row["ordered_kv_records"]] for row in rows]
+    note(f"bm25_top{TOP}", [_top_records(row["key"], each) for row, each in zip(rows, records, strict=True)])
+    for mode in Harshness:
+        kept = []
+        for row, text in zip(rows, texts, strict=True):
+            query = Query(f'Extract the value corresponding to the key "{row["key"]}" in the JSON object below.')
+            found = by_mode(prepare(memory.prepare([text]), query, None, tools.fitted), mode, tools.fitted)
+            kept.append(found.chunks[0].text if found.chunks else "")
+        note(f"ours_{mode.value}", kept)
+
+
+def _top_records(key: str, records: Sequence[str]) -> str:
+    scores = rank_by_bm25(key, records).scores
+    best = sorted(sorted(range(len(records)), key=lambda at: (-scores[at], at))[:TOP])
+    return "{" + ", ".join(records[at] for at in best) + "}"
+
+
+def _holds_pair(text: str, row: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(text).get(row["key"]) == row["value"])
+    except ValueError:
+        return False
+
+
+def _top(case: Case, scores: Sequence[float]) -> Kept:
+    best = sorted(range(len(case.chunks)), key=lambda at: (-scores[at], at))[:TOP]
+    return {at: case.chunks[at] for at in sorted(best)}
+
+
+def _cosines(case: Case, known: Mapping[bytes, Floats]) -> list[float]:
+    question = known[digest(case.question)]
+    return [float(known[digest(text)] @ question) for text in case.chunks]
+
+
+def _chosen(cases: Sequence[Case], choice: Choice) -> list[Case]:
+    kept = [case for case in cases if not (choice.held_out and case.training)]
+    if choice.quick and len(kept) > QUICK_ROWS:
+        kept = random.Random(choice.seed).sample(kept, QUICK_ROWS)  # noqa: S311  (a sample of rows)
+    return kept
+
+
+def _add(result: Result, name: str, found: Interval, n: int) -> None:
+    result.add(name, found.value, "ratio", n, found.ci95)

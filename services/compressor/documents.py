@@ -1,0 +1,125 @@
+"""Chunks prepared for ranking: their units and terms, made once and kept by digest. Pure but for the memory given."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import pairwise
+
+from services.compressor.protected import hard_ranges
+from services.compressor.sentences import Kind, Unit, heading, split
+from services.compressor.wording import Answer, held, names, terms
+
+_MAX_STEMS = 50_000
+_BYTES_PER_TERM, _BYTES_PER_CHAR, _BYTES_PER_DOCUMENT = 100, 4, 1_000
+"""About what a prepared chunk takes in memory, as measured: 27 bytes a character in English, 128 in Korean, whose terms
+are bigrams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A chunk, prepared; nothing in it depends on the question."""
+
+    text: str
+    units: tuple[Unit, ...]
+    heading: str
+    """The title that the text begins with, or nothing."""
+    counts: tuple[Mapping[str, int], ...]
+    """How often each term stands in each unit."""
+    pairs: tuple[frozenset[tuple[str, str]], ...]
+    """Terms that stand next to each other in each unit."""
+    lengths: tuple[int, ...]
+    """Terms of each unit."""
+    holds: tuple[Answer, ...]
+    tokens: tuple[int, ...]
+    """Tokens of each unit, counted alone."""
+    title_terms: frozenset[str]
+    names: frozenset[str]
+    hard: Callable[[], Sequence[tuple[int, int]]] = field(compare=False)
+    """Its hard protected spans (``protected.py``), found when first asked for: most chunks stay or go whole."""
+
+    def unit_text(self, place: int) -> str:
+        """One unit's text, without the white space around it."""
+        unit = self.units[place]
+        return self.text[unit.start : unit.end].strip()
+
+    def embedded_text(self, place: int) -> str:
+        """What an encoder reads for a unit: a sentence on its own does not say what it is about; its title does."""
+        text = self.unit_text(place)
+        return f"{self.heading}\n{text}" if self.heading and self.units[place].kind is not Kind.HEADING else text
+
+
+def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str] | None = None) -> Document:
+    """A chunk, prepared; an empty one has one empty unit."""
+    units = tuple(split(text)) or (Unit(0, 0, Kind.PROSE),)
+    counts, pairs, lengths, holds, tokens = [], [], [], [], []
+    for unit in units:
+        part = text[unit.start : unit.end]
+        found = terms(part, stems)
+        counts.append(Counter(found))
+        pairs.append(frozenset(pairwise(found)))
+        lengths.append(len(found))
+        holds.append(held(part))
+        tokens.append(count_tokens(part))
+    title = heading(text, list(units))
+    return Document(
+        text=text,
+        units=units,
+        heading=title,
+        counts=tuple(counts),
+        pairs=tuple(pairs),
+        lengths=tuple(lengths),
+        holds=tuple(holds),
+        tokens=tuple(tokens),
+        title_terms=frozenset(terms(title)),
+        names=names(text),
+        hard=cache(partial(hard_ranges, text)),
+    )
+
+
+class Documents:
+    """Prepared chunks by digest, the least recently used forgotten first."""
+
+    def __init__(self, count_tokens: Callable[[str], int], capacity_bytes: int) -> None:
+        """``capacity_bytes`` is about what may be kept; 0 keeps nothing."""
+        self._count_tokens = count_tokens
+        self._capacity_bytes = capacity_bytes
+        self._kept: OrderedDict[bytes, Document] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._stems: dict[str, str] = {}
+
+    def prepare(self, texts: Sequence[str]) -> list[Document]:
+        """These chunks, prepared now or before."""
+        return [self._one(text) for text in texts]
+
+    def _one(self, text: str) -> Document:
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None:
+                self._kept.move_to_end(key)
+                return known
+            if len(self._stems) > _MAX_STEMS:
+                self._stems = {}
+            stems = self._stems
+        # Two threads may prepare one text at the same time; one of the two is kept.
+        made = prepare(text, self._count_tokens, stems)
+        size = _size(made)
+        with self._lock:
+            if size <= self._capacity_bytes and key not in self._kept:
+                self._kept[key] = made
+                self._bytes += size
+                while self._bytes > self._capacity_bytes:
+                    _, dropped = self._kept.popitem(last=False)
+                    self._bytes -= _size(dropped)
+        return made
+
+
+def _size(document: Document) -> int:
+    entries = sum(map(len, document.counts)) + sum(map(len, document.pairs))
+    return _BYTES_PER_DOCUMENT + _BYTES_PER_CHAR * len(document.text) + _BYTES_PER_TERM * entries
