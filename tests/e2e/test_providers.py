@@ -31,7 +31,11 @@ LONG = 60_000
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """A mesh whose provider will be maltreated, and which does not give a model up for that."""
-    env = {**QUICK_RECONCILIATION, "inference": {"TENTH_INFERENCE_CIRCUIT_FAILURES": "1000"}}
+    env = {
+        **QUICK_RECONCILIATION,
+        "inference": {"TENTH_INFERENCE_CIRCUIT_FAILURES": "1000"},
+        "router": {"TENTH_ROUTER_HEALTH_FAILURE_COUNT": "1000"},
+    }
     arguments = {"sandbox": ("--words", str(LONG), "--max-tokens", str(LONG))}
     async with started(tmp_path_factory.mktemp("providers"), env=env, arguments=arguments) as mesh:
         yield mesh

@@ -1,4 +1,4 @@
-"""The router bench over small files: with the real embedder, with heads that are a fake, and without either."""
+"""The router bench over small files: with the real embedder and the shipped heads, and without either."""
 
 from __future__ import annotations
 
@@ -7,52 +7,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from bench import router
-from bench.router_heads import Shipped, Vectors, load
-from bench.router_target import shipped_prices
+from bench.router_heads import Loaded, load
 from services.router.datasets import held_out, read
-from services.router.features import Features
+from services.router.heads import Heads
 
 MODELS = Path(os.environ.get("TENTH_MODELS_DIR", ".models")).absolute()
 CATALOG = Path("deploy/catalog.yaml").absolute()
 EMBEDDER_VERSION = "multilingual-e5-small@2-int8"
 Run = Callable[..., tuple[int, Mapping[str, Any]]]
-
-
-class FakePrediction:
-    def __init__(self, success: Mapping[str, float]) -> None:
-        self.success = success
-        self.expected_output_tokens = 100
-        self.out_of_distribution = False
-
-
-class FakeHeads:
-    """What has to do with numbers is hard for the small one."""
-
-    def __init__(self, embedder_version: str = EMBEDDER_VERSION) -> None:
-        self.embedder_version = embedder_version
-        self.arms = ("mixtral-8x7b", "gpt-4-1106")
-
-    def predict(self, vector: Vectors, features: Features) -> FakePrediction:
-        return FakePrediction(dict(zip(self.arms, self.predict_many(vector[None], [features])[0], strict=True)))
-
-    def predict_many(self, vectors: Vectors, features: Sequence[Features]) -> npt.NDArray[np.float64]:
-        assert vectors.shape == (len(features), 384)
-        assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(features)), abs=1e-3)
-        return np.array([[0.9 - 0.8 * each.maths, 0.95] for each in features])
-
-    def gain_many(
-        self, vectors: Vectors, features: Sequence[Features], weak: str, strong: str
-    ) -> npt.NDArray[np.float64]:
-        found = self.predict_many(vectors, features)
-        return found[:, self.arms.index(strong)] - found[:, self.arms.index(weak)]
 
 
 def _write(data: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,11 +79,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TENTH_ROUTER_CATALOG_FILE", str(CATALOG))
 
-    def run(*arguments: object, shipped: Shipped | None = None, models: Path = MODELS) -> tuple[int, Mapping[str, Any]]:
+    def run(*arguments: object, loaded: Loaded | None = None, models: Path = MODELS) -> tuple[int, Mapping[str, Any]]:
         file = tmp_path / "router.json"
         named = ["--quick", "--json", file, "--models-dir", models, *arguments]
         monkeypatch.setattr(sys, "argv", ["bench.router", *map(str, named)])
-        monkeypatch.setattr(router, "load", lambda: shipped or Shipped(None, {}))
+        if loaded is not None:
+            monkeypatch.setattr(router, "load", lambda *, held_out: loaded)
         status = router.main()
         return status, json.loads(file.read_text("utf-8"))
 
@@ -122,30 +92,27 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_a_quick_run(data: Path, run: Run, tmp_path: Path) -> None:
-    heads = FakeHeads()
-    status, result = run(
-        "--data", data, "--plots", tmp_path / "plots", shipped=Shipped(heads, {"routellm_mmlu": heads})
-    )
+    status, result = run("--data", data, "--plots", tmp_path / "plots")
     assert status == 0
     assert result["quick"] is True
     metrics, skipped = result["metrics"], result["skipped"]
     for system in ("ours_in_domain", "ours_transfer", "task_prior", "knn"):
         assert metrics[f"routellm_mmlu/{system}/apgr"]["n"] == 60
-        assert metrics[f"routellm_mmlu/{system}/apgr"]["value"] > 0.75
         low, high = metrics[f"routellm_mmlu/{system}/apgr"]["ci95"]
         assert low <= metrics[f"routellm_mmlu/{system}/apgr"]["value"] <= high
     assert metrics["routellm_mmlu/random/apgr"]["value"] == pytest.approx(0.5)
     assert "brand_new/ours_in_domain/apgr" not in metrics
-    assert metrics["brand_new/ours_transfer/apgr"]["value"] > 0.75
-    assert metrics["brand_new/ours_transfer/score_ratio"]["value"] > 0.95
-    assert 0.02 < metrics["brand_new/ours_transfer/cost_ratio"]["value"] < 0.6
+    # In the toy set the small model fails on sums and on nothing else: whoever learns from its rows sees that.
+    assert metrics["routellm_mmlu/task_prior/apgr"]["value"] > 0.75
+    assert 0.0 <= metrics["brand_new/ours_transfer/apgr"]["value"] <= 1.0
+    assert 0.0 < metrics["brand_new/ours_transfer/cost_ratio"]["value"] <= 1.0
     assert metrics["decision/ours/p50_us"]["n"] == 60
     assert metrics["decision/ours/p50_us"]["value"] > metrics["decision/features/p50_us"]["value"] > 0
     assert any(text.startswith("brand_new/ours_in_domain: the heads were not trained on this set") for text in skipped)
     assert any(text.startswith("odd: cannot be read: odd: no outcome of any model") for text in skipped)
     assert any(text.startswith("torn: cannot be read") for text in skipped)
     assert "routellm_gsm8k: no router/routellm_gsm8k.jsonl.gz in the evaluation data" in skipped
-    assert shipped_prices() is not None or "quality_target: the router has no shipped price of quality" in skipped
+    assert metrics["quality_target/routellm_mmlu/ratio_95"]["n"] > 0
     for picture in ("router_routellm_mmlu", "router_brand_new", "router_brand_new_costs"):
         assert (tmp_path / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / ".data" / "bench" / "vectors").glob("router_routellm_mmlu-*.npz"))
@@ -154,7 +121,7 @@ def test_a_quick_run(data: Path, run: Run, tmp_path: Path) -> None:
 def test_held_out_rows_only(data: Path, run: Run) -> None:
     expected = sum(map(held_out, read(data, "routellm_mmlu")))
     assert 0 < expected < 60
-    status, result = run("--data", data, "--held-out", "--only", "routellm_mmlu", shipped=Shipped(FakeHeads(), {}))
+    status, result = run("--data", data, "--held-out", "--only", "routellm_mmlu")
     assert status == 0
     assert result["assumptions"]["rows"] == "held out of training"
     assert result["metrics"]["routellm_mmlu/ours_transfer/apgr"]["n"] == expected
@@ -164,7 +131,10 @@ def test_held_out_rows_only(data: Path, run: Run) -> None:
 
 
 def test_heads_of_other_vectors_are_not_measured(data: Path, run: Run) -> None:
-    _, result = run("--data", data, "--only", "routellm_mmlu", shipped=Shipped(FakeHeads("other@1"), {}))
+    heads = load(held_out=False).heads
+    assert isinstance(heads, Heads)
+    other = Loaded(replace(heads, embedder_version="other@1"), "other.npz", {})
+    _, result = run("--data", data, "--only", "routellm_mmlu", loaded=other)
     assert "routellm_mmlu/ours_transfer/apgr" not in result["metrics"]
     assert "routellm_mmlu/knn/apgr" in result["metrics"]
     assert (
@@ -173,13 +143,13 @@ def test_heads_of_other_vectors_are_not_measured(data: Path, run: Run) -> None:
 
 
 def test_without_heads_and_embedder_the_rest_is_measured(data: Path, run: Run, tmp_path: Path) -> None:
-    status, result = run("--data", data, models=tmp_path / "nowhere")
+    status, result = run("--data", data, models=tmp_path / "nowhere", loaded=Loaded(None))
     assert status == 0
     assert "routellm_mmlu/length/apgr" in result["metrics"]
     assert "routellm_mmlu/knn/apgr" not in result["metrics"]
     assert "decision/features/p50_us" in result["metrics"]
     assert "decision/ours/p50_us" not in result["metrics"]
-    assert "ours: no trained heads are shipped" in result["skipped"]
+    assert "ours: no trained heads" in result["skipped"]
 
 
 def test_nothing_to_measure_is_a_failure(run: Run, tmp_path: Path) -> None:
@@ -191,4 +161,4 @@ def test_nothing_to_measure_is_a_failure(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_heads_has_none(tmp_path: Path) -> None:
-    assert load(tmp_path) == Shipped(None, {})
+    assert load(held_out=False, folder=tmp_path) == Loaded(None)
