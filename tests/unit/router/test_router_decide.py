@@ -385,3 +385,9 @@ async def test_a_model_that_failed_is_left_alone(live: Live) -> None:
     health.note_failure("mini")
     decision, _ = await live(asked(), health=health)
     assert decision.route.model.name == "small"
+
+
+def test_models_that_all_cost_nothing_are_chosen_by_quality(knowledge: Knowledge) -> None:
+    free = replace(CATALOG, models=tuple(replace(each, price=ReferencePrice(0, 0)) for each in CATALOG.models))
+    found = decided(knowledge, catalog=replace(free, version="free"))
+    assert found.quality_price == 0.0
