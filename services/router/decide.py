@@ -7,6 +7,7 @@ strategy, chance and the tenants' accounts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -35,6 +36,8 @@ from services.router.heads import Heads, Prediction
 from services.router.health import Health
 from services.router.policy import Ways
 from services.router.quality import QualityPrices
+
+log = logging.getLogger("tenth.router")
 
 _FALLING_BACK = "features"
 _FAMILIAR = 0.5
@@ -264,9 +267,12 @@ class Decider:
         wanted = self._settings.shadow
         if wanted is None or wanted is strategy or asked.demand.model or asked.dry_run:
             return None
-        other = routed(
-            wanted, catalog, asked.demand, asked.found, asked.embedding, self._knowledge, self._health.down()
-        )
+        of = (catalog, asked.demand, asked.found, asked.embedding, self._knowledge, self._health.down())
+        try:
+            other = routed(wanted, *of)
+        except Exception:  # Whatever is wrong with it, the request has its decision already.
+            log.warning("the shadow strategy %s failed", wanted.name.lower(), exc_info=True)
+            return None
         return Shadow(other.route.model.name, wanted)
 
 

@@ -67,6 +67,8 @@ def price_for_target(sample: Sample, catalog: Catalog, target: float) -> Quality
     strongest = len(places) - 1 - known[:, ::-1].argmax(1)
     rows = np.arange(len(predicted))
     best_quality, best_cost = recorded[rows, strongest], usd[rows, strongest]
+    if not best_cost.any():  # The strongest costs nothing: no price has a scale.
+        return FREE_CHOICE
     unit = 1.0 / float(best_cost.mean())
     kept = FREE_CHOICE
     for price in unit * np.geomspace(_LOWEST, _HIGHEST, _STEPS):

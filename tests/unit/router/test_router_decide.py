@@ -347,6 +347,19 @@ async def test_a_shadow_decides_without_effect(live: Live) -> None:
     assert (await live(asked(dry_run=True), settings=settings))[0].shadow is None
 
 
+async def test_a_shadow_that_fails_does_not_fail_the_request(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(strategy: Strategy, *rest: Any) -> Routed:
+        if strategy is Strategy.FEATURES:
+            raise KeyError("class:large")
+        return routed(strategy, *rest)
+
+    monkeypatch.setattr("services.router.decide.routed", failing)
+    settings = DeciderSettings(shadow=Strategy.FEATURES, shares=ExplorationShares(0.0, 0.0))
+    decision, _ = await live(asked(), settings=settings)
+    assert decision.strategy is Strategy.TRAINED
+    assert decision.shadow is None
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_a_cascade_begins_with_the_cheap_model_and_never_in_a_stream(live: Live, streaming: bool) -> None:
     unsure = asked(
@@ -372,3 +385,9 @@ async def test_a_model_that_failed_is_left_alone(live: Live) -> None:
     health.note_failure("mini")
     decision, _ = await live(asked(), health=health)
     assert decision.route.model.name == "small"
+
+
+def test_models_that_all_cost_nothing_are_chosen_by_quality(knowledge: Knowledge) -> None:
+    free = replace(CATALOG, models=tuple(replace(each, price=ReferencePrice(0, 0)) for each in CATALOG.models))
+    found = decided(knowledge, catalog=replace(free, version="free"))
+    assert found.quality_price == 0.0
