@@ -11,6 +11,7 @@ The promise holds for traffic like the sample. Audits tell how other traffic doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -110,12 +111,14 @@ class QualityPrices:
     _known: dict[float, QualityPrice] | None = None
 
     def of(self, catalog: Catalog, target: float) -> QualityPrice:
-        """The price of a target; targets are told apart by thousandths."""
+        """The price of a target, rounded up to a hundredth: callers choose targets, and each costs milliseconds."""
         if target >= 1.0:
             return FREE_CHOICE
         if self._known is None or self._version != catalog.version:
             self._version, self._known = catalog.version, {}
-        rounded = round(target, 3)
+        rounded = math.ceil(target * 100 - 1e-3) / 100
+        if rounded >= 1.0:
+            return FREE_CHOICE
         if rounded not in self._known:
             self._known[rounded] = price_for_target(self.sample, catalog, rounded)
         return self._known[rounded]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh.catalog import WatchedFile
-from services.router.catalog import Catalog, unknown_arms
+from services.router.catalog import CLASS_OF_TIER, Catalog, unknown_arms
 from services.router.classifier import Thresholds
 from services.router.decide import DeciderSettings, Knowledge
 from services.router.decision import Strategy
@@ -30,9 +30,13 @@ log = logging.getLogger("tenth.router")
 def read_heads(path: Path | None) -> Heads | None:
     """The trained heads of the file, if one is set. Raises SystemExit naming the setting."""
     try:
-        return None if path is None else Heads.load(path)
+        heads = None if path is None else Heads.load(path)
     except (HeadsError, OSError) as error:
         raise SystemExit(f"setting TENTH_ROUTER_HEADS_FILE: {error}") from None
+    missing = set(CLASS_OF_TIER.values()) - set(heads.arms) if heads is not None else set()
+    if missing:
+        raise SystemExit(f"setting TENTH_ROUTER_HEADS_FILE: {path} has no arms {', '.join(sorted(missing))}")
+    return heads
 
 
 def knowledge_of(settings: RouterSettings) -> Knowledge:
