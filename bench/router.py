@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +23,9 @@ from bench import router_decision, router_plots, router_systems, router_target
 from bench.cache_vectors import KeptEncoder
 from bench.result import Result, arguments
 from bench.router_baselines import FOLDS, NEIGHBOURS
-from bench.router_costs import QUALITY_TO_KEEP, Costs, measure
-from bench.router_heads import Heads, Shipped, load
+from bench.router_costs import Costs, measure
+from bench.router_heads import Loaded, load
+from bench.router_pricing import COST_TO_KEEP, QUALITY_TO_KEEP
 from bench.router_sets import Choice, MeasuredSet, Memory, embed, read
 from mesh.errors import TenthError
 from services.cache.embedding import Embedder, load_encoder
@@ -32,6 +33,8 @@ from services.cache.settings import CacheSettings
 from services.router import datasets
 from services.router.catalog import Catalog, parse_catalog
 from services.router.datasets import Row
+from services.router.decide import Knowledge
+from services.router.heads import Heads
 from services.router.scores import curve, resamples
 from services.router.settings import RouterSettings
 
@@ -47,11 +50,12 @@ class Bench:
 
     result: Result
     choice: Choice
-    shipped: Shipped
+    loaded: Loaded
     encoder: Memory | None
-    catalog_file: Path
+    settings: RouterSettings
     plots: Path | None = None
-    prices: router_target.TargetPrices | None = None
+    catalog: Catalog | None = None
+    knowledge: Knowledge | None = None
     kept: list[router_target.Kept] = field(default_factory=list)
 
     @property
@@ -62,9 +66,11 @@ class Bench:
     def set(self, name: str, rows: Sequence[Row]) -> None:
         """Measure one set. Raises ValueError when there is nothing to measure in it."""
         measured = MeasuredSet(name, rows, self.choice, self.encoder)
-        heads = self.shipped.system_heads(name)
+        heads = self.loaded.by_system(name)
         if heads and "ours_in_domain" not in heads:
             self.skip(f"{name}/ours_in_domain: the heads were not trained on this set; they are its transfer heads")
+        if heads and "ours_transfer" not in heads:
+            self.skip(f"{name}/ours_transfer: there are no heads without this set")
         draws = resamples(len(measured.measured), self.draw_count, self.choice.seed)
         held_out = self.choice.held_out
         scores = router_systems.scores(measured, heads, self.choice.seed, self.skip, held_out=held_out)
@@ -77,38 +83,35 @@ class Bench:
             picture = router_plots.call_shares(name, measured.weak, measured.strong, weak, curves)
             self._draw(f"router_{name}.png", picture)
         self._costs(measured, heads)
-        if self.prices is not None:
-            self._target(measured, heads, self.prices)
+        self._target(measured)
 
     def target(self) -> None:
         """The quality target over the sets that were measured."""
-        router_target.add(self.result, self.kept, self.draw_count, self.choice.seed)
-        if self.prices is None:
-            self.skip("quality_target: the router has no shipped price of quality")
+        if self.knowledge is None or self.catalog is None:
+            self.skip("quality_target: no heads, or no catalogue")
+            return
+        router_target.add(self.result, self.kept, self.knowledge, self.catalog, self.draw_count, self.choice.seed)
 
     def decision(self, texts: Sequence[str]) -> None:
         """The time of a decision on questions drawn from these."""
         count = 200 if self.choice.quick else router_decision.QUESTIONS
         questions = router_decision.sample(texts, count, self.choice.seed)
-        if not questions:
-            self.skip("decision: no questions in the evaluation data")
+        if not questions or self.catalog is None:
+            self.skip("decision: no questions in the evaluation data, or no catalogue")
             return
-        heads = self.shipped.heads if self.encoder is not None else None
-        vectors = np.zeros((len(questions), 1), np.float32)
-        if heads is not None and self.encoder is not None:
+        vectors, knowledge = np.zeros((len(questions), 1), np.float32), self.knowledge
+        if knowledge is not None and self.encoder is not None:
             vectors = embed(self.encoder, "router_decision", questions)
         else:
+            knowledge = None
             self.skip("decision/ours: no heads, or no embedder for their vectors")
-        try:
-            router_decision.measure(self.result, questions, vectors, heads, self._catalog())
-        except ValueError as error:
-            self.skip(f"decision: {error}")
+        router_decision.measure(self.result, questions, vectors, knowledge, self.catalog)
 
     def skip(self, why: str) -> None:
         """Note what was not measured."""
         self.result.skipped.append(why)
 
-    def _costs(self, measured: MeasuredSet, heads: dict[str, Heads]) -> None:
+    def _costs(self, measured: MeasuredSet, heads: Mapping[str, Heads]) -> None:
         if not any(row.cost_usd for row in measured.rows):
             return
         name = measured.name
@@ -118,28 +121,18 @@ class Bench:
             self.skip(f"{name}, costs: {error}")
             return
         draws = resamples(len(costs.measured), self.draw_count, self.choice.seed)
-        frontier = measure(self.result, costs, heads, draws)
+        frontier = measure(self.result, costs, heads, draws, self.choice.seed)
         if self.plots is not None and frontier.by_system:
             self._draw(f"router_{name}_costs.png", router_plots.costs(name, costs.models[costs.best], frontier))
 
-    def _target(self, measured: MeasuredSet, heads: dict[str, Heads], prices: router_target.TargetPrices) -> None:
-        own = heads.get("ours_in_domain") or heads.get("ours_transfer")
+    def _target(self, measured: MeasuredSet) -> None:
+        if self.knowledge is None or self.catalog is None:
+            return
         try:
-            if own is None:
-                raise ValueError("no heads")
-            price = prices(router_target.TARGET)
-            by_arm = router_target.cheapest_by_arm(self._catalog())
-            self.kept.append(router_target.keep(measured, own, by_arm, price))
+            for target in router_target.TARGETS:
+                self.kept.append(router_target.keep(measured, self.knowledge, self.catalog, target))
         except ValueError as error:
             self.skip(f"quality_target/{measured.name}: {error}")
-
-    def _catalog(self) -> Catalog:
-        """The catalogue in use. Raises ValueError when it cannot be read."""
-        file = self.catalog_file
-        try:
-            return parse_catalog(file.read_text("utf-8"), file.name, datetime.now(UTC))
-        except OSError as error:
-            raise ValueError(f"no catalogue: {error}") from error
 
     def _draw(self, file_name: str, picture: dict[str, object]) -> None:
         said = router_plots.draw(self.plots / file_name, picture) if self.plots is not None else ""
@@ -156,8 +149,8 @@ def main() -> int:
     options = parser.parse_args()
     result = Result("router", options.quick)
     choice = Choice(options.quick, options.held_out, options.seed)
-    bench = Bench(result, choice, load(), None, RouterSettings().catalog_file, options.plots)
-    _assume(result, choice)
+    bench = Bench(result, choice, load(held_out=options.held_out), None, RouterSettings(), options.plots)
+    _assume(result, choice, bench.loaded)
     if options.data is None:
         bench.skip("everything: no --data")
     else:
@@ -195,10 +188,15 @@ def run(bench: Bench, data: Path, only: Sequence[str] | None) -> None:
 
 
 def _prepare(bench: Bench, models_dir: Path) -> None:
-    """The embedder, if its vectors are those of the heads, and the shipped prices."""
-    bench.prices = router_target.shipped_prices()
-    if bench.shipped.heads is None:
-        bench.skip("ours: no trained heads are shipped")
+    """The catalogue, and the embedder, if its vectors are those of the heads."""
+    file = bench.settings.catalog_file
+    try:
+        bench.catalog = parse_catalog(file.read_text("utf-8"), file.name, datetime.now(UTC))
+    except (OSError, ValueError) as error:
+        bench.skip(f"quality_target, decision: no catalogue: {error}")
+    heads = bench.loaded.heads
+    if heads is None:
+        bench.skip("ours: no trained heads")
     settings = CacheSettings(models_dir=models_dir)
     try:
         loaded = load_encoder(models_dir, settings.embedder, settings.embedder_precision)
@@ -209,27 +207,37 @@ def _prepare(bench: Bench, models_dir: Path) -> None:
     embedder = Embedder(loaded, settings.embedder)
     asyncio.run(embedder.close())
     bench.result.assumptions["embedder"] = embedder.version
-    if bench.shipped.heads is not None and bench.shipped.heads.embedder_version != embedder.version:
-        trained_on = bench.shipped.heads.embedder_version
-        bench.skip(f"ours: the heads were trained on vectors of {trained_on}, the embedder is {embedder.version}")
-        bench.shipped = Shipped(None, {})
+    if heads is not None and heads.embedder_version != embedder.version:
+        bench.skip(
+            f"ours: the heads were trained on vectors of {heads.embedder_version}, the embedder is {embedder.version}"
+        )
+        bench.loaded = Loaded(None)
+    elif heads is not None:
+        bench.knowledge = router_target.knowledge_of(heads, bench.settings)
 
 
-def _assume(result: Result, choice: Choice) -> None:
+def _assume(result: Result, choice: Choice, loaded: Loaded) -> None:
     result.assumptions |= {
         "rows": "held out of training"
         if choice.held_out
-        else "all of the data given; of the sets of training the shipped heads saw 17 of 20",
+        else "all of the data given, those of the sets of training among them: the heads saw those",
+        "heads": f"{loaded.file}, version {loaded.heads.version}" if loaded.heads is not None else "none",
         "seed": choice.seed,
         "intervals": "bootstrap by row; learned scores are not learned again",
         "random": "the mean over all orders",
         "task_prior, knn": f"learned from the measured rows themselves in {FOLDS} folds, copies of a question in one; "
         f"knn by the {NEIGHBOURS} nearest; *_in_domain: from the rows that are not held out",
         "best_single": "the best mean quality on the rows that are not held out, on all where there are none",
-        "costs": "expected by model from the question's length, a line through the rows that are not held out; the "
-        f"price of quality is the one of a grid that keeps {QUALITY_TO_KEEP:g} of best_single's quality there at the "
-        "least expected cost",
-        "quality_target": "recorded quality of arms, cost of the cheapest model of the shipped catalogue on each",
+        "costs": "expected by model from the question's length, a line through the rows that are not held out. The "
+        "price of quality is set on those rows, all where there are none, by heads of other folds. score_ratio: the "
+        f"last price before {QUALITY_TO_KEEP:g} of best_single's quality is not kept with 95% confidence; _on_average: "
+        f"the cheapest that keeps it on average; _at_{100 * COST_TO_KEEP:.0f}: the lowest price at "
+        f"{COST_TO_KEEP:g} of its cost",
+        "quality_target": "the router's own decisions with the heads above; recorded quality of the class that the "
+        "chosen model stands for, expected cost by the shipped catalogue; models whose class was not recorded on a row "
+        "are excluded there; the strongest is the strongest recorded class",
+        "transfer": "heads trained on all other sets and on no row that overlaps; what they say is not calibrated, the "
+        "order counts",
     }
 
 

@@ -1,32 +1,30 @@
-"""Choosing among all models of a set whose costs were recorded: quality and cost beside the best single model."""
+"""Choosing among all models of a set whose costs were recorded: quality and cost beside the best single model.
+
+Models are chosen as ``policy.choose_by_utility`` does, by success less price times cost, every model by its own arm.
+The price is set on the rows of training, from what heads that did not see a row say of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from bench.result import Result
-from bench.router_heads import Heads, success_by_model
+from bench.router_heads import Judging, arm_of, success_by_model
+from bench.router_pricing import PRICES, RULES, Learned, picks
 from bench.router_sets import MeasuredSet
 from bench.router_systems import put
-from services.router.datasets import Row, class_of
+from services.router import fit
+from services.router.datasets import Row
+from services.router.fit import RECIPES, Recipe
+from services.router.heads import Expert, Heads, calibrated, expert_rows
 from services.router.scores import Counts, Floats, Indices, mean, ratio
 
-QUALITY_TO_KEEP = 0.99
 _COMPLETE = 0.9
 """A model counts when this share of the rows has its quality and its cost."""
-_PRICES: Floats = np.append(0.0, np.geomspace(0.1, 1e6, 141))
-"""Success probability per USD."""
-
-
-class Pricing(Protocol):
-    """How dear money is, learned on rows with known outcomes: all arrays are rows by models."""
-
-    def __call__(self, success: Floats, expected_usd: Floats, quality: Floats, wanted: float) -> float:
-        """Success probability per USD, such that picks keep ``wanted``, a mean quality."""
+_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +71,36 @@ class Costs:
         """Place of the best single model: the best mean quality on the rows of training."""
         self.expected_usd = self._expected()
 
-    def success(self, heads: Heads) -> tuple[list[int], Floats]:
+    def success(self, heads: Judging) -> tuple[list[int], Floats]:
         """Places of the models that the heads can judge, and success by row and those."""
         if self.set.vectors is None:
             raise ValueError("no embedder")
-        arms = {model: model if model in heads.arms else class_of(model) for model in self.models}
-        found = success_by_model(heads, self.set.vectors, self.set.features, arms)
+        found = success_by_model(heads, self.set.vectors, self.set.features, self._arms(heads))
         places = [place for place, model in enumerate(self.models) if model in found]
         if len(places) < 2:
             raise ValueError("the heads know fewer than two of its models")
         return places, np.stack([found[self.models[place]] for place in places], axis=1)
+
+    def learned(self, heads: Judging, places: Sequence[int], success: Floats, seed: int) -> Learned:
+        """The rows of training. Heads with an expert of this set saw those: its like, fitted on other folds, stands in.
+
+        ``success`` is by row and the models of ``places``.
+        """
+        rows = self.training
+        own = success[rows]
+        expert = self._expert(heads)
+        if expert is not None and isinstance(heads, Heads):
+            arms = [self._arms(heads)[self.models[place]] for place in places]
+            known = [column for column, arm in enumerate(arms) if arm in expert.arms]
+            own[:, known] = self._cross_fitted(heads, expert, [arms[column] for column in known], seed)
+        return Learned(
+            own,
+            self.expected_usd[rows][:, places],
+            self.quality[rows][:, places],
+            self.cost_usd[rows][:, places],
+            self.quality[rows, self.best],
+            self.cost_usd[rows, self.best],
+        )
 
     def at(self, places: Sequence[int], success: Floats, price: float) -> Chosen:
         """What the picks at a price give on the measured rows."""
@@ -93,6 +111,35 @@ class Costs:
     def single(self, place: int) -> Chosen:
         """What one model gives on the measured rows."""
         return Chosen(self.quality[self.measured, place], self.cost_usd[self.measured, place])
+
+    def _arms(self, heads: Judging) -> dict[str, str]:
+        return {model: arm_of(heads, model) for model in self.models}
+
+    def _expert(self, heads: Judging) -> Expert | None:
+        experts = heads.experts if isinstance(heads, Heads) else ()
+        return next((each for each in experts if each.name == self.set.name), None)
+
+    def _cross_fitted(self, heads: Heads, expert: Expert, arms: Sequence[str], seed: int) -> Floats:
+        """Success of the rows of training, [n, arms], calibrated as the heads are."""
+        rows, vectors = self.training, self.set.vectors
+        assert vectors is not None  # ``success`` was asked before
+        numbers = heads.matrix([self.set.features[place] for place in rows])
+        groups, of_row = np.unique(np.array([self.set.digests[place] for place in rows]), return_inverse=True)
+        fold = (np.random.default_rng(seed).permutation(len(groups)) % _FOLDS)[of_row]
+        # Classes of models stand for models that have no arm of their own.
+        by_arm = {arm: self.quality[rows][:, self._members(heads, arm)].mean(axis=1) for arm in dict.fromkeys(arms)}
+        raw = np.zeros((len(rows), len(arms)), np.float32)
+        for each in range(_FOLDS):
+            learn, asked = fold != each, fold == each
+            quality = {arm: values[learn] for arm, values in by_arm.items()}
+            like = fit.expert(expert.name, recipe_of(expert), vectors[rows[learn]], numbers[learn], quality, seed)
+            said = expert_rows(like, vectors[rows[asked]], numbers[asked])
+            raw[asked] = said[:, [like.arms.index(arm) for arm in arms]]
+        return np.asarray(calibrated(raw, heads.platt[[heads.arms.index(arm) for arm in arms]]), np.float64)
+
+    def _members(self, heads: Judging, arm: str) -> list[int]:
+        arms = self._arms(heads)
+        return [place for place, model in enumerate(self.models) if arms[model] == arm]
 
     def _expected(self) -> Floats:
         """By row and model: a straight line in the question's length through the costs of the rows of training."""
@@ -109,30 +156,18 @@ class Costs:
         return found
 
 
-def picks(success: Floats, expected_usd: Floats, price: float) -> Indices:
-    """For each row the model of the highest success less cost at a price; the cheaper one where they are equal."""
-    utility = success - price * expected_usd
-    best = utility.max(axis=1, keepdims=True)
-    found: Indices = np.where(utility >= best, expected_usd, np.inf).argmin(axis=1)
-    return found
+def recipe_of(expert: Expert) -> Recipe:
+    """The first recipe with the expert's parts."""
+    width = len(expert.scaling.vector_mean) + len(expert.scaling.feature_mean)
+    linear = bool(expert.weights[1 : 1 + width].any())
+    return next(
+        recipe
+        for recipe in RECIPES
+        if ((recipe.linear_ridge is not None) == linear) and ((recipe.kernel_ridge is not None) == bool(expert.kernel))
+    )
 
 
-def price_on_grid(success: Floats, expected_usd: Floats, quality: Floats, wanted: float) -> float:
-    """The price of the cheapest picks that keep the wanted mean quality; that of the best picks when none do."""
-    rows = np.arange(len(success))
-    found = []
-    for price in _PRICES:
-        chosen = picks(success, expected_usd, float(price))
-        found.append((float(quality[rows, chosen].mean()), float(expected_usd[rows, chosen].mean()), float(price)))
-    keeping = [each for each in found if each[0] >= wanted]
-    if keeping:
-        return min(keeping, key=lambda each: each[1])[2]
-    return max(found, key=lambda each: (each[0], -each[1]))[2]
-
-
-def measure(
-    result: Result, costs: Costs, heads: Mapping[str, Heads], draws: Counts, pricing: Pricing = price_on_grid
-) -> Frontier:
+def measure(result: Result, costs: Costs, heads: Mapping[str, Judging], draws: Counts, seed: int) -> Frontier:
     """The figures of each system's picks beside the best single model, and the whole frontier."""
     name, best = costs.set.name, costs.single(costs.best)
     n = len(costs.measured)
@@ -146,21 +181,18 @@ def measure(
         except ValueError as error:
             result.skipped.append(f"{name}/{system}/score_ratio: {error}")
             continue
-        rows = costs.training
-        price = pricing(
-            success[rows],
-            costs.expected_usd[rows][:, places],
-            costs.quality[rows][:, places],
-            QUALITY_TO_KEEP * float(costs.quality[rows, costs.best].mean()),
-        )
-        chosen = costs.at(places, success, price)
-        if best.quality.any():
-            put(result, f"{name}/{system}/score_ratio", ratio(chosen.quality, best.quality, draws), n)
-        if best.cost_usd.any():
-            put(result, f"{name}/{system}/cost_ratio", ratio(chosen.cost_usd, best.cost_usd, draws), n)
-        result.add(f"{name}/{system}/quality_price", price, "1/USD", len(rows))
-        operating[system] = _ratios(chosen, best)
-        every = (costs.at(places, success, float(price)) for price in _PRICES)
+        learned = costs.learned(each, places, success, seed)
+        for ending, rule in RULES.items():
+            price = rule(learned)
+            chosen = costs.at(places, success, price)
+            if best.quality.any():
+                put(result, f"{name}/{system}/score_ratio{ending}", ratio(chosen.quality, best.quality, draws), n)
+            if best.cost_usd.any():
+                put(result, f"{name}/{system}/cost_ratio{ending}", ratio(chosen.cost_usd, best.cost_usd, draws), n)
+            result.add(f"{name}/{system}/quality_price{ending}", price, "1/USD", len(costs.training))
+            if not ending:
+                operating[system] = _ratios(chosen, best)
+        every = (costs.at(places, success, float(price)) for price in PRICES)
         frontiers[system] = sorted({_ratios(one, best) for one in every})
     singles = {model: _ratios(costs.single(place), best) for place, model in enumerate(costs.models)}
     return Frontier(frontiers, operating, singles)

@@ -10,12 +10,12 @@ import numpy as np
 
 from bench.progress import blocks
 from bench.result import Result, median, percentile
-from bench.router_heads import Heads, Vectors
-from services.router import classifier, policy
+from bench.router_heads import Vectors
+from services.router import policy
 from services.router.catalog import Catalog
-from services.router.decision import Demand, Needs
+from services.router.decide import Knowledge, Routed, routed
+from services.router.decision import Demand, Embedding, Needs, Strategy
 from services.router.features import Features, Prompt, extract, is_korean
-from services.router.settings import RouterSettings
 
 QUESTIONS = 2000
 _WARM_UP = 50
@@ -35,14 +35,14 @@ class Timed:
 
 
 def measure(
-    result: Result, questions: Sequence[str], vectors: Vectors, heads: Heads | None, catalog: Catalog
+    result: Result, questions: Sequence[str], vectors: Vectors, knowledge: Knowledge | None, catalog: Catalog
 ) -> None:  # fmt: skip
     """Time features alone, heads alone, and the whole decision; without heads only the features."""
     found = [extract(Prompt(question=question)) for question in questions]
     steps: dict[str, Step] = {"features": lambda place: extract(Prompt(question=questions[place]))}
-    if heads is not None:
+    if knowledge is not None and (heads := knowledge.heads) is not None:
         steps["heads"] = lambda place: heads.predict(vectors[place], found[place])
-        whole = decider(heads, catalog, RouterSettings())
+        whole = decider(knowledge, catalog)
         steps["ours"] = lambda place: whole(questions[place], vectors[place])
     for name, step in steps.items():
         timed = timings(step, len(questions), f"timing {name}")
@@ -52,17 +52,27 @@ def measure(
         result.add(f"decision/{name}/cpu_us", timed.cpu, "us", n)
 
 
-def decider(heads: Heads, catalog: Catalog, settings: RouterSettings) -> Callable[[str, Vectors], object]:
-    """HOOK: one whole decision of the trained strategy, as the servicer takes it, on a question and its vector."""
-    thresholds = classifier.Thresholds(settings.simple_below, settings.complex_from, settings.quality_target)
+def decider(knowledge: Knowledge, catalog: Catalog) -> Callable[[str, Vectors], Routed]:
+    """One whole decision of the trained strategy on a question and its vector, as the servicer has it taken."""
+    version = knowledge.heads.embedder_version if knowledge.heads is not None else ""
 
-    def decide(question: str, vector: Vectors) -> object:
+    def decide(question: str, vector: Vectors) -> Routed:
         prompt = Prompt(question=question)
         found = extract(prompt)
-        heads.predict(vector, found)
-        return policy.choose(catalog, _demand(prompt, found), classifier.judge(found), thresholds, "trained")
+        embedding = Embedding(vector, version)
+        return routed(Strategy.TRAINED, catalog, demand(prompt, found), found, embedding, knowledge, {})
 
     return decide
+
+
+def demand(
+    prompt: Prompt, found: Features, *, target: float | None = None, excluded_models: frozenset[str] = frozenset()
+) -> Demand:  # fmt: skip
+    """What a request with nothing but this question asks of routing."""
+    korean = is_korean(prompt, found)
+    chars = len(prompt.question)
+    tokens = policy.estimate_tokens(chars, chars * 3 // 4 if korean else 0, 1, 0)
+    return Demand(Needs(korean=korean), tokens, quality_target=target, excluded_models=excluded_models)
 
 
 def timings(step: Step, count: int, what: str) -> Timed:
@@ -86,10 +96,3 @@ def sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
     different = sorted(set(texts))
     order = np.random.default_rng(seed).permutation(len(different))
     return [different[place] for place in order[:count]]
-
-
-def _demand(prompt: Prompt, found: Features) -> Demand:
-    korean = is_korean(prompt, found)
-    chars = len(prompt.question)
-    tokens = policy.estimate_tokens(chars, chars * 3 // 4 if korean else 0, 1, 0)
-    return Demand(Needs(korean=korean), tokens)

@@ -1,11 +1,9 @@
-"""The router's heads as the bench sees them, and where the shipped ones lie."""
+"""The router's trained heads as the bench loads them: those in use, those for honest figures, those of transfer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,45 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 import services.router
+from services.router.datasets import TRAINING_SETS, class_of
 from services.router.features import Features
+from services.router.heads import Heads
 from services.router.scores import Floats
 
 Vectors = npt.NDArray[np.float32]
 
 WEIGHTS = Path(services.router.__file__).parent / "weights"
-_HEADS = "heads.npz"
+_IN_USE, _HELD_OUT = "heads.npz", "held_out.npz"
 _TRANSFER = "transfer"
 
 
-class Prediction(Protocol):
-    """What heads say of one question."""
-
-    @property
-    def success(self) -> Mapping[str, float]:
-        """By arm, 0..1."""
-
-    @property
-    def expected_output_tokens(self) -> object:
-        """As the heads have it; the bench only has it computed."""
-
-    @property
-    def out_of_distribution(self) -> bool:
-        """True for questions unlike those of training."""
-
-
-class Heads(Protocol):
-    """Estimators of each arm's success."""
-
-    @property
-    def embedder_version(self) -> str:
-        """What made the vectors that they were trained on."""
+class Judging(Protocol):
+    """What orders and picks are made from: ``Heads``, or a test's fake of them."""
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Models and classes of models."""
-
-    def predict(self, vector: Vectors, features: Features) -> Prediction:
-        """For one question."""
 
     def predict_many(self, vectors: Vectors, features: Sequence[Features]) -> npt.NDArray[np.floating]:
         """Success by question and arm."""
@@ -63,37 +40,46 @@ class Heads(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Shipped:
-    """The heads in use, and those trained without one set."""
+class Loaded:
+    """The heads that stand for those in use, and those trained without one set."""
 
     heads: Heads | None
-    transfer: Mapping[str, Heads]
+    file: str = ""
+    """Name of the file that they are from."""
+    transfer: Mapping[str, Heads] = field(default_factory=dict)
 
-    def system_heads(self, set_name: str) -> dict[str, Heads]:
+    def by_system(self, set_name: str) -> dict[str, Heads]:
         """The heads that a set is measured with, by the system's name.
 
-        A set that has no heads of its own was never trained on: the heads in use are its transfer heads.
+        Training never saw a set that it does not name: there the heads in use are the transfer heads.
         """
         if self.heads is None:
             return {}
-        without = self.transfer.get(set_name)
-        if without is None:
+        if set_name not in TRAINING_SETS:
             return {"ours_transfer": self.heads}
-        return {"ours_in_domain": self.heads, "ours_transfer": without}
+        without = self.transfer.get(set_name)
+        return {"ours_in_domain": self.heads} | ({} if without is None else {"ours_transfer": without})
 
 
-def load(folder: Path = WEIGHTS) -> Shipped:
-    """Read the shipped heads. Without a file, or without the code for them, there are none."""
-    file = folder / _HEADS
-    if not file.is_file() or find_spec("services.router.heads") is None:
-        return Shipped(None, {})
-    kind = import_module("services.router.heads").Heads
-    transfer = {path.stem: kind.load(path) for path in sorted((folder / _TRANSFER).glob("*.npz"))}
-    return Shipped(kind.load(file), transfer)
+def load(*, held_out: bool, folder: Path = WEIGHTS) -> Loaded:
+    """Read the heads; ``held_out`` takes those that never saw the held-out rows. Without a file there are none.
+
+    Raises HeadsError for a broken file.
+    """
+    file = folder / (_HELD_OUT if held_out else _IN_USE)
+    if not file.is_file():
+        return Loaded(None)
+    transfer = {path.stem: Heads.load(path) for path in sorted((folder / _TRANSFER).glob("*.npz"))}
+    return Loaded(Heads.load(file), file.name, transfer)
+
+
+def arm_of(heads: Judging, model: str) -> str:
+    """The arm that stands for a model: its own, or else that of its class; the model itself when it is in no class."""
+    return model if model in heads.arms else class_of(model) or model
 
 
 def success_by_model(
-    heads: Heads, vectors: Vectors, features: Sequence[Features], arm_of: Mapping[str, str]
+    heads: Judging, vectors: Vectors, features: Sequence[Features], arm_of: Mapping[str, str]
 ) -> dict[str, Floats]:
     """Success by question for each model whose arm, the mapping's value, the heads have."""
     matrix = np.asarray(heads.predict_many(vectors, features), np.float64)

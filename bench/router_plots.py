@@ -14,7 +14,7 @@ from services.router.scores import SHARES, Curve
 _WIDTH, _HEIGHT, _SCALE = 860, 420, 2.0
 LOOKS: Mapping[str, tuple[str, str, bool]] = {
     "oracle": ("oracle, with hindsight", "#b0b5bd", True),
-    "ours_in_domain": ("Tenth, heads as shipped", "#d9480f", False),
+    "ours_in_domain": ("Tenth, in domain", "#d9480f", False),
     "ours_transfer": ("Tenth, heads that never saw this set", "#1f6feb", False),
     "task_prior": ("the task's mean", "#2f9e44", False),
     "task_prior_in_domain": ("the task's mean, learned on the rows of training", "#2f9e44", True),

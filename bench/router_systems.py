@@ -8,7 +8,7 @@ import numpy as np
 
 from bench import router_baselines as baselines
 from bench.result import Result
-from bench.router_heads import Heads
+from bench.router_heads import Judging, arm_of
 from bench.router_sets import MeasuredSet
 from services.router.scores import Counts, Floats, Interval, mean, ordering
 
@@ -16,7 +16,7 @@ _MEASURES = ("apgr", "cpt50", "cpt80")
 
 
 def scores(
-    measured: MeasuredSet, heads: Mapping[str, Heads], seed: int, skip: Callable[[str], None], *, held_out: bool
+    measured: MeasuredSet, heads: Mapping[str, Judging], seed: int, skip: Callable[[str], None], *, held_out: bool
 ) -> dict[str, Floats]:
     """A score of each measured row by the system's name; ``skip`` is told what cannot be made and why.
 
@@ -32,7 +32,8 @@ def scores(
             continue
         questions = [measured.features[place] for place in places]
         try:
-            found[name] = np.asarray(each.gain_many(vectors[places], questions, measured.weak, measured.strong), float)
+            weak, strong = arm_of(each, measured.weak), arm_of(each, measured.strong)
+            found[name] = np.asarray(each.gain_many(vectors[places], questions, weak, strong), float)
         except (KeyError, ValueError) as error:
             skip(f"{measured.name}/{name}: the heads know nothing of {measured.weak} or {measured.strong}: {error}")
     learned: dict[str, baselines.Scorer] = {}

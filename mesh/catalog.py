@@ -49,7 +49,7 @@ MODEL_KEYS = frozenset(
     }
 )
 PROMPT_CACHE_KEYS = frozenset({"minimum_tokens", "step_tokens", "ttl_seconds", "read_multiplier", "write_multiplier"})
-ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean"})
+ABILITY_KEYS = frozenset({"tools", "json_schema", "vision", "korean", "logprobs"})
 PRICE_KEYS = frozenset({"valid_from", "valid_to", "source", *(field.name for field in fields(Price))})
 STEP_KEYS = frozenset({"above_input_tokens", *(field.name for field in fields(PriceStep) if field.name != "above")})
 

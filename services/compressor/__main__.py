@@ -17,13 +17,20 @@ from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
+from services.compressor import weights
 from services.compressor.catalog import parse_catalog
+from services.compressor.correction_file import CorrectionFile
+from services.compressor.corrections import Corrections
+from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
+from services.compressor.history_weights import history_settings
 from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settings import CompressorSettings
+from services.compressor.settled import SettledUsage
 from services.compressor.tokens import TokenCounters
+from services.compressor.vectors import PromptVectors, rough_tokens
 
 
 async def main() -> None:
@@ -42,7 +49,9 @@ async def main() -> None:
         )
         watcher = asyncio.create_task(catalog.watch(settings.catalog_check_seconds))
         stack.callback(watcher.cancel)
-        counters = TokenCounters(settings.models_dir, settings.token_cache_mebibytes * 2**20)
+        store = CorrectionFile(settings.corrections_file) if settings.corrections_file else None
+        corrections = await asyncio.to_thread(store.load) if store else Corrections()
+        counters = TokenCounters(settings.models_dir, settings.token_cache_mebibytes * 2**20, corrections)
         await asyncio.to_thread(counters.load, catalog.current.values())
         embeddings = Embeddings(
             cache_pb2_grpc.CacheServiceStub(channel),
@@ -51,16 +60,17 @@ async def main() -> None:
             settings.embedding_cache_entries,
             time.monotonic,
         )
-        modes = plans(
-            settings.safe_chunks,
-            settings.balanced_chunks,
-            settings.aggressive_chunks,
-            settings.balanced_history_tokens,
-            settings.aggressive_history_tokens,
-        )
-        prefixes = PrefixTracker(time.monotonic, settings.prefix_cache_entries)
+        chunk_bytes = settings.chunk_cache_mebibytes * 2**20
+        memory, rough = Documents(counters.plain, chunk_bytes), Documents(rough_tokens, chunk_bytes)
         servicer = CompressorServicer(
-            catalog, counters, modes, embeddings, settings.thread_bytes, prefixes, lambda: datetime.now(UTC)
+            catalog,
+            counters,
+            plans(settings.balanced_history_tokens, settings.aggressive_history_tokens, history_settings()),
+            PromptVectors(embeddings, memory, rough, weights.load(), settings.embed_most_new),
+            settings.thread_bytes,
+            PrefixTracker(time.monotonic, settings.prefix_cache_entries),
+            SettledUsage(corrections, store),
+            lambda: datetime.now(UTC),
         )
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), {})
         register = compressor_pb2_grpc.add_CompressorServiceServicer_to_server

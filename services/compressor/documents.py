@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from services.compressor.protected import hard_ranges
 from services.compressor.sentences import Kind, Unit, heading, split
 from services.compressor.wording import Answer, held, names, terms
 
@@ -36,6 +38,8 @@ class Document:
     """Tokens of each unit, counted alone."""
     title_terms: frozenset[str]
     names: frozenset[str]
+    hard: tuple[tuple[int, int], ...] = ()
+    """Its hard protected spans (``protected.py``)."""
 
     def unit_text(self, place: int) -> str:
         """One unit's text, without the white space around it."""
@@ -72,11 +76,12 @@ def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str]
         tokens=tuple(tokens),
         title_terms=frozenset(terms(title)),
         names=names(text),
+        hard=tuple(hard_ranges(text)),
     )
 
 
 class Documents:
-    """Prepared chunks by digest, the least recently used forgotten first. Not safe for several threads at once."""
+    """Prepared chunks by digest, the least recently used forgotten first."""
 
     def __init__(self, count_tokens: Callable[[str], int], capacity_bytes: int) -> None:
         """``capacity_bytes`` is about what may be kept; 0 keeps nothing."""
@@ -84,6 +89,7 @@ class Documents:
         self._capacity_bytes = capacity_bytes
         self._kept: OrderedDict[bytes, Document] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
         self._stems: dict[str, str] = {}
 
     def prepare(self, texts: Sequence[str]) -> list[Document]:
@@ -92,20 +98,24 @@ class Documents:
 
     def _one(self, text: str) -> Document:
         key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        known = self._kept.get(key)
-        if known is not None:
-            self._kept.move_to_end(key)
-            return known
-        if len(self._stems) > _MAX_STEMS:
-            self._stems.clear()
-        made = prepare(text, self._count_tokens, self._stems)
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None:
+                self._kept.move_to_end(key)
+                return known
+            if len(self._stems) > _MAX_STEMS:
+                self._stems = {}
+            stems = self._stems
+        # Two threads may prepare one text at the same time; one of the two is kept.
+        made = prepare(text, self._count_tokens, stems)
         size = _size(made)
-        if size <= self._capacity_bytes:
-            self._kept[key] = made
-            self._bytes += size
-            while self._bytes > self._capacity_bytes:
-                _, dropped = self._kept.popitem(last=False)
-                self._bytes -= _size(dropped)
+        with self._lock:
+            if size <= self._capacity_bytes and key not in self._kept:
+                self._kept[key] = made
+                self._bytes += size
+                while self._bytes > self._capacity_bytes:
+                    _, dropped = self._kept.popitem(last=False)
+                    self._bytes -= _size(dropped)
         return made
 
 

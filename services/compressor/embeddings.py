@@ -51,10 +51,14 @@ class Embeddings:
         self._embedder = ""
         self._paused_until = 0.0
 
+    def missing(self, texts: Sequence[str]) -> int:
+        """How many of these texts have no vector here."""
+        return sum(_key(text) not in self._kept for text in dict.fromkeys(texts))
+
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """The vectors of these texts, all by one embedder, or none of them."""
-        by_key = {hashlib.sha256(text.encode()).digest(): text for text in (text[:_MAX_CHARS] for text in texts)}
-        keys = [hashlib.sha256(text[:_MAX_CHARS].encode()).digest() for text in texts]
+        keys = [_key(text) for text in texts]
+        by_key = {key: text[:_MAX_CHARS] for key, text in zip(keys, texts, strict=True)}
         # Taken now: while this call waits another one may push them out.
         known = {key: self._kept[key] for key in by_key if key in self._kept}
         embedder, micros = self._embedder, 0
@@ -96,3 +100,7 @@ class Embeddings:
         if len(found) != len(texts) or len({item.embedder for item in found}) != 1:
             return [], "", micros, "the cache gave another number of vectors"
         return [tuple(item.values) for item in found], found[0].embedder, micros, ""
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text[:_MAX_CHARS].encode("utf-8", "surrogatepass")).digest()

@@ -11,7 +11,7 @@ sentences with a number or a negation that the question asks about. Gaps are not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,6 @@ from services.compressor.sentences import Kind
 from services.compressor.wording import identifiers, numbers, terms
 
 Mask = npt.NDArray[np.bool_]
-HardSpans = Callable[[str], Sequence[tuple[int, int]]]
-"""Spans of a text that are kept or dropped whole."""
 
 CONTEXT_WORTH, BEST_WORTH = 0.1, 0.2
 """What a chunk's probability adds to each of its units, and to the best of them. Chosen on the training sets."""
@@ -69,9 +67,7 @@ class Worth:
     titles: Mask
 
 
-def worth(
-    documents: Sequence[Document], ranked: Ranked, query: Query, hard_spans: HardSpans, near_repeats: Sequence[int]
-) -> Worth:
+def worth(documents: Sequence[Document], ranked: Ranked, query: Query, near_repeats: Sequence[int]) -> Worth:
     """Prepare a selection. ``near_repeats`` are places of chunks that a better one says in nearly the same words."""
     sizes = [len(document.units) for document in documents]
     owner = np.repeat(np.arange(len(documents)), sizes)
@@ -112,7 +108,7 @@ def worth(
                 along[at] |= len(asked & counts.keys()) >= _SHARED_TERMS
             if keys and any(key in text for key in keys):
                 forced[at] = True
-        groups += _together(document, start, hard_spans(document.text))
+        groups += _together(document, start, document.hard)
     density = value / (tokens + UNIT_OVERHEAD_TOKENS)
     # A title is worth nothing alone: it follows its text.
     density[titles & (np.array(sizes)[owner] > 1)] = -np.inf

@@ -116,7 +116,7 @@ def select_history(
 ) -> Selection:
     """The messages to send within a token budget; ``vectors`` has one row per message, ``found`` scores made before.
 
-    Raises PROTECTED_OVER_BUDGET, with ``over_token_count`` in its metadata, when what must stay is alone over it.
+    Raises BUDGET_TOO_SMALL, with ``over_token_count`` in its metadata, when what must stay is alone over it.
     """
     costs = [cost(message) for message in messages]
     total = sum(costs)
@@ -133,7 +133,7 @@ def select_history(
         over = bare.spent - budget_tokens
         raise TenthError(
             Code.INVALID_ARGUMENT,
-            Reason.PROTECTED_OVER_BUDGET,
+            Reason.BUDGET_TOO_SMALL,
             f"what must stay has {bare.spent} tokens, {over} over the budget of {budget_tokens}",
             "request.messages",
             metadata={

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from services.compressor.history import HistorySettings
 from services.compressor.history_relevance import FEATURES, Weights
 
 SHIPPED = Path(__file__).parent / "weights" / "history.json"
@@ -21,6 +22,12 @@ def load_weights(path: Path = SHIPPED) -> tuple[Weights, float]:
     if not _is_number(exponent) or not 0 <= exponent <= 2:
         raise ValueError(f"{path}: cost_exponent is not a number from 0 to 2")
     return Weights(_set(found, "with_vectors", path), _set(found, "without_vectors", path)), float(exponent)
+
+
+def history_settings() -> HistorySettings:
+    """How history is chosen, by the shipped weights. Raises OSError or ValueError."""
+    found, exponent = load_weights()
+    return HistorySettings(found, exponent)
 
 
 def _set(found: dict[str, Any], name: str, path: Path) -> dict[str, float]:

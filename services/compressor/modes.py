@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from mesh.errors import invalid_argument
+from services.compressor.dedupe import DedupeSettings
 from services.compressor.errors import Reason
+from services.compressor.history import HistorySettings
+from services.compressor.output import OutputSettings
+from services.compressor.tools import ToolSettings
 
-CLEANUP, RETRIEVAL, HISTORY = "cleanup", "retrieval", "history"
+CLEANUP, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT = "cleanup", "retrieval", "history", "dedupe", "tools", "output"
+SUMMARY = "summary"
 ORDERING = "order"
 """No strategy: under this name the caller is told what in the order of the prompt costs money."""
-ORDER = (CLEANUP, RETRIEVAL, HISTORY)
-"""The strategies in the order they run: what changes no meaning first, then behind the cached start, then the start."""
+ORDER = (CLEANUP, SUMMARY, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT)
+"""The strategies in the order they run. ``dedupe`` is after ``history``, which might drop the first of two copies."""
+USUAL = frozenset((CLEANUP, RETRIEVAL, HISTORY, DEDUPE))
+"""Those that every mode but ``off`` has. The others run when they are turned on by name."""
 
 
 class Mode(StrEnum):
@@ -27,14 +34,17 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a mode does. ``None`` is no limit but the context window's."""
+    """What a mode does. How far ``retrieval`` goes by mode was fitted (``weights/ranking.json``)."""
 
     mode: Mode
-    most_chunks: int | None = None
-    chunk_threshold: float = 0.0
-    least_chunks: int = 1
     history_tokens: int | None = None
-    strategies: frozenset[str] = frozenset(ORDER)
+    """Tokens of messages kept; None is no limit but the context window's."""
+    history: HistorySettings | None = None
+    """How messages are chosen; None keeps the newest."""
+    dedupe: DedupeSettings = field(default_factory=DedupeSettings)
+    tools: ToolSettings = field(default_factory=ToolSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    strategies: frozenset[str] = USUAL
 
     def runs(self, strategy: str) -> bool:
         """True when the strategy may run."""
@@ -42,18 +52,17 @@ class Plan:
 
     def ranks(self, chunks: Sequence[str]) -> bool:
         """True when it matters which chunks are the best."""
-        return self.runs(RETRIEVAL) and self.most_chunks is not None and len(set(chunks)) > self.least_chunks
+        return self.runs(RETRIEVAL) and bool(chunks)
 
 
-def plans(
-    safe_chunks: int, balanced_chunks: int, aggressive_chunks: int, balanced_history: int, aggressive_history: int
-) -> dict[Mode, Plan]:
+def plans(balanced_history: int, aggressive_history: int, history: HistorySettings | None = None) -> dict[Mode, Plan]:
     """The plan of each mode."""
+    shortening = None if history is None else replace(history, shorten=True)
     return {
         Mode.OFF: Plan(Mode.OFF),
-        Mode.SAFE: Plan(Mode.SAFE, safe_chunks, 0.35, 3),
-        Mode.BALANCED: Plan(Mode.BALANCED, balanced_chunks, 0.5, 2, balanced_history),
-        Mode.AGGRESSIVE: Plan(Mode.AGGRESSIVE, aggressive_chunks, 0.6, 1, aggressive_history),
+        Mode.SAFE: Plan(Mode.SAFE, None, history),
+        Mode.BALANCED: Plan(Mode.BALANCED, balanced_history, history),
+        Mode.AGGRESSIVE: Plan(Mode.AGGRESSIVE, aggressive_history, shortening),
     }
 
 

@@ -41,6 +41,8 @@ class Prompt:
     tools: tuple[str, ...] = ()
     """Each tool as the JSON text that a provider is sent."""
     response_schema: str = ""
+    settled: bool = False
+    """True when the chunks are a compressor's choice already."""
 
     def size(self) -> int:
         """Characters of text, for deciding where to do the work."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 
 from services.compressor.documents import Document
-from services.compressor.extractive import HardSpans, Mask, Worth, cut, select, worth
+from services.compressor.extractive import Mask, Worth, cut, select, worth
 from services.compressor.ranking import Floats, Level, Query, Ranked, Vectors, Weights, language, rank
 from services.compressor.records import keep_named
 from services.compressor.wording import identifiers
@@ -98,32 +98,22 @@ class BudgetTooSmallError(ValueError):
         self.over_tokens = over_tokens
 
 
-def no_hard_spans(_: str) -> Sequence[tuple[int, int]]:
-    """For callers without a finder of protected spans: units hold code, tables and short quotations together anyway."""
-    return ()
-
-
 def prepare(
     documents: Sequence[Document],
     query: Query,
     vectors: Vectors | None,
     fitted: Fitted,
-    hard_spans: HardSpans = no_hard_spans,
 ) -> Prepared:
     """Rank chunks and sentences. There must be a chunk."""
     level = Level.WORDS if vectors is None else Level.CHUNKS if vectors.sentences is None else Level.SENTENCES
     ranked = rank(documents, query, vectors, fitted.weights[language(query), level])
-    return prepare_ranked(documents, query, ranked, hard_spans)
+    return prepare_ranked(documents, query, ranked)
 
 
-def prepare_ranked(
-    documents: Sequence[Document], query: Query, ranked: Ranked, hard_spans: HardSpans = no_hard_spans
-) -> Prepared:
+def prepare_ranked(documents: Sequence[Document], query: Query, ranked: Ranked) -> Prepared:
     """The same for chunks that are ranked already."""
     near = _near_repeats(documents, ranked)
-    return Prepared(
-        tuple(documents), query, ranked, worth(documents, ranked, query, hard_spans, near), _repeats(documents)
-    )
+    return Prepared(tuple(documents), query, ranked, worth(documents, ranked, query, near), _repeats(documents))
 
 
 def by_mode(prepared: Prepared, mode: Harshness, fitted: Fitted) -> Selection:

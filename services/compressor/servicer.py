@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -17,17 +15,17 @@ from mesh.auth import identity_or_none
 from mesh.catalog import WatchedFile
 from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
-from services.compressor import policy
 from services.compressor.catalog import Model
-from services.compressor.embeddings import Embeddings
 from services.compressor.errors import Reason
-from services.compressor.modes import RETRIEVAL, Mode, Plan, overridden
+from services.compressor.modes import HISTORY, Mode, Plan, overridden
 from services.compressor.money import InputPrice, compute_cost
-from services.compressor.policy import Compressed, Step
+from services.compressor.policy import Compressed, Hints, compress
 from services.compressor.prefixes import PrefixTracker, prefix_version
-from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, Prompt, question
-from services.compressor.strategies import Ranking, rank_by_bm25, rank_by_vectors
-from services.compressor.tokens import TokenCounters
+from services.compressor.prompt import Prompt
+from services.compressor.settled import SettledUsage
+from services.compressor.tokens import ModelCounter, TokenCounters
+from services.compressor.translation import chunks_of, messages_of, prompt_of, result_of
+from services.compressor.vectors import Found, Given, PromptVectors
 from services.compressor.weighing import Facts, Scales
 
 T = TypeVar("T")
@@ -39,17 +37,6 @@ _MODES = {
     chat_pb2.COMPRESSION_MODE_BALANCED: Mode.BALANCED,
     chat_pb2.COMPRESSION_MODE_AGGRESSIVE: Mode.AGGRESSIVE,
 }
-_ROLES = {
-    chat_pb2.ROLE_SYSTEM: SYSTEM,
-    chat_pb2.ROLE_USER: USER,
-    chat_pb2.ROLE_ASSISTANT: ASSISTANT,
-    chat_pb2.ROLE_TOOL: TOOL,
-}
-_ENGLISH_EMBEDDERS = ("all-MiniLM",)
-"""Embedders that cannot read Korean: their vocabulary takes Hangul apart or drops it."""
-_KOREAN_SHARE = 0.15
-_LETTER = re.compile(r"[^\W\d_]")
-_HANGUL = re.compile(r"[\uac00-\ud7a3]")
 
 
 class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
@@ -60,18 +47,20 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         catalog: WatchedFile[dict[str, Model]],
         counters: TokenCounters,
         plans: Mapping[Mode, Plan],
-        embeddings: Embeddings,
+        vectors: PromptVectors,
         thread_bytes: int,
         prefixes: PrefixTracker,
+        usage: SettledUsage,
         now: Callable[[], datetime],
     ) -> None:
         """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold."""
         self._catalog = catalog
         self._counters = counters
         self._plans = plans
-        self._embeddings = embeddings
+        self._vectors = vectors
         self._thread_bytes = thread_bytes
         self._prefixes = prefixes
+        self._usage = usage
         self._now = now
 
     async def CompressPrompt(
@@ -96,7 +85,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
     async def RecordUsage(
         self, request: compressor_pb2.RecordUsageRequest, context: Any
     ) -> compressor_pb2.RecordUsageResponse:
-        """Learn how the provider's prompt cache behaves."""
+        """Learn how the provider's prompt cache behaves, and how far estimated counts are off."""
         if not request.request_id:
             raise required("request_id")
         model = self._model(request.model, "model")
@@ -105,7 +94,16 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             raise invalid_argument(
                 "cached tokens are negative or more than the input", field="usage.cached_input_token_count"
             )
-        if model.cache is None or request.usage.estimated:
+        if request.told_input_token_count < 0 or request.token_correction < 0:
+            raise invalid_argument("a count or a factor is negative", field="told_input_token_count")
+        if request.usage.estimated:
+            return compressor_pb2.RecordUsageResponse()
+        counter = await self._counters.counter(model)
+        if counter.estimated and request.told_input_token_count:
+            correction = request.token_correction or None
+            billed = request.usage.input_token_count
+            await self._usage.learn(model.name, request.told_input_token_count, billed, correction)
+        if model.cache is None:
             return compressor_pb2.RecordUsageResponse()
         counted = self._prefixes.record(_scope(model), request.request_id, cached, model.cache)
         return compressor_pb2.RecordUsageResponse(counted=counted)
@@ -129,10 +127,16 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         plan = self._plan(request, path)
         prompt = prompt_of(asked)
         meter = _Meter()
-        ranking, why_not = None, ""
-        if plan.ranks(prompt.chunks):
-            ranking, why_not = await self._rank(request, prompt, meter)
-        counter, baseline_counter = self._counters.of(model), self._counters.of(baseline)
+        counter, baseline_counter = await self._counters.counter(model), await self._counters.counter(baseline)
+        found = await self._find(request, prompt, plan, counter, meter)
+        chunks, why_not = self._vectors.chunks(prompt, found), found.failure
+        hints = Hints(
+            found.question,
+            found.messages,
+            asked.tool_choice.name,
+            request.predicted_output_token_count,
+            asked.response_format.kind == chat_pb2.RESPONSE_FORMAT_KIND_JSON_OBJECT,
+        )
         sampling = asked.sampling
         max_output = sampling.max_output_tokens if sampling.HasField("max_output_tokens") else None
         window = request.context_window_tokens or model.context_window_tokens
@@ -142,10 +146,10 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
 
         def work() -> tuple[Compressed, int, float]:
             if price is None:
-                scales, done = None, policy.compress(prompt, plan, counter, ranking, window, max_output, None, budget)
+                scales, done = None, compress(prompt, plan, counter, chunks, window, max_output, None, budget, hints)
             else:
                 scales = Scales(facts, self._prefixes, scope, prompt, counter)
-                done = policy.compress(prompt, plan, counter, ranking, window, max_output, scales, budget)
+                done = compress(prompt, plan, counter, chunks, window, max_output, scales, budget, hints)
                 if remember:
                     scales.finish(done.prompt, asked.request_id)
             same = baseline_counter == counter
@@ -168,19 +172,22 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             }
         )
         response = compressor_pb2.CompressPromptResponse(
-            messages=[_restored(asked.messages[message.index], message) for message in done.prompt.messages],
-            retrieved_chunks=[asked.retrieved_chunks[at] for at in done.chunk_positions],
+            messages=messages_of(asked, done),
+            retrieved_chunks=chunks_of(asked, done),
             original_input_token_count=done.original_token_count,
             compressed_input_token_count=done.token_count,
             baseline_input_token_count=baseline_count,
-            estimated=counter.estimated or baseline_counter.estimated,
-            strategies=[_result(step, why_not) for step in done.steps],
+            estimated=counter.estimates(prompt) or baseline_counter.estimates(prompt),
+            strategies=[result_of(step, why_not) for step in done.steps],
             stable_prefix_message_count=done.stable_prefix_message_count,
             compute_micros=meter.micros,
             expected_saving_nano_usd=saving,
-            declined=[_result(step, why_not) for step in done.declined],
+            declined=[result_of(step, why_not) for step in done.declined],
             prompt_cache_probability=probability,
             prefix_version=prefix_version(counter.tokenizer, model.cache, price),
+            max_output_token_count=done.max_output_tokens,
+            cut_tool_indexes=[at for at in range(len(prompt.tools)) if at not in done.tool_positions],
+            token_correction=counter.correction,
         )
         return response, done, price
 
@@ -201,11 +208,13 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         """Count a prompt's tokens for each model."""
         prompt = prompt_of(request.request)
         models = [self._model(name, f"models[{at}]") for at, name in enumerate(request.models)]
-        counters = [self._counters.of(model) for model in models]
+        counters = [await self._counters.counter(model) for model in models]
         counts = await self._run(lambda: [counter.prompt(prompt) for counter in counters], prompt, _Meter())
         return compressor_pb2.CountTokensResponse(
             counts=[
-                compressor_pb2.TokenCount(model=model.name, input_token_count=count, estimated=counter.estimated)
+                compressor_pb2.TokenCount(
+                    model=model.name, input_token_count=count, estimated=counter.estimates(prompt)
+                )
                 for model, counter, count in zip(models, counters, counts, strict=True)
             ]
         )
@@ -216,30 +225,26 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             raise invalid_argument(f"the catalogue has no model {name}", field=field, reason=Reason.UNKNOWN_MODEL)
         return model
 
-    async def _rank(
-        self, request: compressor_pb2.CompressPromptRequest, prompt: Prompt, meter: _Meter
-    ) -> tuple[Ranking, str]:
-        """The chunks' ranking, and why it is not by vectors."""
-        asked = question(prompt.messages)
-        given = request.embedding
-        korean = _is_korean(asked)
-        failure = ""
-        if korean and given.embedder.startswith(_ENGLISH_EMBEDDERS):
-            failure = f"{given.embedder} cannot read Korean"
-        else:
-            texts = [*prompt.chunks] if given.values else [*prompt.chunks, asked]
-            found = await self._embeddings.embed(texts)
-            meter.micros += found.compute_micros
-            failure = found.failure
-            if not failure and korean and found.embedder.startswith(_ENGLISH_EMBEDDERS):
-                failure = f"{found.embedder} cannot read Korean"
-            elif not failure and given.values and found.embedder != given.embedder:
-                failure = f"the question's vector is of {given.embedder}, the chunks' of {found.embedder}"
-            if not failure:
-                vectors = found.vectors
-                own = tuple(given.values) if given.values else vectors[-1]
-                return rank_by_vectors(own, vectors[: len(prompt.chunks)]), ""
-        return await self._run(lambda: rank_by_bm25(asked, prompt.chunks), prompt, meter), failure
+    async def _find(
+        self,
+        request: compressor_pb2.CompressPromptRequest,
+        prompt: Prompt,
+        plan: Plan,
+        counter: ModelCounter,
+        meter: _Meter,
+    ) -> Found:
+        """The vectors that this prompt's strategies can use."""
+        messages = False
+        if plan.runs(HISTORY) and plan.history is not None and plan.history_tokens is not None:
+            limit = plan.history_tokens
+            messages = await self._run(lambda: sum(map(counter.message, prompt.messages)) > limit, prompt, meter)
+        ranks = plan.ranks(prompt.chunks) and not prompt.settled
+        if not (ranks or messages):
+            return Found()
+        given = Given(tuple(request.embedding.values), request.embedding.embedder)
+        found = await self._vectors.find(prompt, given, chunks=ranks, messages=messages)
+        meter.micros += found.compute_micros
+        return found
 
     async def _run(self, work: Callable[[], T], prompt: Prompt, meter: _Meter) -> T:
         """Do CPU work here, or in a thread when it is long; its CPU time goes to the meter."""
@@ -266,75 +271,7 @@ class _Meter:
         self.micros = 0
 
 
-def prompt_of(request: chat_pb2.CompletionRequest) -> Prompt:
-    """The prompt in plain types. Raises INVALID_FIELD for a message without a role."""
-    return Prompt(
-        messages=tuple(_message(at, message) for at, message in enumerate(request.messages)),
-        chunks=tuple(chunk.text for chunk in request.retrieved_chunks),
-        tools=tuple(_tool_text(tool) for tool in request.tools),
-        response_schema=request.response_format.json_schema,
-    )
-
-
-def _message(at: int, message: chat_pb2.ChatMessage) -> Message:
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise invalid_argument("the role is not known", field=f"request.messages[{at}].role")
-    return Message(
-        index=at,
-        role=role,
-        texts=tuple(part.text for part in message.parts if part.WhichOneof("content") != "image"),
-        image_details=tuple(part.image.detail for part in message.parts if part.WhichOneof("content") == "image"),
-        name=message.name,
-        calls=tuple(Call(call.id, call.name, call.arguments_json) for call in message.tool_calls),
-        answers=message.tool_call_id,
-        pinned=message.pinned,
-    )
-
-
 def _scope(model: Model) -> str:
     """Whose starts of prompts may meet: a tenant's, of one model. Without an identity, as in a test: nobody's."""
     identity = identity_or_none()
     return f"{identity.tenant_id if identity else ''}\0{model.name}"
-
-
-def _result(step: Step, why_not: str) -> compressor_pb2.StrategyResult:
-    ranked_otherwise = step.strategy == RETRIEVAL and why_not
-    return compressor_pb2.StrategyResult(
-        strategy=step.strategy,
-        removed_token_count=step.removed_token_count,
-        reason=f"{step.reason} ({why_not})" if ranked_otherwise else step.reason,
-        before_token_count=step.before_token_count,
-        after_token_count=step.before_token_count - step.removed_token_count,
-        expected_saving_nano_usd=round(step.saving_nano_usd),
-        cut_message_indexes=step.cut_messages,
-        cut_chunk_indexes=step.cut_chunks,
-        edited_message_indexes=step.edited_messages,
-    )
-
-
-def _restored(original: chat_pb2.ChatMessage, message: Message) -> chat_pb2.ChatMessage:
-    """The original message with the shortened texts in their places."""
-    texts = [part.text for part in original.parts if part.WhichOneof("content") != "image"]
-    if tuple(texts) == message.texts:
-        return original
-    result = chat_pb2.ChatMessage()
-    result.CopyFrom(original)
-    rest = iter(message.texts)
-    for part in result.parts:
-        if part.WhichOneof("content") != "image":
-            part.text = next(rest)
-    return result
-
-
-def _tool_text(tool: chat_pb2.Tool) -> str:
-    """A tool as the JSON that a provider is sent; a schema that is no JSON is counted as the text it is."""
-    schema = tool.parameters_json_schema or "{}"
-    head = json.dumps({"name": tool.name, "description": tool.description}, ensure_ascii=False, separators=(",", ":"))
-    return f'{{"type":"function","function":{head[:-1]},"parameters":{schema}}}}}'
-
-
-def _is_korean(text: str) -> bool:
-    start = text[:4000]
-    letters = len(_LETTER.findall(start))
-    return letters > 0 and len(_HANGUL.findall(start)) >= _KOREAN_SHARE * letters

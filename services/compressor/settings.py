@@ -28,6 +28,17 @@ class CompressorSettings(BaseSettings):
         default=2.0, ge=0, description="Time without asking for embeddings after a failure, seconds"
     )
     embedding_cache_entries: int = Field(default=20_000, ge=0, description="Chunk vectors kept in memory")
+    embed_most_new: int = Field(
+        default=8,
+        ge=0,
+        description="Most texts not seen before that are embedded for one request; chunks beyond rank by words",
+    )
+    chunk_cache_mebibytes: int = Field(
+        default=64, ge=0, description="Chunks kept split and counted, MiB of memory; 0 keeps none"
+    )
+    corrections_file: Path | None = Field(
+        default=None, description="JSON in which learned token corrections are kept; none: learned anew by each process"
+    )
     token_cache_mebibytes: int = Field(
         default=64, ge=0, description="Texts kept with their token counts, MiB of text; 0 keeps none"
     )
@@ -37,9 +48,6 @@ class CompressorSettings(BaseSettings):
     thread_bytes: int = Field(
         default=50_000, ge=0, description="Prompts of more bytes are worked on in a thread, beside other requests"
     )
-    safe_chunks: int = Field(default=10, ge=1, description="Most retrieved chunks in mode safe")
-    balanced_chunks: int = Field(default=5, ge=1, description="Most retrieved chunks in mode balanced")
-    aggressive_chunks: int = Field(default=3, ge=1, description="Most retrieved chunks in mode aggressive")
     balanced_history_tokens: int = Field(
         default=8_000, ge=1, description="Tokens of messages kept in mode balanced, system messages included"
     )

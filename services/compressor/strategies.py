@@ -1,6 +1,6 @@
-"""The ``retrieval`` strategy. Pure.
+"""Plain BM25 over chunks, as a measure beside ``ranking.py``, which decides. Pure.
 
-Ranking of chunks: cosine similarity of vectors, else BM25 (Robertson and Zaragoza, 2009; k1 1.2, b 0.75). Korean is
+BM25 (Robertson and Zaragoza, 2009; k1 1.2, b 0.75). Korean is
 split into character bigrams for it, which stands up to particles and endings without a morphological analyser.
 """
 
@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import mul
 
 _TERM = re.compile(r"[\uac00-\ud7a3]+|(?:(?![\uac00-\ud7a3])[^\W_])+")
 _K1, _B = 1.2, 0.75
@@ -31,31 +30,6 @@ class Ranking:
 
     scores: tuple[float, ...]
     method: str
-
-
-def keep_chunks(chunks: Sequence[str], ranking: Ranking, most: int, threshold: float, at_least: int) -> list[int]:
-    """Positions of the chunks to keep, in their original order.
-
-    At most ``most`` of the best, of these only those that score at least ``threshold`` times the best score, but no
-    fewer than ``at_least``; of identical texts the first.
-    """
-    seen: set[str] = set()
-    unique = []
-    for at, text in enumerate(chunks):
-        if text not in seen:
-            seen.add(text)
-            unique.append(at)
-    ordered = sorted(unique, key=lambda at: (-ranking.scores[at], at))
-    if not ordered:
-        return []
-    floor = threshold * max(0.0, ranking.scores[ordered[0]])
-    kept = [at for rank, at in enumerate(ordered[:most]) if rank < at_least or ranking.scores[at] >= floor]
-    return sorted(kept)
-
-
-def rank_by_vectors(question: Sequence[float], chunks: Sequence[Sequence[float]]) -> Ranking:
-    """Cosine similarities; vectors are L2-normalised by contract."""
-    return Ranking(tuple(sum(map(mul, question, chunk)) for chunk in chunks), "embedding similarity")
 
 
 def rank_by_bm25(question: str, chunks: Sequence[str]) -> Ranking:

@@ -148,6 +148,12 @@ class TokenCounters:
         prior = _CLAUDE_PERMILLE if model.tokenizer == "claude" else 1000
         return ModelCounter(_BASE, True, base, self._cache, None, self._corrections.factor(model.name), prior)
 
+    def plain(self, text: str) -> int:
+        """Tokens of a bare text in cl100k_base, whatever the model."""
+        base = self._encodings[_BASE]
+        assert base is not None
+        return self._cache.count(_BASE, text, base)
+
     async def counter(self, model: Model) -> ModelCounter:
         """The counter of a model; a folder that is not loaded yet (half a second) is read in a thread."""
         if model.tokenizer == "local" and model.provider_model not in self._folders:

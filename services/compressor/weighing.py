@@ -19,9 +19,9 @@ from services.compressor.money import (
     stable_edit_safe,
     worst_saving,
 )
-from services.compressor.policy import Counter, Edits, Verdict
 from services.compressor.prefixes import Chain, PrefixTracker, chain_of
 from services.compressor.prompt import SYSTEM, Message, Prompt, last_user
+from services.compressor.work import Counter, Edits, Verdict
 
 _COMES_AGAIN = 0.8
 """How likely a list of chunks that came twice comes a third time: documents are asked about again and again."""

@@ -97,5 +97,5 @@ def _model(name: str, entry: Entry, providers: Mapping[str, Provider]) -> Model:
         provider_model=entry.text("provider_model"),
         context_window=entry.integer("context_window_tokens"),
         max_output=entry.integer("max_output_tokens"),
-        ability=Ability(**{key: abilities.boolean(key, False) for key in ABILITY_KEYS - {"korean"}}),
+        ability=Ability(**{key: abilities.boolean(key, False) for key in ABILITY_KEYS - {"korean", "logprobs"}}),
     )

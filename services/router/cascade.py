@@ -87,7 +87,8 @@ def best(
 def _best_after(
     first: Candidate, candidates: Iterable[Candidate], quality_price: float, seconds_left: float | None
 ) -> Expectation | None:
-    if first.rejected_reason or first.expected_cost_nano_usd < 0:
+    # Without log probabilities nothing but the checks would stand between a first answer and an escalation.
+    if first.rejected_reason or first.expected_cost_nano_usd < 0 or not first.model.abilities.logprobs:
         return None
     confidences = _confidences(first.success_probability)
     found = [

@@ -53,6 +53,8 @@ class Abilities:
     json_schema: bool = False
     vision: bool = False
     korean: bool = False
+    logprobs: bool = False
+    """Gives log probabilities of its tokens: only such a model begins a cascade."""
 
 
 @dataclass(frozen=True, slots=True)

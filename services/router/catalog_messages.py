@@ -25,6 +25,7 @@ def catalog_model(model: Model, health: Mapping[str, str]) -> router_pb2.Catalog
             json_schema=abilities.json_schema,
             vision=abilities.vision,
             korean=abilities.korean,
+            logprobs=abilities.logprobs,
         ),
         self_hosted=model.self_hosted,
         routable=model.routable,

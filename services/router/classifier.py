@@ -65,7 +65,7 @@ class Judgement:
 
 def judge(features: Features) -> Judgement:
     """Complexity by features; the cues are the strongest contributions, for the explanation."""
-    parts = {name: _WEIGHTS[name] * value for name, value in features.numbers().items() if name in _WEIGHTS and value}
+    parts = {name: weight * value for name, weight in _WEIGHTS.items() if (value := getattr(features, name))}
     complexity = 1.0 / (1.0 + math.exp(-(_BIAS + sum(parts.values()))))
     hard = features.reasoning >= _REASONING_FROM or features.maths >= _MATHS_FROM
     strongest = sorted((name for name, part in parts.items() if part >= 0.3), key=lambda name: -parts[name])

@@ -39,6 +39,9 @@ from services.router.quality import QualityPrices
 _FALLING_BACK = "features"
 _FAMILIAR = 0.5
 """Probability of being of a recorded kind from which the heads are believed."""
+_FAMILIAR_IN_KOREAN = 0.018
+"""The same for a Korean question. Recorded outcomes are nearly all of English questions, so that Korean alone lowers
+the logit, by 4.0 on translated pairs; but the language of a question says nothing about its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def routed(
         why = f"unlike all that the heads were trained on: the default tier, {catalog.default_tier.name.lower()}"
         route = policy.choose_tier(catalog, demand, default, why, ways)
         return Routed(route, strategy, judgement.complexity, target, out_of_distribution=True)
-    if prediction.familiarity < _FAMILIAR:
+    if prediction.familiarity < (_FAMILIAR_IN_KOREAN if found.language == "ko" else _FAMILIAR):
         why = f"{why}, since no outcomes of such questions are on record"
         route = by_tier(catalog, demand, judgement, knowledge.thresholds, why, down)
         return Routed(route, Strategy.FEATURES, judgement.complexity, target)
@@ -283,10 +286,13 @@ def _unable(heads: Heads | None, embedding: Embedding | None) -> str:
 
 
 def _estimates(prediction: Prediction) -> Callable[[Model], Estimate]:
-    """What the heads say of a model: by its arm, or where they have none of that name by the class of its tier."""
+    """What the heads say of a model: by an arm of its very name, which a refit made from its own outcomes; else by the
+    arm that it is like; or where they have none of that name by the class of its tier."""
 
     def estimate(model: Model) -> Estimate:
-        success = prediction.success.get(model.arm)
+        success = prediction.success.get(model.name)
+        if success is None:
+            success = prediction.success.get(model.arm)
         if success is None:
             success = prediction.success[replace(model, quality_like="").arm]
         return Estimate(success, max(1, round(model.expected_output_tokens * prediction.length_ratio)))

@@ -48,8 +48,8 @@ RECIPES = (
 """Cross-validation chooses among these for each family of questions."""
 
 LANDMARKS = 256
-_GAMMA = 2.0
-_FEATURE_WEIGHT = 0.3
+GAMMA = 2.0
+FEATURE_WEIGHT = 0.3
 _GENERAL_LANDMARKS = 320
 _GENERAL_FEATURE_WEIGHT = 0.6
 _GENERAL_RIDGE = 3.0
@@ -59,6 +59,8 @@ _GATE_CENTROIDS = 96
 _GATE_SHARPNESS = 10.0
 _GENERAL_AT = 6.0
 _FAR_QUANTILE = 0.998
+_SLOPES = (0.3, 3.0)
+"""Bounds of Platt's slope: an arm with few rows is not trusted with more."""
 _SET_ROWS = 1500
 """A set counts as this many rows at most where sets are pooled."""
 
@@ -102,10 +104,10 @@ def expert(
     landmarks = None
     if recipe.kernel_ridge is not None:
         count = max(2, min(LANDMARKS, len(vectors) // _ROWS_A_LANDMARK))
-        landmarks = kernel(left, right, count, _GAMMA, _FEATURE_WEIGHT, seed)
+        landmarks = kernel(left, right, count, GAMMA, FEATURE_WEIGHT, seed)
     inputs = expert_inputs(own, landmarks, vectors, numbers).astype(np.float64)
     linear = left.shape[1] + right.shape[1]
-    whitening = None if landmarks is None else _whitening(landmarks)
+    whitened = None if landmarks is None else whitening(landmarks)
     arms = tuple(sorted(quality))
     weights = np.zeros((inputs.shape[1], len(arms)))
     for column, arm in enumerate(arms):
@@ -117,10 +119,10 @@ def expert(
         if recipe.linear_ridge is not None:
             part = slice(1, 1 + linear)
             weights[part, column] = share * ridge(inputs[known, part], target - mean, recipe.linear_ridge)
-        if recipe.kernel_ridge is not None and whitening is not None:
+        if recipe.kernel_ridge is not None and whitened is not None:
             part = slice(1 + linear, None)
-            found = ridge(inputs[known, part] @ whitening, target - mean, recipe.kernel_ridge)
-            weights[part, column] = share * (whitening @ found)
+            found = ridge(inputs[known, part] @ whitened, target - mean, recipe.kernel_ridge)
+            weights[part, column] = share * (whitened @ found)
     return Expert(name, own, landmarks, arms, weights.astype(np.float32))
 
 
@@ -138,22 +140,27 @@ def general(
     means are taken out before the difficulty is learned, and slopes are those within sets.
     """
     left, right = common.apply(vectors, numbers)
-    landmarks = kernel(left, right, _GENERAL_LANDMARKS, _GAMMA, _GENERAL_FEATURE_WEIGHT, seed)
+    landmarks = kernel(left, right, _GENERAL_LANDMARKS, GAMMA, _GENERAL_FEATURE_WEIGHT, seed)
     values = kernel_rows(landmarks, left, right).astype(np.float64)
-    whitening = _whitening(landmarks)
+    whitened = whitening(landmarks)
     names = np.array(sets)
     counts = {name: int((names == name).sum()) for name in sorted(set(sets))}
     row_weights = np.array([min(1.0, _SET_ROWS / counts[name]) for name in sets])
     weakest = next(iter(classes.values()))
     known = ~np.isnan(weakest)
+    if not known.any():
+        raise ValueError(
+            "no row has an outcome of the weakest class of models: there is nothing to learn difficulty from"
+        )
     target = -_within(weakest, names, known)
-    inputs = values @ whitening
+    inputs = values @ whitened
     found = ridge(inputs[known], target[known], _GENERAL_RIDGE, row_weights[known])
-    weights = whitening @ found
+    weights = whitened @ found
     difficulty = values @ weights
     difficulty_mean = float(np.average(difficulty, weights=row_weights))
     intercepts: list[float] = []
     slopes: list[float] = []
+    below: Floats | None = None
     for quality in classes.values():
         given = ~np.isnan(quality)
         inside = _within(quality, names, given)
@@ -161,10 +168,17 @@ def general(
         slope = float((row_weights * inside * steps)[given].sum() / max(1e-9, (row_weights * steps**2)[given].sum()))
         # The stronger a class, the less it loses where questions are hard: never the other way round.
         slope = min(0.0, slope) if not slopes else min(0.0, max(slope, 0.9 * slopes[-1]))
-        mean = float(np.average(quality[given], weights=row_weights[given])) if given.any() else 0.9
-        mean = max(mean, intercepts[-1] + slopes[-1] * difficulty_mean) if intercepts else mean
+        if below is None:
+            level = float(np.average(quality[given], weights=row_weights[given])) - slope * difficulty_mean
+        else:
+            # Classes were recorded on different sets, some of them harder: what one class is above the one below it is
+            # read off rows that have both.
+            both = given & ~np.isnan(below)
+            gap = float(np.average((quality - below)[both], weights=row_weights[both])) if both.any() else 0.0
+            level = intercepts[-1] + max(0.0, gap) + (slopes[-1] - slope) * difficulty_mean
+        intercepts.append(level)
         slopes.append(slope)
-        intercepts.append(mean - slope * difficulty_mean)
+        below = quality
     return General(
         landmarks,
         weights.astype(np.float32),
@@ -188,12 +202,10 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
     centroids, of, spreads = [], [], []
     for place in range(int(whose.max()) + 1):
         own = at[whose == place]
-        count = max(1, min(_GATE_CENTROIDS, len(own) // 20))
-        centres = KMeans(count, random_state=seed, n_init=1, max_iter=30).fit(own).cluster_centers_.astype(np.float32)
-        squares = ((own[:, None, :] - centres[None]) ** 2).sum(2).min(1)
-        centroids.append(_rounded(centres))
-        of.extend([place] * count)
-        spreads.append(float(np.median(squares)))
+        centres, spread_of = centroids_of(own, seed)
+        centroids.append(centres)
+        of.extend([place] * len(centres))
+        spreads.append(spread_of)
     draft = Gate(
         components,
         np.concatenate(centroids),
@@ -208,10 +220,18 @@ def gate(common: Scaling, vectors: Matrix, numbers: Matrix, owners: Sequence[int
     return Gate(draft.components, draft.centroids, draft.owners, draft.spreads, _GATE_SHARPNESS, _GENERAL_AT, far)
 
 
+def centroids_of(at: Matrix, seed: int) -> tuple[Matrix, float]:
+    """Centroids, [c, k], of an expert's rows in the gate's space; and their spread, see Gate."""
+    count = max(1, min(_GATE_CENTROIDS, len(at) // 20))
+    centres = KMeans(count, random_state=seed, n_init=1, max_iter=30).fit(at).cluster_centers_.astype(np.float32)
+    squares = ((at[:, None, :] - centres[None]) ** 2).sum(2).min(1)
+    return _rounded(centres), float(np.median(squares))
+
+
 def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
     """Slope and intercept on ``spread(raw)`` (both [n]; quality 0..1 counts as a share of successes).
 
-    Slopes are kept within 0.3..3: an arm with few rows is left as it is.
+    Fewer than 50 rows, or rows all alike, leave the arm as it is.
     """
     values = spread(raw.astype(np.float32)).astype(np.float64)
     if len(raw) < 50 or quality.min() == quality.max():
@@ -221,8 +241,15 @@ def platt(raw: Floats, quality: Floats) -> tuple[float, float]:
     weights = np.concatenate((quality, 1 - quality))
     # A faint prior towards the identity: as if 20 rows had come out as predicted.
     fitted = LogisticRegression(C=10.0, max_iter=200).fit(both, labels, sample_weight=weights)
-    slope = float(np.clip(fitted.coef_[0, 0], 0.3, 3.0))
-    return round(slope, 4), round(float(fitted.intercept_[0]), 4)
+    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    bounded = float(np.clip(slope, *_SLOPES))
+    if bounded != slope:
+        # The intercept belongs to its slope: Newton's steps to where the mean comes out right.
+        for _ in range(20):
+            said = 1.0 / (1.0 + np.exp(-np.clip(bounded * values + intercept, -30.0, 30.0)))
+            intercept += float((quality - said).mean() / max(1e-4, (said * (1.0 - said)).mean()))
+            intercept = float(np.clip(intercept, -10.0, 10.0))
+    return round(bounded, 4), round(intercept, 4)
 
 
 def familiar_weights(common: Scaling, recorded: tuple[Matrix, Matrix], everyday: tuple[Matrix, Matrix]) -> Floats:
@@ -253,7 +280,8 @@ def length_weights(common: Scaling, vectors: Matrix, numbers: Matrix, tokens: Fl
     return np.concatenate(([0.0], found))
 
 
-def _whitening(landmarks: Kernel) -> Floats:
+def whitening(landmarks: Kernel) -> Floats:
+    """[m, m]: makes the kernel values of landmarks independent of each other, so that a ridge treats them alike."""
     rows = landmarks.landmarks().astype(np.float64)
     squares = (rows**2).sum(1)
     gram = np.exp(-landmarks.gamma * np.maximum(0.0, squares[:, None] + squares - 2 * rows @ rows.T))

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from services.router.features import Features
+from services.router.single import NEAR, Single
 
 Matrix = npt.NDArray[np.float32]
 FORMAT = 1
 """Version of the file's form."""
 CLIP = 4.0
 """Standard deviations beyond which a feature says nothing more."""
-_NEAR = 1e-3
-"""Experts with less weight than this are not asked."""
 
 
 class HeadsError(ValueError):
@@ -51,11 +50,12 @@ class Scaling:
     def apply(self, vectors: Matrix, features: Matrix) -> tuple[Matrix, Matrix]:
         """Both parts, standardised; no feature counts beyond four standard deviations."""
         left = (vectors - self.vector_mean) * self.vector_scale
-        right = np.clip((features - self.feature_mean) * self.feature_scale, -self._limit, self._limit)
+        right = np.clip((features - self.feature_mean) * self.feature_scale, -self.limit, self.limit)
         return left, right
 
     @property
-    def _limit(self) -> float:
+    def limit(self) -> float:
+        """Where features end."""
         return CLIP / float(np.sqrt(len(self.feature_mean)))
 
 
@@ -145,7 +145,9 @@ class Prediction:
     out_of_distribution: bool
     """Unlike all training rows."""
     familiarity: float
-    """Probability, 0..1, that the question is of a kind whose outcomes were recorded, and not an everyday one."""
+    """Probability, 0..1, that the question is of a kind whose outcomes were recorded, and not an everyday one.
+
+    Where a refit has been, outcomes of such questions were recorded too."""
 
     @property
     def expected_output_tokens(self) -> float:
@@ -189,6 +191,11 @@ class Heads:
     feature_quantiles: Matrix
     """[f, 11]: deciles of the training rows, for drift."""
     sample: Sample
+    _single: Single = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Prepare for single questions."""
+        object.__setattr__(self, "_single", Single(self))
 
     @classmethod
     def load(cls, path: Path) -> Heads:
@@ -197,22 +204,13 @@ class Heads:
 
     def predict(self, vector: Matrix, features: Features) -> Prediction:
         """Of one question. Raises ValueError for another dimension; values that are no numbers are far from all."""
-        vectors = np.asarray(vector, np.float32).reshape(1, -1)
-        if vectors.shape[1] != len(self.scaling.vector_mean):
-            raise ValueError(f"{vectors.shape[1]} dimensions, {len(self.scaling.vector_mean)} expected")
-        numbers = self.matrix((features,))
-        if not (np.isfinite(vectors).all() and np.isfinite(numbers).all()):
-            return Prediction({}, 1.0, float("inf"), True, 0.0)
-        raw, ratio, distance = self._predict(vectors, numbers)
-        success = calibrated(raw, self.platt)
-        far = float(distance[0])
-        return Prediction(
-            dict(zip(self.arms, success[0].tolist(), strict=True)),
-            float(ratio[0]),
-            far,
-            far > self.gate.far,
-            float(self.familiarity(vectors, numbers)[0]),
-        )
+        values = np.asarray(vector, np.float32).reshape(-1)
+        if len(values) != len(self.scaling.vector_mean):
+            raise ValueError(f"{len(values)} dimensions, {len(self.scaling.vector_mean)} expected")
+        success, ratio, distance, familiarity = self._single.predict(values, features)
+        # Without success nothing is said: a value was no number.
+        said = dict(zip(self.arms, success, strict=False))
+        return Prediction(said, ratio, distance, distance > self.gate.far, familiarity)
 
     def predict_many(self, vectors: Matrix, features: Sequence[Features]) -> Matrix:
         """Success by question and arm, [n, arms]."""
@@ -225,7 +223,7 @@ class Heads:
         return success, ratio, distance
 
     def familiarity(self, vectors: Matrix, numbers: Matrix) -> Matrix:
-        """Probability that a question is of a recorded kind, [n]."""
+        """Probability that a question is of a kind that was recorded for the training, [n]."""
         left, right = self.scaling.apply(vectors, numbers)
         logit = self.familiar_weights[0] + np.concatenate((left, right), 1) @ self.familiar_weights[1:]
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logit, -30.0, 30.0))), np.float32)
@@ -263,7 +261,7 @@ class Heads:
             near = np.zeros(len(vectors), bool)
             for cover, share in zip(self.covers, shares, strict=True):
                 if place in cover.experts:
-                    near |= share[:, cover.experts.index(place)] > _NEAR
+                    near |= share[:, cover.experts.index(place)] > NEAR
             if near.any():
                 said[place] = near, expert_rows(expert, vectors[near], numbers[near])
         for cover, share in zip(self.covers, shares, strict=True):
@@ -356,17 +354,22 @@ def spread(raw: Matrix) -> Matrix:
 def heads_to_bytes(parts: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> bytes:
     """The file's content: arrays, and facts as JSON. The same arrays and facts give the same bytes."""
     out = io.BytesIO()
-    text = json.dumps({"format": FORMAT, **facts}, sort_keys=True)
+    text = json.dumps({**facts, "format": FORMAT}, sort_keys=True)
     np.savez(out, facts=np.frombuffer(text.encode(), np.uint8), **{key: parts[key] for key in sorted(parts)})  # type: ignore[arg-type]
     return out.getvalue()
+
+
+def arrays_and_facts(content: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """What ``heads_to_bytes`` was given, and the form. Raises whatever numpy raises for a broken file."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        parts = {key: stored[key] for key in stored.files}
+    return parts, json.loads(parts.pop("facts").tobytes())
 
 
 def heads_from_bytes(content: bytes, name: str) -> Heads:
     """The heads of a file's content. Raises HeadsError."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            parts = {key: stored[key] for key in stored.files}
-        facts = json.loads(parts.pop("facts").tobytes())
+        parts, facts = arrays_and_facts(content)
         if facts["format"] != FORMAT:
             raise HeadsError(f"{name}: form {facts['format']}, this router reads {FORMAT}")
         return _assemble(parts, facts, hashlib.sha256(content).hexdigest()[:16])

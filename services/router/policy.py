@@ -46,7 +46,7 @@ def choose_tier(catalog: Catalog, demand: Demand, wanted: Tier, why: str, ways: 
     if demand.model:
         return _named(catalog, demand, ceiling, ways)
     tier = min(max(wanted, floor), ceiling)
-    candidates, note = _considered(catalog, demand, ways, 0.0, floor, ceiling)
+    candidates, note = _considered(catalog, demand, ways, None, floor, ceiling)
     eligible = [item for item in candidates if not item.rejected_reason]
     ordered = [item.model for rank in tier_order(tier, floor, ceiling) for item in eligible if item.model.tier is rank]
     model = ordered[0]
@@ -155,18 +155,19 @@ def _named(catalog: Catalog, demand: Demand, ceiling: Tier, ways: Ways) -> Route
     field = "request.policy.model"
     if model is None:
         raise invalid_argument(f"the catalogue has no model {demand.model}", field=field, reason=Reason.UNKNOWN_MODEL)
-    candidate = _candidate(model, demand, ways, 0.0, "; ".join(_objections(model, demand, Tier.SIMPLE, ceiling)))
+    candidate = _candidate(model, demand, ways, None, "; ".join(_objections(model, demand, Tier.SIMPLE, ceiling)))
     if candidate.rejected_reason:
         raise _none_eligible((candidate,), field)
     return Route(model, (), (candidate,), f"{model.name} is named by the request")
 
 
 def _considered(
-    catalog: Catalog, demand: Demand, ways: Ways, quality_price: float, floor: Tier, ceiling: Tier
+    catalog: Catalog, demand: Demand, ways: Ways, quality_price: float | None, floor: Tier, ceiling: Tier
 ) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
     """All models with what speaks against each, and a note where not everything that does was heeded.
 
-    A model that is down or too slow is left out while another can serve; when none can, late or doubtful is better
+    Utilities are 0 where ``quality_price`` is None: there tiers decide. A model that is down or too slow is left out
+    while another can serve; when none can, late or doubtful is better
     than refused, and the deadline is the orchestrator's to keep.
     """
     demand = _attainable(catalog, demand, floor, ceiling)
@@ -194,11 +195,12 @@ def _considered(
     return tuple(candidates), note
 
 
-def _candidate(model: Model, demand: Demand, ways: Ways, quality_price: float, objection: str) -> Candidate:
+def _candidate(model: Model, demand: Demand, ways: Ways, quality_price: float | None, objection: str) -> Candidate:
     estimate = ways.estimate(model)
     limit = demand.max_output_tokens or estimate.output_tokens
     cost = expected_cost_nano_usd(model, demand.prompt_token_count, limit, estimate.output_tokens)
-    utility = estimate.success_probability - quality_price * max(0, cost) / 1e9 if quality_price else 0.0
+    price = quality_price or 0.0
+    utility = 0.0 if quality_price is None else estimate.success_probability - price * max(0, cost) / 1e9
     return Candidate(model, estimate.success_probability, cost, min(estimate.output_tokens, limit), utility, objection)
 
 

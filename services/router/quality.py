@@ -50,9 +50,10 @@ FREE_CHOICE = QualityPrice(0.0, 1.0, 1.0, 1.0)
 def price_for_target(sample: Sample, catalog: Catalog, target: float) -> QualityPrice:
     """The highest price of quality at which the target, 0..1, is kept with 95% confidence.
 
-    ``FREE_CHOICE`` where not even the lowest keeps it, and where the catalogue has fewer than two classes with a price.
+    ``FREE_CHOICE`` where not even the lowest keeps it, and where the sample is empty or the catalogue
+    has fewer than two classes with a price.
     """
-    costs = class_costs(sample, catalog)
+    costs = class_costs(sample, catalog) if len(sample.predicted) else {}
     if len(costs) < 2:
         return FREE_CHOICE
     places = [sample.classes.index(name) for name in costs]

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -26,6 +27,7 @@ from google.protobuf import json_format
 from tenth.router.v1 import router_pb2
 
 from mesh.errors import TenthError
+from services.router.catalog import CLASS_OF_TIER, Catalog, parse_catalog
 from services.router.decision import Embedding
 from services.router.outcome_messages import outcome_of
 from services.router.outcomes import Outcome, ScoreSource, evidence
@@ -176,9 +178,21 @@ def rows_of(outcomes: Iterable[Outcome], heads: Heads) -> dict[str, Rows]:
     }
 
 
-def refit(rows: Mapping[str, Rows], heads: Heads, fitter: Fitter, seed: int = 0) -> list[Verdict]:
-    """Fit and judge each model."""
-    return [_refit_one(model, its, heads.arm(model), fitter, seed) for model, its in rows.items()]
+def refit(
+    rows: Mapping[str, Rows], heads: Heads, fitter: Fitter, seed: int = 0, stands_for: Mapping[str, str] | None = None
+) -> list[Verdict]:
+    """Fit and judge each model. ``stands_for`` names the arm in use of models that have none of their own name."""
+    others = stands_for or {}
+    return [
+        _refit_one(model, its, heads.arm(model) or heads.arm(others.get(model, "")), fitter, seed)
+        for model, its in rows.items()
+    ]
+
+
+def arms_in_use(outcomes: Iterable[Outcome], catalog: Catalog | None) -> dict[str, str]:
+    """By model: the arm that the catalogue says stands for it; without one, the class of its tier in the log."""
+    found = {candidate.model: CLASS_OF_TIER[candidate.tier] for outcome in outcomes for candidate in outcome.candidates}
+    return found | {model.name: model.arm for model in (catalog.models if catalog is not None else ())}
 
 
 def compare(targets: FloatVector, weights: FloatVector, old: FloatVector, new: FloatVector, seed: int = 0) -> Measured:
@@ -211,20 +225,23 @@ def main(arguments: Sequence[str], load_heads: Callable[[Path], Heads], fitter: 
     parser.add_argument("--log", type=Path, required=True, help="what `tenth router export` wrote")
     parser.add_argument("--heads", type=Path, required=True, help="the heads that are in use")
     parser.add_argument("--out", type=Path, required=True, help="where the new heads go")
+    parser.add_argument("--catalog", type=Path, help="the catalogue in use, for its quality_like (default: by tier)")
     parser.add_argument("--model", action="append", default=[], help="only this one; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parsed = parser.parse_args(arguments)
     try:
         heads = load_heads(parsed.heads)
         with parsed.log.open(encoding="utf-8") as lines:
-            rows = rows_of(read_log(lines, str(parsed.log)), heads)
+            outcomes = list(read_log(lines, str(parsed.log)))
+        rows = rows_of(outcomes, heads)
+        stands_for = arms_in_use(outcomes, _catalog(parsed.catalog))
     except (OSError, ValueError) as error:
         print(f"refit: {error}", file=sys.stderr)
         return 1
     wanted = {model: its for model, its in rows.items() if not parsed.model or model in parsed.model}
     for model in sorted(set(parsed.model) - wanted.keys()):
         print(f"{model}: refused: no feedback that these heads can read")
-    verdicts = refit(wanted, heads, fitter, parsed.seed)
+    verdicts = refit(wanted, heads, fitter, parsed.seed, stands_for)
     for verdict in verdicts:
         print(words(verdict))
     accepted = {verdict.model: verdict.arm for verdict in verdicts if verdict.arm is not None}
@@ -248,6 +265,10 @@ def words(verdict: Verdict) -> str:
         f"{found.brier_confidence:.1%} of resamples; log loss {found.old_log_loss:.4f} to {found.new_log_loss:.4f}, "
         f"better in {found.log_loss_confidence:.1%}"
     )
+
+
+def _catalog(path: Path | None) -> Catalog | None:
+    return None if path is None else parse_catalog(path.read_text("utf-8"), str(path), datetime.now(UTC))
 
 
 def _refit_one(model: str, rows: Rows, old: Arm | None, fitter: Fitter, seed: int) -> Verdict:
@@ -274,5 +295,5 @@ if __name__ == "__main__":
     from importlib import import_module
 
     # By name: the heads and their fitter know this module's types, this module only their protocols.
-    _fit = import_module("services.router.fit")
-    raise SystemExit(main(sys.argv[1:], _fit.load_heads, _fit))
+    _traffic = import_module("services.router.traffic")
+    raise SystemExit(main(sys.argv[1:], _traffic.load_heads, _traffic))

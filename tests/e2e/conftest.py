@@ -23,6 +23,11 @@ PATIENT = {
     "TENTH_ORCHESTRATOR_COMPRESS_CAP_SECONDS": "5",
     "TENTH_ORCHESTRATOR_RESERVE_CAP_SECONDS": "5",
 }
+DECIDED = {
+    # A test that asks for a model must not be the one request of a hundred that explores.
+    "TENTH_ROUTER_EXPLORE_SHARE": "0",
+    "TENTH_ROUTER_AUDIT_SHARE": "0",
+}
 LENIENT = {
     # The path of a semantic hit is tested, not where the threshold of the newest weights lies.
     "TENTH_CACHE_MAX_WRONG_HITS_PER_THOUSAND": "100",
@@ -36,7 +41,8 @@ QUICK_RECONCILIATION = {
 @asynccontextmanager
 async def started(folder: Path, **options: Any) -> AsyncIterator[Mesh]:
     """A mesh of its own in a folder."""
-    env = options.pop("env", {"orchestrator": PATIENT, "cache": LENIENT})
+    env = dict(options.pop("env", {"orchestrator": PATIENT, "cache": LENIENT}))
+    env["router"] = {**DECIDED, **env.get("router", {})}
     made = MeshOptions(
         data_dir=folder / "mesh",
         models_dir=MODELS_DIR,

@@ -18,11 +18,17 @@ from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
 from services.compressor.catalog import parse_catalog
+from services.compressor.corrections import Corrections
+from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
+from services.compressor.history_weights import history_settings
 from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
+from services.compressor.settled import SettledUsage
 from services.compressor.tokens import TokenCounters
+from services.compressor.vectors import PromptVectors, rough_tokens
+from services.compressor.weights import load
 
 AT = datetime(2026, 11, 26, tzinfo=UTC)
 USER, SYSTEM, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT
@@ -81,13 +87,24 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         )
         behind = await stack.enter_async_context(dial(address))
         catalog = WatchedFile(Path("deploy/catalog.yaml"), parse_catalog)
-        counters = TokenCounters(tmp_path, 1 << 20)
+        corrections = Corrections()
+        counters = TokenCounters(tmp_path, 1 << 20, corrections)
         counters.load(catalog.current.values())
         made: list[Mesh] = []
         embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(behind), 0.25, 2.0, 100, lambda: made[0].now)
         prefixes = PrefixTracker(lambda: made[0].now, 1000)
+        fitted = load()
+        memory = Documents(counters.plain, 1 << 20)
+        vectors = PromptVectors(embeddings, memory, Documents(rough_tokens, 1 << 20), fitted, 8)
         servicer = CompressorServicer(
-            catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000, prefixes, lambda: AT
+            catalog,
+            counters,
+            plans(8000, 200, history_settings()),
+            vectors,
+            50_000,
+            prefixes,
+            SettledUsage(corrections, None),
+            lambda: AT,
         )
         target = await stack.enter_async_context(
             running(

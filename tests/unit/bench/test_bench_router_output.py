@@ -39,7 +39,7 @@ def test_the_picture_of_costs() -> None:
     )
     lines, dots, singles, names = router_plots.costs("mine", "b", frontier)["layer"]
     assert [each["cost"] for each in lines["data"]["values"]] == [0.1, 0.4]
-    assert dots["data"]["values"] == [{"system": "Tenth, heads as shipped", "cost": 0.4, "quality": 1.0}]
+    assert dots["data"]["values"] == [{"system": "Tenth, in domain", "cost": 0.4, "quality": 1.0}]
     assert [each["model"] for each in singles["data"]["values"]] == ["a", "b"]
     assert names["encoding"]["text"] == {"field": "model"}
     assert lines["encoding"]["x"]["scale"]["type"] == "log"
@@ -59,6 +59,9 @@ def _result() -> Mapping[str, Any]:
             result.add(f"mine/{system}/{measure}", value, "ratio", 40, (value - spread, value + spread))
     result.add("mine/ours_in_domain/score_ratio", 0.99, "ratio", 39, (0.98, 1.0))
     result.add("mine/ours_in_domain/cost_ratio", 0.4, "ratio", 39, (0.3, 0.5))
+    result.add("mine/ours_in_domain/score_ratio_at_60", 0.97, "ratio", 39, (0.96, 0.98))
+    result.add("mine/ours_in_domain/cost_ratio_at_60", 0.59, "ratio", 39, (0.5, 0.6))
+    result.add("quality_target/all/bound_95", 0.953, "ratio", 900)
     for name in ("mine", "all"):
         result.add(f"quality_target/{name}/ratio_95", 0.96, "ratio", 40, (0.95, 0.97))
         result.add(f"quality_target/{name}/cost_share_95", 0.3, "ratio", 40, (0.2, 0.4))
@@ -73,9 +76,11 @@ def test_tables() -> None:
     text = router_tables(_result())
     assert "| mine | weak a, strong b | 40 | 0.750 [0.700, 0.800] | 0.500 [0.450, 0.550] | 0.500 |" in text
     assert "| mine | 0.75 / 0.75 | 0.50 / 0.50 | 0.50 / 0.50 |" in text
-    assert "| mine | b | Tenth, in domain | 0.990 [0.980, 1.000] | 0.400 [0.300, 0.500] | 39 |" in text
-    assert "| all together | 0.960 [0.950, 0.970] | 0.300 [0.200, 0.400] | 40 |" in text
-    assert "Below the target: 0 of 1 sets." in text
+    assert "| mine | b | Tenth, in domain | surely 99% | 0.990 [0.980, 1.000] | 0.400 [0.300, 0.500] | 39 |" in text
+    assert "| 60% of the cost | 0.970 [0.960, 0.980] | 0.590 [0.500, 0.600] | 39 |" in text
+    assert "| mine | 95% |  | 0.960 [0.950, 0.970] | 0.300 [0.200, 0.400] | 40 |" in text
+    assert "| all together | 95% | 0.95 | 0.960 [0.950, 0.970] | 0.300 [0.200, 0.400] | 40 |" in text
+    assert "Below the target of 95% beyond noise: 0 of 1 (each set, and all together)." in text
     assert "| whole decision | 143 | 143 | 143 | 2000 |" in text
     assert "rows: held out of training, seed 7" in text
     assert text.endswith("Not measured: other: no router/other.jsonl.gz in the evaluation data.")

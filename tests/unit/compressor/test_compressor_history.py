@@ -130,7 +130,7 @@ def test_what_must_stay_over_the_budget_is_an_error_that_says_by_how_much() -> N
     talk = [say(SYSTEM, "s" * 400), *chat("a" * 400, "b" * 400, "c" * 400)]
     with pytest.raises(TenthError) as caught:
         select_history(talk, 150, cost, SETTINGS)
-    assert caught.value.reason == Reason.PROTECTED_OVER_BUDGET
+    assert caught.value.reason == Reason.BUDGET_TOO_SMALL
     assert caught.value.metadata["over_token_count"] == "58"
     assert caught.value.metadata["protected_token_count"] == "208"
 

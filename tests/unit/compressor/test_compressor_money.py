@@ -29,7 +29,7 @@ from services.compressor.weighing import Facts
 PRICE = InputPrice(1_000_000, 100_000, 1_250_000)
 TERMS = CacheTerms(1024, 1024)
 PROBABILITIES = [each / 20 for each in range(20)]
-PLANS = plans(6, 3, 2, 120, 60)
+PLANS = plans(120, 60)
 SMALL = [
     Style(each.name, each.price, max(8, each.minimum_tokens // 32), max(1, each.step_tokens // 32), each.points)
     for each in STYLES

@@ -9,17 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import TenthError
+from services.compressor.choosing import fitted_chunks
+from services.compressor.documents import Documents
 from services.compressor.modes import Mode, plans
 from services.compressor.policy import compress
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt
-from services.compressor.strategies import Ranking, rank_by_bm25
+from services.compressor.weights import load
 
-PLANS = plans(10, 5, 3, 8000, 30)
+PLANS = plans(8000, 30)
 
 
 @dataclass(frozen=True)
 class Characters:
     """Every character is a token."""
+
+    def text(self, text: str) -> int:
+        return len(text)
 
     def message(self, message: Message) -> int:
         return 3 + sum(map(len, message.texts))
@@ -32,6 +37,7 @@ class Characters:
 
 
 COUNTER = Characters()
+FITTED = load()
 
 
 def messages(*texts: tuple[str, str]) -> tuple[Message, ...]:
@@ -84,10 +90,13 @@ def test_the_window_limits_every_mode_but_off() -> None:
 
 
 def test_chunks_give_way_to_the_window_best_last() -> None:
-    chunks = tuple(letter * 20 for letter in "abcde")
-    ranking = Ranking((1.0, 0.9, 0.8, 0.95, 0.7), "test")
-    done = compress(Prompt(messages((USER, "q")), chunks), PLANS[Mode.SAFE], COUNTER, ranking, 100, 40)
-    assert done.chunk_positions == (0, 3)
+    chunks = ("Of bananas.", "Refunds take two weeks.", "Of pears and plums.", "A refund is paid by card.", "Of tea.")
+    prompt = Prompt(messages((USER, "refund?")), chunks)
+    choice = fitted_chunks(prompt.messages, chunks, Documents(len, 0), FITTED)
+    done = compress(prompt, PLANS[Mode.SAFE], COUNTER, choice, 110, 40)
+    assert done.token_count <= 70
+    assert set(done.chunk_positions) <= {1, 3}
+    assert done.prompt.settled
 
 
 @settings(deadline=None)
@@ -101,9 +110,9 @@ def test_chunks_give_way_to_the_window_best_last() -> None:
 )
 def test_never_longer_never_different(said: list[tuple[str, str]], chunks: list[str], mode: Mode, window: int) -> None:
     prompt = Prompt(messages(*said), tuple(chunks))
-    ranking = rank_by_bm25(said[-1][1], chunks)
+    choice = fitted_chunks(prompt.messages, chunks, Documents(len, 0), FITTED) if chunks else None
     try:
-        done = compress(prompt, PLANS[mode], COUNTER, ranking, window, None)
+        done = compress(prompt, PLANS[mode], COUNTER, choice, window, None)
     except TenthError as error:
         if error.reason != "PROMPT_TOO_LONG" or window == 0:
             raise
@@ -111,8 +120,8 @@ def test_never_longer_never_different(said: list[tuple[str, str]], chunks: list[
     assert done.token_count <= done.original_token_count
     assert done.token_count == COUNTER.prompt(done.prompt)
     assert not window or done.token_count < window
-    assert compress(prompt, PLANS[mode], COUNTER, ranking, window, None) == done
-    assert [chunks[at] for at in done.chunk_positions] == list(done.prompt.chunks)
+    assert compress(prompt, PLANS[mode], COUNTER, choice, window, None) == done
+    assert all(text in chunks[at] for at, text in zip(done.chunk_positions, done.prompt.chunks, strict=True))
     indices = [message.index for message in done.prompt.messages]
     assert indices == sorted(indices)
     assert 0 <= done.stable_prefix_message_count <= len(indices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ from services.compressor.retrieval import (
     by_budget,
     by_mode,
     mask,
-    no_hard_spans,
     threshold_for_share,
     worth_embedding,
 )
@@ -178,7 +178,7 @@ def test_a_sentence_that_leans_on_the_one_before_brings_it() -> None:
     document = documents(text, *OTHERS)
     query = Query("Sold in 1999 to a rival")
     found = rank(document, query, None, FITTED.weights["en", Level.WORDS])
-    prepared = worth(document, found, query, no_hard_spans, [])
+    prepared = worth(document, found, query, [])
     prepared.density[:] = 0
     prepared.density[1] = 1
     kept = select(prepared, 0.5)
@@ -187,10 +187,11 @@ def test_a_sentence_that_leans_on_the_one_before_brings_it() -> None:
 
 def test_units_under_one_protected_span_stay_together() -> None:
     text = "Alpha one is here today. Beta two is over there. Gamma three is gone for good and nobody has heard of it."
-    document = documents(text, *OTHERS)
+    first, *others = documents(text, *OTHERS)
+    document = [replace(first, hard=((5, 40),)), *others]
     query = Query("Alpha")
     found = rank(document, query, None, FITTED.weights["en", Level.WORDS])
-    prepared = worth(document, found, query, lambda each: [(5, 40)] if each == text else [], [])
+    prepared = worth(document, found, query, [])
     prepared.density[:] = 0
     prepared.density[0] = 1
     assert select(prepared, 0.5).tolist()[:3] == [True, True, False]
@@ -204,7 +205,7 @@ def test_negations_that_the_question_asks_about_stay_with_their_chunk() -> None:
     document = documents(text, *OTHERS)
     query = Query("When is a refund of a ticket not paid?")
     found = rank(document, query, None, FITTED.weights["en", Level.WORDS])
-    prepared = worth(document, found, query, no_hard_spans, [])
+    prepared = worth(document, found, query, [])
     prepared.density[:] = 0
     prepared.density[1] = 1
     assert select(prepared, 0.5).tolist()[:4] == [True, True, False, True]

@@ -1,4 +1,4 @@
-"""History stays within its budget and whole; chunks keep their order."""
+"""History stays within its budget and whole; plain BM25."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 
 from services.compressor.history import keep_history
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message, last_user
-from services.compressor.strategies import (
-    Ranking,
-    keep_chunks,
-    rank_by_bm25,
-    rank_by_vectors,
-    terms,
-)
+from services.compressor.strategies import rank_by_bm25, terms
 
 
 def say(role: str, text: str = "x", *, calls: str = "", answers: str = "", pinned: bool = False) -> Message:
@@ -110,29 +104,6 @@ def test_history_properties(talk: list[Message], budget: int) -> None:
     assert (called & everywhere) <= answered  # ... and no call without the results that it had.
     more = keep_history(talk, budget + 50, cost)
     assert set(kept) <= set(more)
-
-
-def test_chunks_keep_their_order_and_lose_duplicates() -> None:
-    chunks = ["a", "b", "a", "c", "d"]
-    ranking = Ranking((0.5, 0.9, 0.95, 0.1, 0.6), "test")
-    assert keep_chunks(chunks, ranking, most=3, threshold=0.0, at_least=1) == [0, 1, 4]
-    assert keep_chunks(chunks, ranking, most=9, threshold=0.6, at_least=1) == [1, 4]
-    assert keep_chunks(chunks, ranking, most=9, threshold=0.99, at_least=2) == [1, 4]
-    assert keep_chunks([], Ranking((), "test"), 3, 0.5, 1) == []
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=3), st.floats(-1, 1)), max_size=20), st.integers(1, 8), st.floats(0, 1))
-def test_chunk_properties(rows: list[tuple[str, float]], most: int, threshold: float) -> None:
-    ranking = Ranking(tuple(score for _, score in rows), "test")
-    kept = keep_chunks([text for text, _ in rows], ranking, most, threshold, 1)
-    assert kept == sorted(set(kept))
-    assert len(kept) <= most
-    assert bool(kept) == bool(rows)
-
-
-def test_vectors_rank_by_similarity() -> None:
-    assert rank_by_vectors((1.0, 0.0), [(0.0, 1.0), (1.0, 0.0), (0.6, 0.8)]).scores == (0.0, 1.0, 0.6)
 
 
 @pytest.mark.parametrize(

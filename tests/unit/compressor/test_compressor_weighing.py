@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import TenthError
+from services.compressor.choosing import fitted_chunks
+from services.compressor.documents import Documents
 from services.compressor.modes import HISTORY, Mode, overridden, plans
 from services.compressor.money import CacheTerms, InputPrice
 from services.compressor.policy import Compressed, compress
 from services.compressor.prefixes import PrefixTracker
-from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt, question
-from services.compressor.strategies import rank_by_bm25
+from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt
 from services.compressor.weighing import Facts, Scales
+from services.compressor.weights import load
 
-PLANS = plans(10, 5, 3, 4000, 1000)
+PLANS = plans(4000, 1000)
 PRICE = InputPrice(1_000_000, 100_000, 1_250_000)
 OPENAI, ANTHROPIC = CacheTerms(1024, 1024, 128), CacheTerms(1024, 1024, marked=True)
 RULES = ("Answer politely. " * 75).strip()
@@ -28,6 +30,9 @@ UNTIDY = "Always answer politely, in the language of the customer, always.\n\n\n
 @dataclass(frozen=True)
 class Characters:
     """Every character is a token."""
+
+    def text(self, text: str) -> int:
+        return len(text)
 
     def message(self, message: Message) -> int:
         return 3 + sum(map(len, message.texts))
@@ -40,6 +45,7 @@ class Characters:
 
 
 COUNTER = Characters()
+MEMORY, FITTED = Documents(len, 1 << 20), load()
 
 
 class Case:
@@ -55,8 +61,8 @@ class Case:
     ) -> Compressed:
         scales = Scales(Facts(self.price, self.terms, watches=watches), self.tracker, "t", prompt, COUNTER)
         plan = PLANS[mode]
-        ranking = rank_by_bm25(question(prompt.messages), prompt.chunks) if plan.ranks(prompt.chunks) else None
-        done = compress(prompt, plan, COUNTER, ranking, 0, None, scales, budget)
+        choice = fitted_chunks(prompt.messages, prompt.chunks, MEMORY, FITTED) if prompt.chunks else None
+        done = compress(prompt, plan, COUNTER, choice, 0, None, scales, budget)
         scales.finish(done.prompt, "")
         return done
 

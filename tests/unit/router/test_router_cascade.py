@@ -26,7 +26,7 @@ def candidate(
         8192,
         1024,
         200,
-        Abilities(),
+        Abilities(logprobs=True),
         output_tokens_per_second=speed,
         first_token_seconds=first_token,
     )

@@ -33,6 +33,7 @@ class CompressPromptRequest(_message.Message):
     BASELINE_MODEL_FIELD_NUMBER: _builtins.int
     STRATEGY_OVERRIDES_FIELD_NUMBER: _builtins.int
     TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    PREDICTED_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that will answer; its tokenizer and context window count."""
     context_window_tokens: _builtins.int
@@ -43,6 +44,8 @@ class CompressPromptRequest(_message.Message):
     """Most input tokens of the result, at least 1. Absent: what the mode says. A budget that what must stay exceeds is
     refused with BUDGET_TOO_SMALL, which says by how much.
     """
+    predicted_output_token_count: _builtins.float
+    """How long the answer is expected to be, tokens, for the strategy "output"; 0 if not known."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request; its messages, tools and retrieved_chunks are the prompt, its policy sets the mode."""
@@ -65,10 +68,11 @@ class CompressPromptRequest(_message.Message):
         baseline_model: _builtins.str = ...,
         strategy_overrides: _abc.Iterable[Global___StrategyOverride] | None = ...,
         token_budget: _builtins.int | None = ...,
+        predicted_output_token_count: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "embedding", b"embedding", "request", b"request", "token_budget", b"token_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "request", b"request", "strategy_overrides", b"strategy_overrides", "token_budget", b"token_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "predicted_output_token_count", b"predicted_output_token_count", "request", b"request", "strategy_overrides", b"strategy_overrides", "token_budget", b"token_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token_budget: _TypeAlias = _typing.Literal["token_budget"]  # noqa: Y015
     _WhichOneofArgType__token_budget: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget"]  # noqa: Y015
@@ -117,8 +121,9 @@ class StrategyResult(_message.Message):
     CUT_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
     CUT_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
     EDITED_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
+    EDITED_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """"cleanup", "history", "retrieval"; later versions may know more."""
+    """"cleanup", "summary", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
     removed_token_count: _builtins.int
     """Tokens it removed."""
     reason: _builtins.str
@@ -141,6 +146,10 @@ class StrategyResult(_message.Message):
     def edited_message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Places in the request's messages of those it changed, from 0."""
 
+    @_builtins.property
+    def edited_chunk_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's retrieved_chunks of those it left in part, from 0."""
+
     def __init__(
         self,
         *,
@@ -153,10 +162,11 @@ class StrategyResult(_message.Message):
         cut_message_indexes: _abc.Iterable[_builtins.int] | None = ...,
         cut_chunk_indexes: _abc.Iterable[_builtins.int] | None = ...,
         edited_message_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        edited_chunk_indexes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_token_count", b"after_token_count", "before_token_count", b"before_token_count", "cut_chunk_indexes", b"cut_chunk_indexes", "cut_message_indexes", b"cut_message_indexes", "edited_message_indexes", b"edited_message_indexes", "expected_saving_nano_usd", b"expected_saving_nano_usd", "reason", b"reason", "removed_token_count", b"removed_token_count", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_token_count", b"after_token_count", "before_token_count", b"before_token_count", "cut_chunk_indexes", b"cut_chunk_indexes", "cut_message_indexes", b"cut_message_indexes", "edited_chunk_indexes", b"edited_chunk_indexes", "edited_message_indexes", b"edited_message_indexes", "expected_saving_nano_usd", b"expected_saving_nano_usd", "reason", b"reason", "removed_token_count", b"removed_token_count", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,6 +191,9 @@ class CompressPromptResponse(_message.Message):
     DECLINED_FIELD_NUMBER: _builtins.int
     PROMPT_CACHE_PROBABILITY_FIELD_NUMBER: _builtins.int
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    CUT_TOOL_INDEXES_FIELD_NUMBER: _builtins.int
+    TOKEN_CORRECTION_FIELD_NUMBER: _builtins.int
     original_input_token_count: _builtins.int
     """Input tokens of the original prompt for the answering model."""
     compressed_input_token_count: _builtins.int
@@ -199,6 +212,10 @@ class CompressPromptResponse(_message.Message):
     """How likely the provider's prompt cache was taken to hold the start of this prompt, 0 to 1."""
     prefix_version: _builtins.str
     """Version of the rules that make the stable prefix; another version may send other bytes for the same request."""
+    max_output_token_count: _builtins.int
+    """A limit on the answer that the strategy "output" sets, tokens, never above the request's own. Absent: none."""
+    token_correction: _builtins.float
+    """The factor, learned from settled usage, that the answering model's counts have; 1: none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]:
         """The messages to send."""
@@ -214,6 +231,10 @@ class CompressPromptResponse(_message.Message):
     @_builtins.property
     def declined(self) -> _containers.RepeatedCompositeFieldContainer[Global___StrategyResult]:
         """What strategies could have done and did not, each with the reason: it would have cost money, or was not worth it."""
+
+    @_builtins.property
+    def cut_tool_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Places in the request's tools of those that the strategy "tools" left out, from 0."""
 
     def __init__(
         self,
@@ -231,12 +252,17 @@ class CompressPromptResponse(_message.Message):
         declined: _abc.Iterable[Global___StrategyResult] | None = ...,
         prompt_cache_probability: _builtins.float = ...,
         prefix_version: _builtins.str = ...,
+        max_output_token_count: _builtins.int | None = ...,
+        cut_tool_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        token_correction: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "max_output_token_count", b"max_output_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "cut_tool_indexes", b"cut_tool_indexes", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "max_output_token_count", b"max_output_token_count", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies", "token_correction", b"token_correction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_output_token_count: _TypeAlias = _typing.Literal["max_output_token_count"]  # noqa: Y015
+    _WhichOneofArgType__max_output_token_count: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_token_count) -> _WhichOneofReturnType__max_output_token_count | None: ...
 
 Global___CompressPromptResponse: _TypeAlias = CompressPromptResponse  # noqa: Y015
 
@@ -317,10 +343,16 @@ class RecordUsageRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    TOLD_INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    TOKEN_CORRECTION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request, as CompressPrompt was asked with it. Required."""
     model: _builtins.str
     """The model that answered. Required."""
+    told_input_token_count: _builtins.int
+    """The count that CompressPrompt told for what was sent; counts are corrected by it. 0: nothing is learned of counts."""
+    token_correction: _builtins.float
+    """The factor which that count had, as CompressPrompt told it."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """What it used, as the provider said it."""
@@ -331,10 +363,12 @@ class RecordUsageRequest(_message.Message):
         request_id: _builtins.str = ...,
         model: _builtins.str = ...,
         usage: _usage_pb2.Usage | None = ...,
+        told_input_token_count: _builtins.int = ...,
+        token_correction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "request_id", b"request_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "request_id", b"request_id", "token_correction", b"token_correction", "told_input_token_count", b"told_input_token_count", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

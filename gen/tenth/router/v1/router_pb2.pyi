@@ -533,6 +533,7 @@ class ModelAbilities(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     VISION_FIELD_NUMBER: _builtins.int
     KOREAN_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     tools: _builtins.bool
     """Calls tools."""
     json_schema: _builtins.bool
@@ -541,6 +542,8 @@ class ModelAbilities(_message.Message):
     """Sees pictures."""
     korean: _builtins.bool
     """Answers well in Korean."""
+    logprobs: _builtins.bool
+    """Gives log probabilities of its tokens."""
     def __init__(
         self,
         *,
@@ -548,10 +551,11 @@ class ModelAbilities(_message.Message):
         json_schema: _builtins.bool = ...,
         vision: _builtins.bool = ...,
         korean: _builtins.bool = ...,
+        logprobs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["json_schema", b"json_schema", "korean", b"korean", "tools", b"tools", "vision", b"vision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["json_schema", b"json_schema", "korean", b"korean", "logprobs", b"logprobs", "tools", b"tools", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -574,6 +574,7 @@ class RetrievedChunk(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     DOCUMENT_ID_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
     chunk_id: _builtins.str
     """The caller's id of the chunk; unique within the request. Optional."""
     text: _builtins.str
@@ -582,6 +583,10 @@ class RetrievedChunk(_message.Message):
     """The document it is from; cached answers can be invalidated by it."""
     score: _builtins.float
     """The retriever's score, higher is better. Optional."""
+    settled: _builtins.bool
+    """True on what the compressor has chosen. Where all chunks have it, they are cut again only for the context window or
+    a stated budget, and where one stands twice.
+    """
     def __init__(
         self,
         *,
@@ -589,10 +594,11 @@ class RetrievedChunk(_message.Message):
         text: _builtins.str = ...,
         document_id: _builtins.str = ...,
         score: _builtins.float | None = ...,
+        settled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "chunk_id", b"chunk_id", "document_id", b"document_id", "score", b"score", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "chunk_id", b"chunk_id", "document_id", b"document_id", "score", b"score", "settled", b"settled", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
