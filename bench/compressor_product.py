@@ -9,32 +9,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.compressor.catalog import Model
-from services.compressor.choosing import fitted_chunks
+from services.compressor.choosing import FittedChunks, fitted_chunks
 from services.compressor.documents import Documents
 from services.compressor.fit import Known, digest
-from services.compressor.history import HistorySettings
-from services.compressor.history_weights import load_weights
+from services.compressor.history_weights import history_settings
 from services.compressor.modes import Mode, Plan, plans
 from services.compressor.policy import Compressed, compress
 from services.compressor.prompt import SYSTEM, USER, Message, Prompt
 from services.compressor.retrieval import Fitted
 from services.compressor.settings import CompressorSettings
-from services.compressor.tokens import ModelCounter, TokenCounters
+from services.compressor.tokens import TokenCounters
+from services.compressor.vectors import rough_tokens
+from services.compressor.work import Counter
 
 TOKENIZER = Model("bench", "cl100k_base", "bench", 0)
 MODES = (Mode.SAFE, Mode.BALANCED, Mode.AGGRESSIVE)
 _COUNTS_BYTES, _DOCUMENTS_BYTES = 64 << 20, 256 << 20
+_MOST_COUNTED_CHARS = 100_000
+"""As in ``services/compressor/vectors.py``: chunks of longer prompts are prepared with rough counts."""
 
 
 class Product:
     """The compressor with its shipped weights and settings; tokens are counted by cl100k_base."""
 
-    def __init__(self, counter: ModelCounter, modes: Mapping[Mode, Plan], fitted: Fitted) -> None:
+    def __init__(self, counter: Counter, modes: Mapping[Mode, Plan], fitted: Fitted) -> None:
         """Prepared chunks are remembered, as in the service."""
         self.counter = counter
         self.modes = modes
         self.fitted = fitted
-        self.memory = Documents(counter.text, _DOCUMENTS_BYTES)
+        self._memory = Documents(counter.text, _DOCUMENTS_BYTES)
+        self._rough = Documents(rough_tokens, _DOCUMENTS_BYTES)
 
     def fresh(self) -> Product:
         """The same with nothing remembered but counts."""
@@ -63,8 +67,20 @@ class Product:
             question = known[digest(asked[-1])].tolist()
             earlier = known[digest(asked[-2])].tolist() if len(asked) > 1 else None
             rows = [known[digest(text)].tolist() for text in prompt.chunks]
-        chooser = fitted_chunks(prompt.messages, prompt.chunks, self.memory, self.fitted, question, rows, earlier)
+        chooser = self.chooser(prompt, question, rows, earlier)
         return compress(prompt, self.modes[mode], self.counter, chooser, 0, None)
+
+    def chooser(
+        self,
+        prompt: Prompt,
+        question: Sequence[float] | None = None,
+        rows: Sequence[Sequence[float]] = (),
+        earlier: Sequence[float] | None = None,
+    ) -> FittedChunks:
+        """Chooses the prompt's chunks; the vectors are the question's, the chunks' and the question's before."""
+        long = sum(map(len, prompt.chunks)) > _MOST_COUNTED_CHARS
+        memory = self._rough if long else self._memory
+        return fitted_chunks(prompt.messages, prompt.chunks, memory, self.fitted, question, rows, earlier)
 
 
 def product(models_dir: Path, fitted: Fitted) -> Product:
@@ -77,7 +93,4 @@ def product(models_dir: Path, fitted: Fitted) -> Product:
 def shipped_plans() -> dict[Mode, Plan]:
     """The plans of the service's default settings."""
     settings = CompressorSettings()
-    weights, exponent = load_weights()
-    return plans(
-        settings.balanced_history_tokens, settings.aggressive_history_tokens, HistorySettings(weights, exponent)
-    )
+    return plans(settings.balanced_history_tokens, settings.aggressive_history_tokens, history_settings())

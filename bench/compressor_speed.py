@@ -21,7 +21,6 @@ import numpy as np
 from bench.compressor_product import Product, product
 from bench.result import Result, median, percentile
 from services.compressor import weights
-from services.compressor.choosing import fitted_chunks
 from services.compressor.datasets import Case, read
 from services.compressor.modes import Mode, Plan
 from services.compressor.money import CacheTerms, InputPrice
@@ -100,7 +99,7 @@ class Timed:
         rows = [] if vectors is None else vectors[1:].tolist()
         tools = self._tools
         started = time.perf_counter()
-        chooser = fitted_chunks(prompt.messages, prompt.chunks, tools.memory, tools.fitted, question, rows)
+        chooser = tools.chooser(prompt, question, rows)
         scales = Scales(_FACTS, self._tracker, "bench", prompt, tools.counter)
         compress(prompt, self._plan, tools.counter, chooser, 0, None, scales)
         return 1000 * (time.perf_counter() - started)
@@ -119,13 +118,10 @@ def large(data: Path, seed: int, models_dir: Path, kind: str) -> tuple[float, fl
     tools = product(models_dir, weights.load())
     prompt, tokens = _large_prompt(read(data, SET, seed), kind)
     # What is loaded at first use is the model's, not the prompt's: its vocabulary and patterns.
-    small = Timed(tools.fresh(), tools.modes[Mode.SAFE])
-    small(Prompt((Message(0, USER, ("who wrote the first book of the series",)),), prompt.chunks[:1]), None)
-    scales = Scales(_FACTS, PrefixTracker(time.monotonic, 200_000), "bench", Prompt(()), tools.counter)
-    del scales, small
+    Timed(tools.fresh(), tools.modes[Mode.SAFE])(Prompt((Message(0, USER, ("who wrote the first book of the series",)),), prompt.chunks[:1]), None)
     before = _highest_megabytes()
     started = time.perf_counter()
-    chooser = fitted_chunks(prompt.messages, prompt.chunks, tools.memory, tools.fitted)
+    chooser = tools.chooser(prompt)
     scales = Scales(_FACTS, PrefixTracker(time.monotonic, 200_000), "bench", prompt, tools.counter)
     compress(prompt, tools.modes[Mode.SAFE], tools.counter, chooser, LARGE_TOKENS // 2, None, scales)
     milliseconds = 1000 * (time.perf_counter() - started)
