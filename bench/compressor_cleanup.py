@@ -12,22 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from bench.compressor_product import Product
-from bench.compressor_prompts import PROMPTS
 from bench.result import Result
 from services.compressor.modes import Mode
 from services.compressor.protected import hard_ranges
 from services.router.scores import mean, ratio, resamples
 
 AWESOME = "awesome_prompts"
+OWN = Path(__file__).parent / "prompts" / "system.yaml"
 _RESAMPLES = 1000
 _QUICK_ROWS = 40
 
 
 def measure(result: Result, data: Path | None, product: Product, seed: int) -> None:
     """The public prompts, where they are there, and this project's own."""
-    sets = {f"own_prompts_{language}": list(prompts) for language, prompts in PROMPTS.items()}
+    own: dict[str, list[str]] = yaml.safe_load(OWN.read_text("utf-8"))
+    sets = {f"own_prompts_{language}": prompts for language, prompts in own.items()}
     file = None if data is None else data / "compressor" / f"{AWESOME}.jsonl.gz"
     if file is None or not file.is_file():
         result.skipped.append(f"cleanup, {AWESOME}: no file")

@@ -1,10 +1,10 @@
 """End to end with the local model, where it can answer at all: ``local_model/<off|ours_*>/answered``.
 
 SmolLM2-135M by vLLM in this process, greedy, gets an NQ question with three chunks: the gold passage and the two of its
-distractors that BM25 puts first, in a seeded order. (Of ten chunks a model this small answers next to nothing.) The same
-is asked with what each mode leaves of the three. An answer counts when a gold answer stands in it, both normalised.
+distractors that BM25 puts first, in a seeded order. (Of ten chunks a model this small answers next to nothing.) The
+same is asked with what each mode leaves of the three. An answer counts when a gold answer stands in it, normalised.
 
-``answered_of_off`` is over the questions that the model answers with the chunks as they came: what compressing them lost.
+``answered_of_off`` is over the questions that the model answers with the chunks as they came: what was not lost.
 ``gained`` is the share of the others that it answers only when they are compressed.
 """
 

@@ -45,12 +45,12 @@ def draw(file: Path, picture: Mapping[str, Any]) -> str:
 def frontier(title: str, kept: str, lines: Mapping[str, Line]) -> dict[str, Any]:
     """The picture in Vega-Lite; ``kept`` says what is kept."""
     systems = [system for system in _LOOKS if system in lines]
-    curve = [
+    curve: list[dict[str, Any]] = [
         {"system": _LOOKS[system][0], "saved": saved, "kept": share}
         for system in systems
         for saved, share in sorted(lines[system].points)
     ]
-    dots = [
+    dots: list[dict[str, Any]] = [
         {"system": _LOOKS[system][0], "saved": saved, "kept": share, "text": f"{name}: {share:.3f} at {saved:.0%}"}
         for system in systems
         for name, (saved, share) in lines[system].operating.items()

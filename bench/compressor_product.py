@@ -1,6 +1,6 @@
 """The compressor's whole path, as its service runs it, on plain prompts: what the benchmark calls ``ours``.
 
-No context window and no price: every cut that a mode wants is taken. (What prices change is measured as ``net_dollars``.)
+No context window and no price: every cut that a mode wants is taken. What prices change is measured as ``net_dollars``.
 """
 
 from __future__ import annotations

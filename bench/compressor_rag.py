@@ -1,9 +1,9 @@
 """Retrieved chunks: tokens saved and answers kept by the compressor's modes and by simple filters.
 
 ``ours_*`` is the compressor's whole path with chunk vectors, the mesh's default; ``ours_words_*`` without, as when the
-cache is down. ``ours_cold_*`` (vectors of the five chunks that words put first) and ``ours_sentences_*`` (sentence vectors
-too, which the service does not ask for) are the retrieval strategy alone, as is ``ours_at_60``: no mode of the product
-aims at a share of all prompts together.
+cache is down. ``ours_cold_*`` (vectors of the five chunks that words put first) and ``ours_sentences_*`` (sentence
+vectors too, which the service does not ask for) are the retrieval strategy alone, as is ``ours_at_60``: no mode of the
+product aims at a share of all prompts together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from bench.compressor_plots import Line
 from bench.compressor_product import MODES, Product
 from bench.compressor_vectors import embed
 from bench.result import Result
-from services.router.scores import Interval, mean, ratio, resamples
 from services.compressor.datasets import Case, alone, answered, read
 from services.compressor.documents import Document, Documents
 from services.compressor.fit import Known, digest, vectors_of
@@ -40,6 +39,7 @@ from services.compressor.retrieval import (
     worth_embedding,
 )
 from services.compressor.strategies import rank_by_bm25
+from services.router.scores import Interval, mean, ratio, resamples
 
 SETS = ("nq_gold_passages", "beerqa_1000", "korquad1_dev_ko", "mtrag_un_multiturn", "mtrag_human_eval3")
 KEYS = "kv_retrieval_75"
@@ -150,9 +150,7 @@ def measure(
     return lines
 
 
-def _measure_set(
-    result: Result, name: str, cases: Sequence[Case], tools: Tools, choice: Choice
-) -> dict[str, Line]:
+def _measure_set(result: Result, name: str, cases: Sequence[Case], tools: Tools, choice: Choice) -> dict[str, Line]:
     outcomes = _Set(cases, tools, choice.seed)
     outcomes.note(result, name, "off", [dict(enumerate(case.chunks)) for case in cases])
     lines = {}
@@ -160,7 +158,8 @@ def _measure_set(
     lines["bm25"] = _top_line(result, name, f"bm25_top{TOP}", outcomes, cases, bm25)
     if tools.article_encoder is not None:
         known = embed(tools.article_encoder, f"article_{name}", cases, sentences=False)
-        lines["article"] = _top_line(result, name, "article", outcomes, cases, [_cosines(case, known) for case in cases])
+        cosines = [_cosines(case, known) for case in cases]
+        lines["article"] = _top_line(result, name, "article", outcomes, cases, cosines)
     else:
         result.skipped.append(f"{name}/article: no model")
     memory = Documents(tools.count_tokens, _MEMORY_BYTES)
@@ -178,9 +177,7 @@ def _measure_set(
     _note_strategy(result, name, "ours_sentences", outcomes, sentences, tools.fitted)
     singles = [alone(case) for case in cases]
     single = _Set(singles, tools, choice.seed)
-    prepared = _prepared(
-        singles, [memory.prepare(case.chunks) for case in singles], tools.fitted, known, Level.CHUNKS
-    )
+    prepared = _prepared(singles, [memory.prepare(case.chunks) for case in singles], tools.fitted, known, Level.CHUNKS)
     _note_product(result, f"{name}_gold_only", "ours", single, singles, prepared, tools, known)
     return lines
 

@@ -3,7 +3,7 @@
 - ``speed/ours/p50_ms_4k``: chunks seen before, their vectors given; ``_1k_tokens`` is the same for 1,000 tokens;
 - ``speed/ours/p50_ms_4k_cold``: nothing seen before, question and chunks embedded one after the other on one thread;
 - ``speed/ours_words/p50_ms_4k_cold``: nothing seen before and no vectors, as when the cache is down;
-- ``speed/ours_chunks_200k``, ``ours_history_200k``: one prompt of chunks, and one conversation, in a process of its own.
+- ``speed/ours_chunks_200k``, ``ours_history_200k``: one prompt of chunks, one conversation, in a process of its own.
 
 Wall time of ``compress`` in mode ``safe`` with the scales of a provider with a prompt cache. The RPC is not in it.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.compressor_product import Product, product
 from bench.result import Result, median, percentile
@@ -37,10 +38,11 @@ LARGE_KINDS = ("chunks", "history")
 _PROMPTS, _COLD_PROMPTS = 60, 8
 _QUICK_PROMPTS, _QUICK_COLD_PROMPTS = 10, 2
 _DIMENSIONS = 384
+_ASKED = "who wrote the first book of the series"
 _FACTS = Facts(InputPrice(1_250_000_000, 125_000_000, 1_250_000_000), CacheTerms(1024, 1024, 128, 300.0, False))
 _HIGHEST = re.compile(r"VmHWM:\s+(\d+) kB")
 
-Encode = Callable[[Sequence[str]], Floats]
+Encode = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 
 
 def measure(result: Result, data: Path, seed: int, tools: Product, models_dir: Path, encode: Encode | None) -> None:
@@ -118,7 +120,7 @@ def large(data: Path, seed: int, models_dir: Path, kind: str) -> tuple[float, fl
     tools = product(models_dir, weights.load())
     prompt, tokens = _large_prompt(read(data, SET, seed), kind)
     # What is loaded at first use is the model's, not the prompt's: its vocabulary and patterns.
-    Timed(tools.fresh(), tools.modes[Mode.SAFE])(Prompt((Message(0, USER, ("who wrote the first book of the series",)),), prompt.chunks[:1]), None)
+    Timed(tools.fresh(), tools.modes[Mode.SAFE])(Prompt((Message(0, USER, (_ASKED,)),), prompt.chunks[:1]), None)
     before = _highest_megabytes()
     started = time.perf_counter()
     chooser = tools.chooser(prompt)
@@ -140,13 +142,12 @@ def _large_prompt(cases: Sequence[Case], kind: str) -> tuple[Prompt, int]:
             if size >= 4 * LARGE_TOKENS:
                 break
         number += 1
-    asked = "who wrote the first book of the series"
     if kind == "chunks":
-        return Prompt((Message(0, USER, (asked,)),), tuple(taken)), size // 4
+        return Prompt((Message(0, USER, (_ASKED,)),), tuple(taken)), size // 4
     talk = [Message(at, USER if at % 2 == 0 else ASSISTANT, (text,)) for at, text in enumerate(taken)]
     if talk[-1].role == USER:
         talk.pop()
-    return Prompt((*talk, Message(len(talk), USER, (asked,)))), size // 4
+    return Prompt((*talk, Message(len(talk), USER, (_ASKED,)))), size // 4
 
 
 def _prompts(cases: Sequence[Case], count_tokens: Callable[[str], int]) -> list[Prompt]:

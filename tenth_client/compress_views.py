@@ -61,6 +61,7 @@ def _strategy_json(found: compressor_pb2.StrategyResult) -> dict[str, Any]:
         "cut_message_indexes": list(found.cut_message_indexes),
         "cut_chunk_indexes": list(found.cut_chunk_indexes),
         "edited_message_indexes": list(found.edited_message_indexes),
+        "edited_chunk_indexes": list(found.edited_chunk_indexes),
     }
 
 

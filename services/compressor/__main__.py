@@ -24,7 +24,7 @@ from services.compressor.corrections import Corrections
 from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
 from services.compressor.history_weights import history_settings
-from services.compressor.modes import plans
+from services.compressor.modes import OUTPUT, TOOLS, plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settings import CompressorSettings
@@ -62,10 +62,11 @@ async def main() -> None:
         )
         chunk_bytes = settings.chunk_cache_mebibytes * 2**20
         memory, rough = Documents(counters.plain, chunk_bytes), Documents(rough_tokens, chunk_bytes)
+        also = [name for name, on in ((TOOLS, settings.tools), (OUTPUT, settings.output)) if on]
         servicer = CompressorServicer(
             catalog,
             counters,
-            plans(settings.balanced_history_tokens, settings.aggressive_history_tokens, history_settings()),
+            plans(settings.balanced_history_tokens, settings.aggressive_history_tokens, history_settings(), also),
             PromptVectors(embeddings, memory, rough, weights.load(), settings.embed_most_new),
             settings.thread_bytes,
             PrefixTracker(time.monotonic, settings.prefix_cache_entries),

@@ -14,10 +14,9 @@ from services.compressor.output import OutputSettings
 from services.compressor.tools import ToolSettings
 
 CLEANUP, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT = "cleanup", "retrieval", "history", "dedupe", "tools", "output"
-SUMMARY = "summary"
 ORDERING = "order"
 """No strategy: under this name the caller is told what in the order of the prompt costs money."""
-ORDER = (CLEANUP, SUMMARY, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT)
+ORDER = (CLEANUP, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT)
 """The strategies in the order they run. ``dedupe`` is after ``history``, which might drop the first of two copies."""
 USUAL = frozenset((CLEANUP, RETRIEVAL, HISTORY, DEDUPE))
 """Those that every mode but ``off`` has. The others run when they are turned on by name."""
@@ -55,14 +54,20 @@ class Plan:
         return self.runs(RETRIEVAL) and bool(chunks)
 
 
-def plans(balanced_history: int, aggressive_history: int, history: HistorySettings | None = None) -> dict[Mode, Plan]:
-    """The plan of each mode."""
+def plans(
+    balanced_history: int,
+    aggressive_history: int,
+    history: HistorySettings | None = None,
+    also: Sequence[str] = (),
+) -> dict[Mode, Plan]:
+    """The plan of each mode; ``also`` names strategies that all of them but ``off`` have beside the usual ones."""
     shortening = None if history is None else replace(history, shorten=True)
+    strategies = USUAL | set(also)
     return {
         Mode.OFF: Plan(Mode.OFF),
-        Mode.SAFE: Plan(Mode.SAFE, None, history),
-        Mode.BALANCED: Plan(Mode.BALANCED, balanced_history, history),
-        Mode.AGGRESSIVE: Plan(Mode.AGGRESSIVE, aggressive_history, shortening),
+        Mode.SAFE: Plan(Mode.SAFE, None, history, strategies=strategies),
+        Mode.BALANCED: Plan(Mode.BALANCED, balanced_history, history, strategies=strategies),
+        Mode.AGGRESSIVE: Plan(Mode.AGGRESSIVE, aggressive_history, shortening, strategies=strategies),
     }
 
 

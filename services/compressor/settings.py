@@ -45,6 +45,12 @@ class CompressorSettings(BaseSettings):
     prefix_cache_entries: int = Field(
         default=200_000, ge=0, description="Starts of prompts remembered by digest, as asked and as sent; 0: none"
     )
+    tools: bool = Field(
+        default=False, description="Whether tools that a turn has no use for are left out, in every mode but off"
+    )
+    output: bool = Field(
+        default=False, description="Whether answers get a limit and a hint to be brief from their predicted length"
+    )
     thread_bytes: int = Field(
         default=50_000, ge=0, description="Prompts of more bytes are worked on in a thread, beside other requests"
     )

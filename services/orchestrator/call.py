@@ -45,6 +45,8 @@ class Route:
     self_hosted: bool = False
     cascade: router_pb2.CascadePlan | None = None
     """Set when this model's answer must be checked before it is given."""
+    expected_output_tokens: int = 0
+    """What the router expects the answer to have; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,10 @@ class Prompt:
     baseline_tokens: int
     """0: nobody counted with the baseline's tokenizer."""
     estimated: bool
+    cut_tools: frozenset[int] = frozenset()
+    """Places in the request's tools of those that are not sent."""
+    max_output_tokens: int = 0
+    """A limit on the answer from its predicted length; 0: none but the request's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,10 @@ class Call:
     """True when the router has decided: it wants to know what became of it."""
     compressed_for: str = ""
     """The model that the compressor made the prompt for last; empty: it was not asked."""
+    told_tokens: int = 0
+    """The compressor's count of what was sent to that model."""
+    token_correction: float = 0.0
+    """What settled usage had taught of that count."""
     escalated_from: str = ""
     """The model whose answer a cascade did not accept."""
     unaccepted: bool = False

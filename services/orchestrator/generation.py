@@ -66,7 +66,7 @@ class Generation:
             model=route.model,
             messages=prompt.messages,
             retrieved_chunks=prompt.chunks,
-            tools=call.request.tools,
+            tools=[tool for at, tool in enumerate(call.request.tools) if at not in prompt.cut_tools],
             tool_choice=call.request.tool_choice,
             response_format=call.request.response_format,
             sampling=call.request.sampling,
@@ -76,6 +76,8 @@ class Generation:
             estimated_input_token_count=prompt.sent_tokens,
             project_id=call.identity.project_id,
         )
+        if prompt.max_output_tokens:
+            request.sampling.max_output_tokens = prompt.max_output_tokens
         if held_logprobs is not None:
             wanted = max(held_logprobs, request.sampling.top_logprobs_count)
             request.sampling.top_logprobs_count = wanted

@@ -128,7 +128,12 @@ class Steps:
             call.routed = True
             hop.reason = f"{chosen.model}: {chosen.reason}"
             plan = chosen.cascade if chosen.HasField("cascade") and may_cascade(call) else None
-            return replace(self.known_route(chosen.model), tier=chosen.tier, cascade=plan)
+            length = next(
+                (each.expected_output_token_count for each in chosen.candidates if each.model == chosen.model), 0
+            )
+            return replace(
+                self.known_route(chosen.model), tier=chosen.tier, cascade=plan, expected_output_tokens=length
+            )
 
     async def check(self, call: Call, plan: router_pb2.CascadePlan, first: chat_pb2.Completion) -> bool | None:
         """Whether a cascade's first answer may be given. Down, late or refused, by whatever error: None, marked."""
@@ -168,7 +173,11 @@ class Steps:
         if completion.model != call.compressed_for or completion.usage.estimated:
             return
         request = compressor_pb2.RecordUsageRequest(
-            request_id=call.request.request_id, model=completion.model, usage=completion.usage
+            request_id=call.request.request_id,
+            model=completion.model,
+            usage=completion.usage,
+            told_input_token_count=call.told_tokens,
+            token_correction=call.token_correction,
         )
         self._background.spawn("record usage", self._record_usage(request))
 
@@ -184,6 +193,7 @@ class Steps:
             model=route.model,
             context_window_tokens=route.context_window_tokens,
             baseline_model=call.tenant.baseline_model,
+            predicted_output_token_count=route.expected_output_tokens,
         )
         if off:
             request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_OFF
@@ -204,7 +214,8 @@ class Steps:
                 # The upper guess is for the reservation; in the baseline it would show up as a saving.
                 return replace(unchanged, baseline_tokens=0)
             call.compute_micros += short.compute_micros
-            call.compressed_for = route.model
+            call.compressed_for, call.token_correction = route.model, short.token_correction
+            call.told_tokens = short.original_input_token_count if off else short.compressed_input_token_count
             if call.disabled("compression"):
                 hop.outcome = DISABLED
             removed = short.original_input_token_count - short.compressed_input_token_count
@@ -218,6 +229,8 @@ class Steps:
                 sent_tokens=short.original_input_token_count if off else short.compressed_input_token_count,
                 baseline_tokens=short.baseline_input_token_count,
                 estimated=short.estimated,
+                cut_tools=frozenset() if off else frozenset(short.cut_tool_indexes),
+                max_output_tokens=0 if off else short.max_output_token_count,
             )
 
     async def reserve(self, call: Call, route: Route, prompt: Prompt) -> ledger_pb2.ReserveFundsResponse:

@@ -23,11 +23,17 @@ from mesh.server import MeshServer
 from mesh.settings import MeshSettings
 from mesh.testing import KEY, dial, memory_telemetry
 from services.compressor.catalog import parse_catalog
+from services.compressor.corrections import Corrections
+from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
+from services.compressor.history_weights import history_settings
 from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
+from services.compressor.settled import SettledUsage
 from services.compressor.tokens import TokenCounters
+from services.compressor.vectors import PromptVectors
+from services.compressor.weights import load
 from tenth_client import cli
 from tenth_client.compress_command import STRATEGIES, read
 from tenth_client.errors import TenthClientError
@@ -77,10 +83,17 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         counters.load(catalog.current.values())
         nowhere = await stack.enter_async_context(dial("127.0.0.1:1"))
         embeddings = Embeddings(cache_pb2_grpc.CacheServiceStub(nowhere), 0.05, 60.0, 10, lambda: 0.0)
+        memory = Documents(counters.plain, 1 << 20)
         servicer = CompressorServicer(
-            catalog, counters, plans(10, 5, 2, 8000, 200), embeddings, 50_000, PrefixTracker(lambda: 0.0, 100),
+            catalog,
+            counters,
+            plans(8000, 200, history_settings()),
+            PromptVectors(embeddings, memory, memory, load(), 8),
+            50_000,
+            PrefixTracker(lambda: 0.0, 100),
+            SettledUsage(Corrections(), None),
             lambda: datetime(2026, 11, 26, tzinfo=UTC),
-        )  # fmt: skip
+        )
         settings = MeshSettings(unready_seconds=0, drain_seconds=0.5)
         server = MeshServer(settings, memory_telemetry()[0], Authenticator(callers, KEY), {})
         register = compressor_pb2_grpc.add_CompressorServiceServicer_to_server

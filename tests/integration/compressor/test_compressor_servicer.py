@@ -155,7 +155,7 @@ async def test_chunks_are_ranked_by_vectors_and_keep_their_order(mesh: Mesh) -> 
     assert [chunk.chunk_id for chunk in response.retrieved_chunks] == ["1", "3"]
     assert response.retrieved_chunks[0].document_id == "d"
     (step,) = response.strategies
-    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity")
+    assert (step.strategy, step.reason) == ("retrieval", "2 of 5 chunks kept by embedding similarity and words")
     assert step.removed_token_count == response.original_input_token_count - response.compressed_input_token_count > 0
     assert response.compute_micros >= 500
     assert mesh.cache.asked == [CHUNKS]  # The question's vector was given.
@@ -411,3 +411,62 @@ async def test_switches_and_budgets(mesh: Mesh) -> None:
     assert int(caught.value.metadata["over_token_count"]) == int(caught.value.metadata["input_token_count"]) - 5
     with pytest.raises(TenthError, match="INVALID_FIELD"):
         await mesh.compress(token_budget=0)
+
+
+async def test_chunks_are_left_in_part_and_not_cut_twice(mesh: Mesh) -> None:
+    passage = (
+        "A refund is paid to the card that was used within fourteen days of the purchase. The hall downstairs was "
+        "painted green by the former owner, who kept goats and sang in the village choir for many happy years. "
+        "Visitors admire its ceiling, which three brothers from the valley carved out of pear wood one long winter."
+    )
+    asked = ask("Within how many days is a refund paid to the card?", chunks=[passage, CHUNKS[0]])
+    asked.token_budget = 60
+    response = await mesh.stub.CompressPrompt(asked, timeout=5)
+    assert response.compressed_input_token_count <= 60
+    assert list(response.strategies[-1].edited_chunk_indexes) == [0]
+    first = response.retrieved_chunks[0]
+    assert (first.chunk_id, first.settled) == ("0", True)
+    assert "fourteen days" in first.text
+    assert first.text in passage
+    assert len(first.text) < len(passage)
+    del asked.request.retrieved_chunks[:]
+    asked.request.retrieved_chunks.extend(response.retrieved_chunks)
+    again = await mesh.stub.CompressPrompt(asked, timeout=5)
+    assert list(again.retrieved_chunks) == list(response.retrieved_chunks)
+    assert not again.strategies
+
+
+async def test_history_is_chosen_by_what_the_question_is_about(mesh: Mesh) -> None:
+    def edit(request: chat_pb2.CompletionRequest) -> None:
+        for number in range(30):
+            request.messages.insert(2 * number, message(f"Tell me something about hobby number {number} of my aunt."))
+            request.messages.insert(2 * number + 1, message(f"Hobby {number} is old and needs patience.", ASSISTANT))
+        request.messages[8].parts[0].text = "My passport is kept in the blue drawer."
+
+    response = await mesh.compress(
+        "Where is my passport kept?", mode=chat_pb2.COMPRESSION_MODE_AGGRESSIVE, edit=edit, model="gpt-4o"
+    )
+    texts = [each.parts[0].text for each in response.messages]
+    assert "My passport is kept in the blue drawer." in texts
+    assert len(texts) < 30
+    assert response.compressed_input_token_count <= 210
+    assert [step.strategy for step in response.strategies] == ["history"]
+
+
+async def test_what_was_billed_corrects_estimated_counts(mesh: Mesh) -> None:
+    model = "claude-opus-4-7"
+    request = ask("How long is the warranty, and whom do I call about it? " * 8, model=model)
+    first = await mesh.stub.CompressPrompt(request, timeout=5)
+    assert (first.estimated, first.token_correction) == (True, 1.0)
+    for number in range(40):
+        report = compressor_pb2.RecordUsageRequest(
+            request_id=f"r{number}",
+            model=model,
+            usage=usage_pb2.Usage(input_token_count=round(first.compressed_input_token_count * 1.25)),
+            told_input_token_count=first.compressed_input_token_count,
+            token_correction=first.token_correction,
+        )
+        await mesh.stub.RecordUsage(report, timeout=5)
+    later = await mesh.stub.CompressPrompt(request, timeout=5)
+    assert later.token_correction == pytest.approx(1.25, abs=0.02)
+    assert later.compressed_input_token_count == pytest.approx(1.25 * first.compressed_input_token_count, rel=0.03)

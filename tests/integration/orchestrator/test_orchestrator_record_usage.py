@@ -14,6 +14,7 @@ async def test_the_compressor_hears_what_the_answer_used(mesh: Mesh) -> None:
     (told,) = mesh.fakes.requests("RecordUsage")
     assert (told.request_id, told.model) == (request.request_id, reply.completion.model)
     assert told.usage == reply.completion.usage
+    assert told.told_input_token_count > 0
 
 
 async def test_a_compressor_that_is_down_is_told_nothing_and_hurts_nobody(mesh: Mesh) -> None:

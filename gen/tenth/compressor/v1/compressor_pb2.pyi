@@ -123,7 +123,7 @@ class StrategyResult(_message.Message):
     EDITED_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
     EDITED_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """"cleanup", "summary", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
+    """"cleanup", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
     removed_token_count: _builtins.int
     """Tokens it removed."""
     reason: _builtins.str
