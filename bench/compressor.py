@@ -84,7 +84,7 @@ class Bench:
             self._money(self.data)
         if compressor_local.PART in only:
             compressor_local.measure(
-                self.result, self.data, self.models_dir, self.product, self.seed, held_out=self.held_out
+                self.result, self.data, self.models_dir, self.product, self.kept, self.seed, held_out=self.held_out
             )
 
     def _history(self, data: Path) -> None:

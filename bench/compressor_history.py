@@ -2,8 +2,8 @@
 
 - ``locomo10_history/<system>_at_<10|25|50|75>/evidence_kept``: share of questions whose evidence turns all stay
   whole when that share of the history's tokens (cl100k, frames included, the question not counted) may. ``ours`` has
-  vectors, ``ours_words`` none; ``last_n`` takes the newest messages while they fit. The question is LoCoMo's, as the last user
-  message; turns are messages. ``locomo10_history_unseen`` is the same on conversations that were not fitted on.
+  vectors, ``ours_words`` none; ``last_n`` takes the newest messages while they fit. The question is LoCoMo's, as the
+  last user message; turns are messages. ``locomo10_history_unseen``: the same on conversations that were not fitted on.
 - ``<chat set>_history/<system>_at_<share>/answer_terms_kept``: of the words of the real next answer that stand in the
   history and not in the question, the share that stays, mean over chats. What an answer needs is not marked in these
   sets; its words are the nearest there is. ``tokens_saved`` is of the whole prompt.

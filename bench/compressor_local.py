@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.cache_vectors import KeptEncoder
 from bench.compressor_product import MODES, Product
+from bench.compressor_vectors import embed
 from bench.result import Result
 from services.compressor.datasets import Case, holds, read
 from services.compressor.modes import Mode
@@ -38,8 +40,17 @@ _WINDOW_TOKENS = 2048
 _RESAMPLES = 1000
 
 
-def measure(result: Result, data: Path, models_dir: Path, product: Product, seed: int, *, held_out: bool) -> None:
-    """All of it, or the reason why not."""
+def measure(
+    result: Result,
+    data: Path,
+    models_dir: Path,
+    product: Product,
+    encoder: KeptEncoder | None,
+    seed: int,
+    *,
+    held_out: bool,
+) -> None:
+    """All of it, or the reason why not; without an encoder words alone choose."""
     if not (data / "compressor" / f"{_SET}.jsonl.gz").is_file():
         result.skipped.append(f"{PART}: no {_SET}")
         return
@@ -56,10 +67,11 @@ def measure(result: Result, data: Path, models_dir: Path, product: Product, seed
     if not cases:
         result.skipped.append(f"{PART}: no rows with short passages")
         return
+    known = None if encoder is None else embed(encoder, f"compressor_{_SET}", cases, sentences=False)
     asked: list[tuple[Case, Sequence[str]]] = [(case, case.chunks) for case in cases]
     for mode in MODES:
         for case in cases:
-            kept = product.chunks(mode, case.question, case.earlier, case.chunks)
+            kept = product.chunks(mode, case.question, case.earlier, case.chunks, known)
             asked.append((case, [kept[at] for at in sorted(kept)]))
     try:
         answers = _answers(models_dir / MODEL, [_prompt(case, chunks) for case, chunks in asked])
@@ -68,7 +80,7 @@ def measure(result: Result, data: Path, models_dir: Path, product: Product, seed
         return
     right = [holds(answer, case.answers) for answer, (case, _) in zip(answers, asked, strict=True)]
     add(result, right, len(cases), seed)
-    result.assumptions[PART] = f"{MODEL}, {_CHUNKS} chunks, words alone choose, {_MAX_OUTPUT_TOKENS} tokens, greedy"
+    result.assumptions[PART] = f"{MODEL}, {_CHUNKS} chunks, {_MAX_OUTPUT_TOKENS} tokens, greedy"
 
 
 def add(result: Result, right: Sequence[bool], count: int, seed: int) -> None:
