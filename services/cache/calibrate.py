@@ -294,7 +294,7 @@ def _fit(names: tuple[str, ...], trials: Sequence[Trial], bounded: Sequence[Tria
 
 
 def _weights(names: tuple[str, ...], trials: Sequence[Trial], without: int | None) -> Model:
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # It ships no types.
+    from sklearn.linear_model import LogisticRegression
 
     values: list[tuple[float, ...]] = []
     right: list[bool] = []

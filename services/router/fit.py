@@ -47,13 +47,13 @@ RECIPES = (
 )
 """Cross-validation chooses among these for each family of questions."""
 
-LANDMARKS = 256
+LANDMARKS = 512
 GAMMA = 2.0
 FEATURE_WEIGHT = 0.3
 _GENERAL_LANDMARKS = 320
 _GENERAL_FEATURE_WEIGHT = 0.6
 _GENERAL_RIDGE = 3.0
-_ROWS_A_LANDMARK = 6
+_ROWS_A_LANDMARK = 13
 _GATE_COMPONENTS = 48
 _GATE_CENTROIDS = 96
 _GATE_SHARPNESS = 10.0
@@ -146,12 +146,11 @@ def general(
     names = np.array(sets)
     counts = {name: int((names == name).sum()) for name in sorted(set(sets))}
     row_weights = np.array([min(1.0, _SET_ROWS / counts[name]) for name in sets])
-    weakest = next(iter(classes.values()))
+    recorded = [quality for quality in classes.values() if not np.isnan(quality).all()]
+    if not recorded:
+        raise ValueError("no row has an outcome of any class of models: there is nothing to learn difficulty from")
+    weakest = recorded[0]
     known = ~np.isnan(weakest)
-    if not known.any():
-        raise ValueError(
-            "no row has an outcome of the weakest class of models: there is nothing to learn difficulty from"
-        )
     target = -_within(weakest, names, known)
     inputs = values @ whitened
     found = ridge(inputs[known], target[known], _GENERAL_RIDGE, row_weights[known])
@@ -169,7 +168,10 @@ def general(
         # The stronger a class, the less it loses where questions are hard: never the other way round.
         slope = min(0.0, slope) if not slopes else min(0.0, max(slope, 0.9 * slopes[-1]))
         if below is None:
-            level = float(np.average(quality[given], weights=row_weights[given])) - slope * difficulty_mean
+            # A class that nobody recorded is taken for the weakest one that somebody did.
+            first = quality if given.any() else weakest
+            rows = ~np.isnan(first)
+            level = float(np.average(first[rows], weights=row_weights[rows])) - slope * difficulty_mean
         else:
             # Classes were recorded on different sets, some of them harder: what one class is above the one below it is
             # read off rows that have both.

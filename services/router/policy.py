@@ -207,9 +207,10 @@ def _candidate(model: Model, demand: Demand, ways: Ways, quality_price: float | 
 def _doubts(model: Model, demand: Demand, ways: Ways) -> Iterator[str]:
     if model.name in ways.down:
         yield f"down: {ways.down[model.name]}"
-    slow = too_slow(model, ways.estimate(model).output_tokens, demand.seconds_left)
-    if slow:
-        yield slow
+    if demand.seconds_left is not None:
+        slow = too_slow(model, ways.estimate(model).output_tokens, demand.seconds_left)
+        if slow:
+            yield slow
 
 
 def _objections(model: Model, demand: Demand, floor: Tier, ceiling: Tier) -> Iterator[str]:

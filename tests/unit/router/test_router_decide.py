@@ -22,7 +22,7 @@ from services.router.rules import Rules, parse_rules
 from tests.unit.router.router_tiny_heads import EMBEDDER, LARGE, features, questions, tiny_heads
 
 THRESHOLDS = Thresholds(0.3, 0.62, 0.9)
-ALL = Abilities(tools=True, json_schema=True, vision=True, korean=True)
+ALL = Abilities(tools=True, json_schema=True, vision=True, korean=True, logprobs=True)
 
 
 def model(name: str, tier: Tier, usd: float | None, **more: Any) -> Model:
