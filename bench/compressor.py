@@ -22,11 +22,13 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # I
 from bench import (
     compressor_cleanup,
     compressor_history,
+    compressor_kept,
     compressor_local,
     compressor_money,
     compressor_plots,
     compressor_rag,
     compressor_speed,
+    compressor_whole,
 )
 from bench.cache_vectors import KeptEncoder
 from bench.compressor_plots import Line
@@ -72,6 +74,7 @@ class Bench:
         if SPEED in only:
             encode = None if self.encoder is None else self.encoder.encode
             compressor_speed.measure(self.result, self.data, self.seed, self.product, self.models_dir, encode)
+            compressor_whole.measure(self.result, self.data, self.seed, self.product.fitted)
         retrieved = [name for name in RETRIEVED if name in only]
         if retrieved:
             choice = compressor_rag.Choice(self.result.quick, self.held_out, self.seed)
@@ -139,6 +142,7 @@ def main() -> int:
     parser = arguments("compressor", (__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--held-out", action="store_true", help="only groups that fitting never saw")
+    parser.add_argument("--keep", action="store_true", help="keep what the --json file has of the other parts")
     parser.add_argument("--models-dir", type=Path, default=Path(".models"))
     options = parser.parse_args()
     result = Result("compressor", options.quick)
@@ -157,8 +161,13 @@ def main() -> int:
                 options.plots,
             )  # fmt: skip
             bench.run(options.only)
+    measured = bool(result.metrics)
+    if options.keep and options.json is not None:
+        said = compressor_kept.keep(result, options.json, options.only)
+        if said:
+            result.skipped.append(said)
     result.write(options.json)
-    return 0 if result.metrics else 1
+    return 0 if measured else 1
 
 
 def _encoder(result: Result, models_dir: Path, name: str) -> tuple[Encoder | None, KeptEncoder | None]:

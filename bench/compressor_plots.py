@@ -59,7 +59,13 @@ def frontier(title: str, kept: str, lines: Mapping[str, Line]) -> dict[str, Any]
     # Nobody would run below: lines end there, dots do not.
     lowest = min((each["kept"] for each in dots), default=_LEAST_KEPT)
     named = [each for each in dots if each["system"] != _LOOKS["ours_words"][0]]
-    x = {"field": "saved", "type": "quantitative", "title": "tokens saved", "axis": {"format": ".0%"}}
+    x = {
+        "field": "saved",
+        "type": "quantitative",
+        "title": "tokens saved",
+        "scale": {"domain": [0, 1]},
+        "axis": {"format": ".0%"},
+    }
     y = {
         "field": "kept",
         "type": "quantitative",

@@ -116,6 +116,7 @@ def compressor_tables(result: Mapping[str, Any]) -> str:
         f"tokens by {said['tokens']}, {result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), "
         f"Python {machine['python']}."
     )
+    texts += [f"{part}: measured on commit {commit[:12]}." for part, commit in said.get("kept", {}).items()]
     skipped = [f"Not measured: {item}." for item in result["skipped"]]
     if skipped:
         texts.append("\n".join(skipped))
@@ -244,11 +245,17 @@ def _times(figures: _Figures) -> list[str]:
     lines = _head("time of the whole path, mode safe", "p50 ms", "p95 ms", "prompts", texts=1)
     for what, middle, high in (
         ("4k tokens, chunks seen before, vectors given", "speed/ours/p50_ms_4k", "speed/ours/p95_ms_4k"),
+        ("the same, CPU time", "speed/ours/p50_cpu_ms_4k", "speed/ours/p95_cpu_ms_4k"),
         ("the same, for 1k tokens", "speed/ours/p50_ms_1k_tokens", "speed/ours/p95_ms_1k_tokens"),
         ("4k tokens, all new, no vectors", "speed/ours_words/p50_ms_4k_cold", ""),
         ("4k tokens, all new, every chunk embedded on one thread", "speed/ours/p50_ms_4k_cold", ""),
         ("200k tokens of chunks, all new", "speed/ours_chunks_200k/ms_cold", ""),
         ("200k tokens of history, all new", "speed/ours_history_200k/ms_cold", ""),
+        *(
+            (f"200k tokens of {shape}, all new, {mode}: CPU time", f"whole/{mode}/ms_200k_{shape}", "")
+            for mode in ("safe", "balanced", "aggressive")
+            for shape in ("chunks", "history")
+        ),
         ("history strategy on LoCoMo, vectors given", "locomo10_history/ours/p50_ms", ""),
     ):
         value, tail = figures.value(middle), figures.value(high)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.compressor import history_lines
 from bench.compressor_cleanup import protected_kept
+from bench.compressor_kept import keep, part_of
 from bench.compressor_local import add
 from bench.compressor_plots import Line, frontier
 from bench.compressor_tables import compressor_tables
@@ -125,3 +128,58 @@ def test_what_the_local_model_still_answers() -> None:
 )
 def test_protected_spans_stand_in_their_order(after: str, *, kept: bool) -> None:
     assert protected_kept("See  `a_b`  at https://example.com/x.", after) is kept
+
+
+def test_parts_that_are_not_measured_again_are_kept_with_their_commit(tmp_path: Path) -> None:
+    file = tmp_path / "compressor.json"
+    known = {"rows": "held out of fitting", "seed": 7}
+    earlier = Result("compressor", quick=False, assumptions=dict(known))
+    for name in (
+        "nq_gold_passages/off/answer_kept",
+        "speed/ours/p50_ms_4k",
+        "speed/ours/gone",
+        "mtrag_un_multiturn_history/x/y",
+    ):
+        earlier.add(name, 1.0, "ratio", 10)
+    earlier.skipped = ["speed: slow", "history, sharegpt_multiturn_ko: no file", "net_dollars: not asked for"]
+    file.write_text(json.dumps(earlier.as_json() | {"commit": "abc"}), "utf-8")
+    again = Result("compressor", quick=False, assumptions=dict(known))
+    again.add("speed/ours/p50_ms_4k", 2.0, "ms", 10)
+    again.skipped = ["nq_gold_passages: not asked for", "history: not asked for", "net_dollars: not asked for"]
+    assert keep(again, file, ["speed"]) == ""
+    assert {name: metric["value"] for name, metric in again.metrics.items()} == {
+        "nq_gold_passages/off/answer_kept": 1.0, "speed/ours/p50_ms_4k": 2.0, "mtrag_un_multiturn_history/x/y": 1.0,
+    }  # fmt: skip
+    assert again.assumptions["kept"] == {"nq_gold_passages": "abc", "history": "abc"}
+    assert again.skipped == ["history, sharegpt_multiturn_ko: no file", "net_dollars: not asked for"]
+    assert "history: measured on commit abc." in _tables(again)
+    # Kept once more: the first commit stays.
+    file.write_text(json.dumps(again.as_json() | {"commit": "def"}), "utf-8")
+    third = Result("compressor", quick=False, assumptions=dict(known))
+    assert keep(third, file, ["history"]) == ""
+    assert third.assumptions["kept"] == {"nq_gold_passages": "abc", "speed": "def"}
+
+
+def test_nothing_is_kept_of_other_rows_or_of_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "compressor.json"
+    again = Result("compressor", quick=False, assumptions={"rows": "held out of fitting", "seed": 7})
+    assert keep(again, file, ["speed"]).startswith("nothing kept")
+    other = Result("compressor", quick=True, assumptions={"rows": "held out of fitting", "seed": 7})
+    other.add("speed/ours/p50_ms_4k", 1.0, "ms", 10)
+    file.write_text(json.dumps(other.as_json()), "utf-8")
+    assert "a quick run" in keep(again, file, [])
+    assert again.metrics == {}
+
+
+def test_every_metric_has_its_part() -> None:
+    parts = {
+        "nq_gold_passages_gold_only/ours_safe/answer_kept": "nq_gold_passages",
+        "kv_retrieval_75/off/answer_kept": "kv_retrieval_75",
+        "locomo10_history_unseen/ours_at_50/evidence_kept": "history",
+        "sharegpt_multiturn_en_history/last_n_at_50/tokens_saved": "history",
+        "net_dollars_gemini_h95/ours/saved": "net_dollars",
+        "whole/safe/ms_200k_chunks": "speed",
+        "own_prompts_ko/ours_safe/changed": "cleanup",
+        "local_model/off/answered": "local_model",
+    }
+    assert {name: part_of(name) for name in parts} == parts
