@@ -25,6 +25,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from services.compressor.minhash import Hashes, MinHasher, jaccard
 from services.compressor.prompt import SYSTEM, TOOL, Message, last_user
@@ -88,14 +89,24 @@ class Deduped:
     repeats: tuple[Repeat, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class _Block:
-    """A paragraph that stays, as near copies are compared with it."""
+    """A paragraph, as near copies are compared with it."""
 
-    place: tuple[str, int]
-    shingles: Hashes
-    words: list[str]
-    critical: tuple[str, ...]
+    def __init__(self, place: tuple[str, int], text: str, tokens: list[str], shingles: Hashes) -> None:
+        self.place = place
+        self.shingles = shingles
+        self._text = text
+        self._tokens = tokens
+
+    @cached_property
+    def words(self) -> list[str]:
+        """What it says, word for word."""
+        return _told(self._tokens)
+
+    @cached_property
+    def critical(self) -> tuple[str, ...]:
+        """What may not differ. Few paragraphs look like another one, so this is rarely asked for."""
+        return _critical(self._text, self._tokens)
 
 
 def dedupe(messages: Sequence[Message], chunks: Sequence[str], settings: DedupeSettings) -> Deduped:
@@ -217,7 +228,7 @@ class _Seen:
 
     def _near(self, text: str, place: tuple[str, int], *, fixed: bool) -> bool:
         words = _TOKEN.findall(text)
-        block = _Block(place, self._hasher.shingles(_units(words)), _told(words), _critical(text, words))
+        block = _Block(place, text, words, self._hasher.shingles(_units(words)))
         keys = self._hasher.bands(block.shingles)
         if not fixed:
             candidates = {id(other): other for key in keys for other in self._bands.get(key, ())}
@@ -233,9 +244,9 @@ class _Seen:
 
     def _stands_for(self, first: _Block, later: _Block) -> bool:
         """True when the first says all that the later one does."""
-        if first.critical != later.critical:
-            return False
         if jaccard(first.shingles, later.shingles) < self._settings.near_similarity:
+            return False
+        if first.critical != later.critical:
             return False
         rest = iter(first.words)
         return all(word in rest for word in later.words)  # In order: each search goes on where the last one ended.

@@ -6,7 +6,8 @@ import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import pairwise
 
 from services.compressor.protected import hard_ranges
@@ -38,8 +39,8 @@ class Document:
     """Tokens of each unit, counted alone."""
     title_terms: frozenset[str]
     names: frozenset[str]
-    hard: tuple[tuple[int, int], ...] = ()
-    """Its hard protected spans (``protected.py``)."""
+    hard: Callable[[], Sequence[tuple[int, int]]] = field(compare=False)
+    """Its hard protected spans (``protected.py``), found when first asked for: most chunks stay or go whole."""
 
     def unit_text(self, place: int) -> str:
         """One unit's text, without the white space around it."""
@@ -76,7 +77,7 @@ def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str]
         tokens=tuple(tokens),
         title_terms=frozenset(terms(title)),
         names=names(text),
-        hard=tuple(hard_ranges(text)),
+        hard=cache(partial(hard_ranges, text)),
     )
 
 

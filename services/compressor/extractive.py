@@ -11,8 +11,9 @@ sentences with a number or a negation that the question asks about. Gaps are not
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -58,8 +59,8 @@ class Worth:
     tokens: Floats
     starts: npt.NDArray[np.intp]
     owner: npt.NDArray[np.intp]
-    groups: tuple[tuple[int, ...], ...]
-    """Units that stay or go together."""
+    groups: tuple[Callable[[], Sequence[tuple[int, ...]]], ...]
+    """For each chunk the units that stay or go together; found when first asked for."""
     leaders: tuple[tuple[int, ...], ...]
     """For each unit those that must stay when it stays."""
     along: Mask
@@ -78,7 +79,7 @@ def worth(documents: Sequence[Document], ranked: Ranked, query: Query, near_repe
     titles = np.zeros(len(owner), bool)
     along = np.zeros(len(owner), bool)
     leaders: list[tuple[int, ...]] = []
-    groups: list[tuple[int, ...]] = []
+    groups: list[Callable[[], Sequence[tuple[int, ...]]]] = []
     forced = np.zeros(len(owner), bool)
     keys = identifiers(query.focus)
     asked_numbers = numbers(query.focus)
@@ -108,7 +109,7 @@ def worth(documents: Sequence[Document], ranked: Ranked, query: Query, near_repe
                 along[at] |= len(asked & counts.keys()) >= _SHARED_TERMS
             if keys and any(key in text for key in keys):
                 forced[at] = True
-        groups += _together(document, start, document.hard)
+        groups.append(cache(partial(_together, document, start)))
     density = value / (tokens + UNIT_OVERHEAD_TOKENS)
     # A title is worth nothing alone: it follows its text.
     density[titles & (np.array(sizes)[owner] > 1)] = -np.inf
@@ -129,9 +130,11 @@ def select(prepared: Worth, threshold: float) -> Mask:
     for at in np.flatnonzero(kept).tolist():
         for needed in prepared.leaders[at]:
             kept[needed] = True
-    for group in prepared.groups:
-        if any(kept[at] for at in group):
-            kept[list(group)] = True
+    stay = np.bincount(prepared.owner, kept, count)
+    for place in np.flatnonzero((stay > 0) & (stay < np.bincount(prepared.owner, minlength=count))).tolist():
+        for group in prepared.groups[place]():
+            if any(kept[at] for at in group):
+                kept[list(group)] = True
     np.logical_or.at(alive, prepared.owner, kept & ~prepared.titles)
     single = np.bincount(prepared.owner, minlength=count) == 1
     np.logical_or.at(alive, prepared.owner, kept & single[prepared.owner])
@@ -149,11 +152,11 @@ def cut(document: Document, kept: Sequence[bool]) -> str:
     ).rstrip()
 
 
-def _together(document: Document, start: int, spans: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+def _together(document: Document, start: int) -> list[tuple[int, ...]]:
     """Groups of units that one protected span runs across."""
     found: list[tuple[int, ...]] = []
     place = 0
-    for left, right in sorted(spans):
+    for left, right in sorted(document.hard()):
         while place < len(document.units) and document.units[place].end <= left:
             place += 1
         last = place

@@ -15,6 +15,7 @@ Hashes = npt.NDArray[np.uint64]
 BANDS, ROWS = 16, 4
 """Two texts that share eight in ten shingles meet in a band with probability 0.9998; with half, 0.64."""
 _SHINGLE = 3
+_BLOCK = 1024
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 
 
@@ -50,9 +51,11 @@ class MinHasher:
         """Keys: texts that share one of them may be near-duplicates. None of nothing."""
         if not len(shingles):
             return []
-        signature = np.empty(len(self._odd), np.uint64)
-        for at, (odd, shift) in enumerate(zip(self._odd, self._shift, strict=True)):
-            signature[at] = (shingles * odd + shift).min()
+        # Some at a time: the whole table of a long text would be large.
+        signature = np.full(len(self._odd), np.iinfo(np.uint64).max, np.uint64)
+        for at in range(0, len(shingles), _BLOCK):
+            hashes = shingles[at : at + _BLOCK, np.newaxis] * self._odd + self._shift
+            signature = np.minimum(signature, hashes.min(axis=0))
         return [bytes([band]) + signature[band * ROWS : (band + 1) * ROWS].tobytes() for band in range(BANDS)]
 
 

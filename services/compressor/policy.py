@@ -45,7 +45,7 @@ MAX_CLEANED_CHARS = 200_000
 """Longer texts are sent as they are: cleaning a book takes a second and saves next to nothing."""
 _MAX_COUNTED_CHARS = 20_000
 """Of longer texts each cleaning step is measured by characters: counting tokens again and again takes too long."""
-_MAX_DEDUPED_CHARS = 400_000
+_MAX_DEDUPED_CHARS = 150_000
 _FITTING_TRIES = 6
 
 

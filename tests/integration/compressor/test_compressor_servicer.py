@@ -470,3 +470,38 @@ async def test_what_was_billed_corrects_estimated_counts(mesh: Mesh) -> None:
     later = await mesh.stub.CompressPrompt(request, timeout=5)
     assert later.token_correction == pytest.approx(1.25, abs=0.02)
     assert later.compressed_input_token_count == pytest.approx(1.25 * first.compressed_input_token_count, rel=0.03)
+
+
+async def test_of_many_new_chunks_those_that_words_put_first_are_embedded(mesh: Mesh) -> None:
+    chunks = [f"Passage {number} is about the history of town {number} and its mills." for number in range(14)]
+    chunks[12] = "A refund is paid to the card that was used."
+    response = await mesh.compress("Is a refund paid to the card?", chunks=chunks)
+    (asked,) = mesh.cache.asked
+    assert asked[-1] == "Is a refund paid to the card?"
+    assert chunks[12] in asked
+    assert len(asked) == 9
+    assert "12" in [chunk.chunk_id for chunk in response.retrieved_chunks]
+    assert "embedding similarity" in response.strategies[0].reason
+    await mesh.compress("Is a refund paid to the card?", chunks=chunks)
+    assert set(asked).isdisjoint(mesh.cache.asked[1])  # The others, now that these are kept.
+
+
+async def test_messages_are_embedded_where_few_are_new(mesh: Mesh) -> None:
+    def edit(request: chat_pb2.CompletionRequest) -> None:
+        for number in range(5):
+            request.messages.insert(2 * number, message(f"Of town {number}: " + "mills and bridges, " * 10))
+            request.messages.insert(2 * number + 1, message("It is old.", ASSISTANT))
+        request.messages[2].parts[0].text = "My refund went to the wrong card. " + "It was a long day. " * 10
+
+    aggressive = chat_pb2.COMPRESSION_MODE_AGGRESSIVE
+    given = chat_pb2.Embedding(values=[1.0, 0.0], embedder=mesh.cache.embedder)
+    response = await mesh.compress("And my refund?", mode=aggressive, edit=edit, embedding=given)
+    (asked,) = mesh.cache.asked
+    assert len(asked) == 7  # Each text once.
+    assert "embedding similarity and words" in response.strategies[-1].reason
+    texts = [each.parts[0].text for each in response.messages]
+    assert any("wrong card" in text for text in texts)
+    mesh.cache.error = TenthError(Code.UNAVAILABLE, "GONE", "gone")
+    mesh.now = 100.0
+    other = await mesh.compress("And my refund, please?", mode=aggressive, edit=edit)
+    assert "by words" in other.strategies[-1].reason

@@ -254,5 +254,5 @@ def test_a_megabyte_takes_a_second_at_most(unit: str) -> None:
     started = time.thread_time()
     hard_spans(text)
     soft_spans(text)
-    # Half of that is usual; the machine may be busy.
-    assert time.thread_time() - started < 2.5
+    # A fifth of that is usual; the machine may be busy.
+    assert time.thread_time() - started < 6

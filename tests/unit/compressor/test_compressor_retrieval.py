@@ -188,7 +188,7 @@ def test_a_sentence_that_leans_on_the_one_before_brings_it() -> None:
 def test_units_under_one_protected_span_stay_together() -> None:
     text = "Alpha one is here today. Beta two is over there. Gamma three is gone for good and nobody has heard of it."
     first, *others = documents(text, *OTHERS)
-    document = [replace(first, hard=((5, 40),)), *others]
+    document = [replace(first, hard=lambda: [(5, 40)]), *others]
     query = Query("Alpha")
     found = rank(document, query, None, FITTED.weights["en", Level.WORDS])
     prepared = worth(document, found, query, [])
