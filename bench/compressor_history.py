@@ -1,9 +1,9 @@
 """What the ``history`` strategy keeps of long conversations, beside the newest messages.
 
-- ``locomo10_history/<system>_at_<25|50|75>/evidence_kept``: share of questions whose evidence turns all stay whole when
-  that share of the history's tokens (cl100k, frames included, the question not counted) may. ``ours`` has vectors,
-  ``ours_words`` none; ``last_n`` takes the newest messages while they fit. The question is LoCoMo's, as the last user
-  message; turns are messages. ``locomo10_history_unseen`` is the same on conversations that were not fitted on.
+- ``locomo10_history/<system>_at_<10|25|50|75>/evidence_kept``: share of questions whose evidence turns all stay
+  whole when that share of the history's tokens (cl100k, frames included, the question not counted) may. ``ours`` has
+  vectors, ``ours_words`` none; ``last_n`` takes the newest messages while they fit. The question is LoCoMo's, as the
+  last user message; turns are messages. ``locomo10_history_unseen``: the same on conversations that were not fitted on.
 - ``<chat set>_history/<system>_at_<share>/answer_terms_kept``: of the words of the real next answer that stand in the
   history and not in the question, the share that stays, mean over chats. What an answer needs is not marked in these
   sets; its words are the nearest there is. ``tokens_saved`` is of the whole prompt.
@@ -46,7 +46,7 @@ from services.compressor.history_weights import SHIPPED, load_weights
 from services.compressor.prompt import Message
 from services.compressor.tokens import TokenCounters
 
-SHARES = (0.25, 0.5, 0.75)
+SHARES = (0.1, 0.25, 0.5, 0.75)
 EMBEDDED_CHATS = frozenset({"mtrag_un_multiturn", "sharegpt_multiturn_ko"})
 """ShareGPT's English messages are too long and too many to embed in a bench: words alone choose there."""
 QUICK_ROWS = 40
@@ -69,16 +69,20 @@ class HistoryBench:
     seed: int
     encoder: Encoder | None = None
     """None: only ``ours_words`` is measured."""
+    held_out: bool = False
+    """Only conversations that were not fitted on."""
 
 
-def history_bench(data: Path, result: Result, models_dir: Path, seed: int, encoder: Encoder | None) -> HistoryBench:
+def history_bench(
+    data: Path, result: Result, models_dir: Path, seed: int, encoder: Encoder | None, *, held_out: bool = False
+) -> HistoryBench:
     """A bench of the shipped weights."""
     weights, exponent = load_weights()
     fitted = frozenset(json.loads(SHIPPED.read_text("utf-8"))["fitted_on"])
     counters = TokenCounters(models_dir, 64 << 20)
     counters.load([_TOKENIZER])
     cost = counters.of(_TOKENIZER).message
-    return HistoryBench(data, result, cost, HistorySettings(weights, exponent), fitted, seed, encoder)
+    return HistoryBench(data, result, cost, HistorySettings(weights, exponent), fitted, seed, encoder, held_out)
 
 
 def measure(bench: HistoryBench) -> None:
@@ -87,9 +91,12 @@ def measure(bench: HistoryBench) -> None:
     parts += [(name, lambda name=name: _chats(bench, name)) for name in CHATS]  # type: ignore[misc]  # Inferred.
     for name, part in parts:
         if not (bench.data / "compressor" / f"{name}.jsonl.gz").is_file():
-            bench.result.skipped.append(f"{name}: absent")
+            bench.result.skipped.append(f"history, {name}: no file")
             continue
-        part()
+        try:
+            part()
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            bench.result.skipped.append(f"history, {name}: cannot be read: {error or type(error).__name__}")
     bench.result.assumptions["history"] = (
         "cl100k tokens with message frames; roles kept apart by stubs, which count; "
         "LoCoMo's sessions are dated at their first turn; answer_terms_kept stands in for what an answer needs"
@@ -128,12 +135,14 @@ def interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:
 
 def _locomo(bench: HistoryBench) -> None:
     conversations = read_locomo(bench.data)
+    if bench.held_out:
+        conversations = [one for one in conversations if _unseen(bench, one)]
     if bench.result.quick:
         conversations = conversations[:1]
     kept: dict[tuple[bool, str], list[float]] = {}
     seconds: list[float] = []
     for one in conversations:
-        unseen = hashlib.sha256(one.id.encode()).hexdigest()[:8] not in bench.fitted_on
+        unseen = _unseen(bench, one)
         vectors = _vectors_of(bench, one)
         for system, share, flags in _conversation(bench, one, vectors, seconds):
             kept.setdefault((unseen, f"{system}_at_{share * 100:.0f}"), []).extend(flags)
@@ -145,6 +154,10 @@ def _locomo(bench: HistoryBench) -> None:
     if seconds:
         milliseconds = [1000 * value for value in seconds]
         bench.result.add(f"{LOCOMO}/ours/p50_ms", statistics.median(milliseconds), "ms", len(milliseconds))
+
+
+def _unseen(bench: HistoryBench, one: Conversation) -> bool:
+    return hashlib.sha256(one.id.encode()).hexdigest()[:8] not in bench.fitted_on
 
 
 def _conversation(

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.progress import blocks
 from bench.result import Result
 from services.compressor.choosing import FittedChunks, fitted_chunks
 from services.compressor.documents import Documents
@@ -220,26 +221,36 @@ class TokenCounter:
 def measure(
     result: Result, data: Path, encode: Callable[[str], Sequence[int]], modes: Mapping[str, Plan], mode: str
 ) -> None:
-    """Add ``net_dollars/...``: ``ours`` is the compressor in ``mode``; the other modes stand beside it by name."""
-    turns = traffic(data / "compressor", result.quick)
+    """Add ``net_dollars/...``: ``ours`` is the compressor in ``mode``.
+
+    Of the other modes only the worst case is added, by name, on a quarter of the traffic and three probabilities.
+    """
+    traffic_of = {quick: traffic(data / "compressor", quick) for quick in {True, result.quick}}
     renderer = Renderer(encode)
     counter = TokenCounter(renderer)
-    probabilities = (0.0, 0.5, 0.95) if result.quick else PROBABILITIES
+    few = (0.0, 0.5, 0.95)
+    probabilities = few if result.quick else PROBABILITIES
     result.assumptions["net_dollars"] = {
         "mode": mode,
         "styles": [style.name for style in STYLES],
         "probabilities": list(probabilities),
-        "requests": len(turns),
+        "requests": len(traffic_of[result.quick]),
+        "requests_of_other_modes": len(traffic_of[True]),
         "hindsight": "the best of 16 sets of strategies, by conversation",
     }
     for name, plan in modes.items():
+        own = name == mode
+        turns = traffic_of[result.quick or not own]
         figures: list[Figure] = []
-        for app in dict.fromkeys(turn.app for turn in turns):
-            own = [turn for turn in turns if turn.app == app]
-            figures += play_all(own, renderer, counter, plan, probabilities)
-        add(result, "ours" if name == mode else f"ours_{name}", figures, lambda figure: figure.ours)
-        add(result, "always" if name == mode else f"always_{name}", figures, lambda figure: figure.always)
-        if name == mode:
+        for app in blocks(list(dict.fromkeys(turn.app for turn in turns)), 1, f"net dollars, {name}"):
+            of_app = [turn for turn in turns if turn.app == app[0]]
+            figures += play_all(of_app, renderer, counter, plan, probabilities if own else few, hindsight=own)
+        for system, spent in (("ours", _ours), ("always", _always)):
+            if own:
+                add(result, system, figures, spent)
+            else:
+                add_worst(result, f"{system}_{name}", figures, spent)
+        if own:
             add_shares(result, figures)
 
 
@@ -257,11 +268,27 @@ class Figure:
     best: float
 
 
+def _ours(figure: Figure) -> float:
+    return figure.ours
+
+
+def _always(figure: Figure) -> float:
+    return figure.always
+
+
+def add_worst(result: Result, system: str, figures: Sequence[Figure], spent: Callable[[Figure], float]) -> None:
+    """The worst case's saving, and it as a share of what the case cost with nothing cut."""
+    count = sum(figure.requests for figure in figures)
+    worst = min(figures, key=lambda figure: figure.off - spent(figure))
+    result.add(f"net_dollars/{system}/min_nano_usd", worst.off - spent(worst), "nano_usd", count)
+    least = min((figure.off - spent(figure)) / figure.off for figure in figures)
+    result.add(f"net_dollars/{system}/min_saved", least, "ratio", count)
+
+
 def add(result: Result, system: str, figures: Sequence[Figure], spent: Callable[[Figure], float]) -> None:
     """The worst case's saving, and the share of hindsight's saving that was had, over all and in the worst case."""
+    add_worst(result, system, figures, spent)
     count = sum(figure.requests for figure in figures)
-    worst = min(figure.off - spent(figure) for figure in figures)
-    result.add(f"net_dollars/{system}/min_nano_usd", worst, "nano_usd", count)
     best = sum(figure.off - figure.best for figure in figures)
     saved = sum(figure.off - spent(figure) for figure in figures)
     result.add(f"net_dollars/{system}/captured", saved / best if best else 1.0, "ratio", count)
@@ -299,11 +326,19 @@ def _matters(figure: Figure) -> bool:
 
 
 def play_all(
-    turns: Sequence[Turn], renderer: Renderer, counter: TokenCounter, plan: Plan, probabilities: Sequence[float]
+    turns: Sequence[Turn],
+    renderer: Renderer,
+    counter: TokenCounter,
+    plan: Plan,
+    probabilities: Sequence[float],
+    *,
+    hindsight: bool = True,
 ) -> list[Figure]:
-    """Every style at every probability."""
+    """Every style at every probability. Without ``hindsight`` the best is known among nothing, all and ours only."""
     order = [each for each in ORDER if each in USUAL]
     subsets = [frozenset(each) for size in range(len(order) + 1) for each in itertools.combinations(order, size)]
+    if not hindsight:
+        subsets = [frozenset(), USUAL]
     cut = {
         subset: [renderer(_cut(turn.prompt, replace(plan, strategies=subset), counter)) for turn in turns]
         for subset in subsets

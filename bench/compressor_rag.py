@@ -1,7 +1,9 @@
 """Retrieved chunks: tokens saved and answers kept by the compressor's modes and by simple filters.
 
-``ours_*`` ranks with chunk vectors, the mesh's default; ``ours_words_*`` without, as when the cache is down;
-``ours_sentences_*`` with sentence vectors too; ``ours_cold_*`` with those of the five chunks that words put first.
+``ours_*`` is the compressor's whole path with chunk vectors, the mesh's default; ``ours_words_*`` without, as when the
+cache is down. ``ours_cold_*`` (vectors of the five chunks that words put first) and ``ours_sentences_*`` (sentence
+vectors too, which the service does not ask for) are the retrieval strategy alone, as is ``ours_at_60``: no mode of the
+product aims at a share of all prompts together.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from bench.cache_vectors import KeptEncoder
+from bench.compressor_plots import Line
+from bench.compressor_product import MODES, Product
 from bench.compressor_vectors import embed
 from bench.result import Result
 from services.compressor.datasets import Case, alone, answered, read
@@ -41,7 +45,9 @@ SETS = ("nq_gold_passages", "beerqa_1000", "korquad1_dev_ko", "mtrag_un_multitur
 KEYS = "kv_retrieval_75"
 TOP = 3
 """Chunks that the simple filters keep."""
-SHARE = 0.60
+SHARES = (0.50, 0.60)
+"""Shares of tokens that a system is forced to save over a whole set."""
+_CURVE_POINTS = 14
 COLD_CHUNKS = 5
 QUICK_ROWS = 60
 _RESAMPLES = 1000
@@ -65,11 +71,18 @@ class Choice:
 class Tools:
     """What a run is given; without an encoder what needs it is skipped."""
 
-    fitted: Fitted
-    count_tokens: Callable[[str], int]
-    """cl100k_base."""
+    product: Product
     encoder: KeptEncoder | None
     article_encoder: KeptEncoder | None
+
+    @property
+    def fitted(self) -> Fitted:
+        """The shipped weights."""
+        return self.product.fitted
+
+    def count_tokens(self, text: str) -> int:
+        """By cl100k_base."""
+        return self.product.counter.text(text)
 
 
 class _Set:
@@ -84,8 +97,7 @@ class _Set:
 
     def note(self, result: Result, name: str, system: str, kept: Sequence[Kept]) -> None:
         """Add the two measures of one system."""
-        left = np.array([self._total(list(each.values())) for each in kept], float)
-        right = np.array([answered(case, each) for case, each in zip(self._cases, kept, strict=True)], float)
+        left, right = self._measured(kept)
         _add(
             result,
             f"{name}/{system}/tokens_saved",
@@ -94,6 +106,16 @@ class _Set:
         )
         _add(result, f"{name}/{system}/answer_kept", mean(right, self._draws), len(kept))
 
+    def point(self, kept: Sequence[Kept]) -> tuple[float, float]:
+        """(tokens saved, answers kept), for a picture."""
+        left, right = self._measured(kept)
+        return float(1 - left.sum() / self._eligible.sum()), float(right.mean())
+
+    def _measured(self, kept: Sequence[Kept]) -> tuple[Floats, Floats]:
+        left = np.array([self._total(list(each.values())) for each in kept], float)
+        right = np.array([answered(case, each) for case, each in zip(self._cases, kept, strict=True)], float)
+        return left, right
+
     def _total(self, texts: Sequence[str]) -> int:
         for text in texts:
             if text not in self._tokens:
@@ -101,9 +123,14 @@ class _Set:
         return sum(self._tokens[text] for text in texts)
 
 
-def measure(result: Result, data: Path, choice: Choice, tools: Tools) -> None:
-    """Every set that is there."""
+def measure(
+    result: Result, data: Path, choice: Choice, tools: Tools, only: Sequence[str] = (*SETS, KEYS)
+) -> dict[str, dict[str, Line]]:
+    """Every set of these that is there. Returns what is needed for pictures, by set and system."""
+    lines = {}
     for name in SETS:
+        if name not in only:
+            continue
         file = data / "compressor" / f"{name}.jsonl.gz"
         if not file.is_file():
             result.skipped.append(f"{name}: no file")
@@ -117,40 +144,79 @@ def measure(result: Result, data: Path, choice: Choice, tools: Tools) -> None:
         if not cases:
             result.skipped.append(f"{name}: no row to measure")
             continue
-        _measure_set(result, name, cases, tools, choice)
-    _measure_keys(result, data, choice, tools)
+        lines[name] = _measure_set(result, name, cases, tools, choice)
+    if KEYS in only:
+        _measure_keys(result, data, choice, tools)
+    return lines
 
 
-def _measure_set(result: Result, name: str, cases: Sequence[Case], tools: Tools, choice: Choice) -> None:
+def _measure_set(result: Result, name: str, cases: Sequence[Case], tools: Tools, choice: Choice) -> dict[str, Line]:
     outcomes = _Set(cases, tools, choice.seed)
     outcomes.note(result, name, "off", [dict(enumerate(case.chunks)) for case in cases])
-    outcomes.note(
-        result, name, f"bm25_top{TOP}", [_top(case, rank_by_bm25(case.question, case.chunks).scores) for case in cases]
-    )
+    lines = {}
+    bm25 = [rank_by_bm25(case.question, case.chunks).scores for case in cases]
+    lines["bm25"] = _top_line(result, name, f"bm25_top{TOP}", outcomes, cases, bm25)
     if tools.article_encoder is not None:
         known = embed(tools.article_encoder, f"article_{name}", cases, sentences=False)
-        outcomes.note(result, name, "article", [_top(case, _cosines(case, known)) for case in cases])
+        cosines = [_cosines(case, known) for case in cases]
+        lines["article"] = _top_line(result, name, "article", outcomes, cases, cosines)
+    else:
+        result.skipped.append(f"{name}/article: no model")
     memory = Documents(tools.count_tokens, _MEMORY_BYTES)
     documents = [memory.prepare(case.chunks) for case in cases]
-    _note_ours(
-        result, name, "ours_words", outcomes, _prepared(cases, documents, tools.fitted, None, Level.WORDS), tools.fitted
-    )
+    words = _prepared(cases, documents, tools.fitted, None, Level.WORDS)
+    lines["ours_words"] = _note_product(result, name, "ours_words", outcomes, cases, words, tools, None)
     if tools.encoder is None:
         result.skipped.append(f"{name}/ours: no embedder")
-        return
+        return lines
     known = embed(tools.encoder, f"compressor_{name}", cases, sentences=True)
-    for lead, level in (("ours", Level.CHUNKS), ("ours_sentences", Level.SENTENCES)):
-        _note_ours(result, name, lead, outcomes, _prepared(cases, documents, tools.fitted, known, level), tools.fitted)
-    _note_ours(result, name, "ours_cold", outcomes, _cold(cases, documents, tools.fitted, known), tools.fitted)
+    chunks = _prepared(cases, documents, tools.fitted, known, Level.CHUNKS)
+    lines["ours"] = _note_product(result, name, "ours", outcomes, cases, chunks, tools, known)
+    _note_strategy(result, name, "ours_cold", outcomes, _cold(cases, documents, tools.fitted, known), tools.fitted)
+    sentences = _prepared(cases, documents, tools.fitted, known, Level.SENTENCES)
+    _note_strategy(result, name, "ours_sentences", outcomes, sentences, tools.fitted)
     singles = [alone(case) for case in cases]
     single = _Set(singles, tools, choice.seed)
-    prepared = _prepared(
-        singles, [memory.prepare(case.chunks) for case in singles], tools.fitted, known, Level.SENTENCES
-    )
-    _note_ours(result, f"{name}_gold_only", "ours_sentences", single, prepared, tools.fitted)
+    prepared = _prepared(singles, [memory.prepare(case.chunks) for case in singles], tools.fitted, known, Level.CHUNKS)
+    _note_product(result, f"{name}_gold_only", "ours", single, singles, prepared, tools, known)
+    return lines
 
 
-def _note_ours(
+def _top_line(
+    result: Result, name: str, system: str, outcomes: _Set, cases: Sequence[Case], scores: Sequence[Sequence[float]]
+) -> Line:
+    """A filter that keeps the best few chunks: measured at ``TOP``, drawn for every number."""
+    most = max(len(case.chunks) for case in cases)
+    outcomes.note(result, name, system, [_top(case, own, TOP) for case, own in zip(cases, scores, strict=True)])
+    points = [
+        outcomes.point([_top(case, own, count) for case, own in zip(cases, scores, strict=True)])
+        for count in range(1, most + 1)
+    ]
+    return Line(points, {f"top {TOP}": points[min(TOP, most) - 1]})
+
+
+def _note_product(
+    result: Result,
+    name: str,
+    lead: str,
+    outcomes: _Set,
+    cases: Sequence[Case],
+    prepared: Sequence[Prepared],
+    tools: Tools,
+    known: Known | None,
+) -> Line:
+    """Each mode by the whole path, and what the strategy does when it is forced to a share."""
+    operating = {}
+    for mode in MODES:
+        kept = [tools.product.chunks(mode, case.question, case.earlier, case.chunks, known) for case in cases]
+        outcomes.note(result, name, f"{lead}_{mode.value}", kept)
+        operating[mode.value] = outcomes.point(kept)
+    _note_shares(result, name, lead, outcomes, prepared)
+    points = [outcomes.point(_at(prepared, threshold)) for threshold in _thresholds(prepared)]
+    return Line(points, operating)
+
+
+def _note_strategy(
     result: Result, name: str, lead: str, outcomes: _Set, prepared: Sequence[Prepared], fitted: Fitted
 ) -> None:
     for mode in Harshness:
@@ -158,11 +224,24 @@ def _note_ours(
         outcomes.note(
             result, name, f"{lead}_{mode.value}", [{chunk.place: chunk.text for chunk in each.chunks} for each in found]
         )
-    threshold = threshold_for_share(prepared, SHARE)
+    _note_shares(result, name, lead, outcomes, prepared)
+
+
+def _note_shares(result: Result, name: str, lead: str, outcomes: _Set, prepared: Sequence[Prepared]) -> None:
+    for share in SHARES:
+        kept = _at(prepared, threshold_for_share(prepared, share))
+        outcomes.note(result, name, f"{lead}_at_{100 * share:.0f}", kept)
+
+
+def _at(prepared: Sequence[Prepared], threshold: float) -> list[Kept]:
     forced = [selection(each, mask(each, threshold), cut_records=True) for each in prepared]
-    outcomes.note(
-        result, name, f"{lead}_at_60", [{chunk.place: chunk.text for chunk in each.chunks} for each in forced]
-    )
+    return [{chunk.place: chunk.text for chunk in each.chunks} for each in forced]
+
+
+def _thresholds(prepared: Sequence[Prepared]) -> list[float]:
+    """Thresholds between which about equally many units lie."""
+    every = np.concatenate([each.worth.density for each in prepared])
+    return [float(each) for each in np.quantile(every[np.isfinite(every)], np.linspace(0.02, 0.98, _CURVE_POINTS))]
 
 
 def _prepared(
@@ -203,7 +282,6 @@ def _measure_keys(result: Result, data: Path, choice: Choice, tools: Tools) -> N
     draws = resamples(len(rows), _RESAMPLES, choice.seed)
     texts = [json.dumps(dict(row["ordered_kv_records"]), indent=1) for row in rows]
     eligible = np.array([tools.count_tokens(text) for text in texts], float)
-    memory = Documents(tools.count_tokens, _MEMORY_BYTES)
 
     def note(system: str, kept: Sequence[str]) -> None:
         left = np.array([tools.count_tokens(text) for text in kept], float)
@@ -214,12 +292,11 @@ def _measure_keys(result: Result, data: Path, choice: Choice, tools: Tools) -> N
     note("off", texts)
     records = [[f'"{key}": "{value}"' for key, value in row["ordered_kv_records"]] for row in rows]
     note(f"bm25_top{TOP}", [_top_records(row["key"], each) for row, each in zip(rows, records, strict=True)])
-    for mode in Harshness:
+    for mode in MODES:
         kept = []
         for row, text in zip(rows, texts, strict=True):
-            query = Query(f'Extract the value corresponding to the key "{row["key"]}" in the JSON object below.')
-            found = by_mode(prepare(memory.prepare([text]), query, None, tools.fitted), mode, tools.fitted)
-            kept.append(found.chunks[0].text if found.chunks else "")
+            asked = f'Extract the value corresponding to the key "{row["key"]}" in the JSON object below.'
+            kept.append(tools.product.chunks(mode, asked, (), [text]).get(0, ""))
         note(f"ours_{mode.value}", kept)
 
 
@@ -236,8 +313,8 @@ def _holds_pair(text: str, row: Mapping[str, Any]) -> bool:
         return False
 
 
-def _top(case: Case, scores: Sequence[float]) -> Kept:
-    best = sorted(range(len(case.chunks)), key=lambda at: (-scores[at], at))[:TOP]
+def _top(case: Case, scores: Sequence[float], count: int) -> Kept:
+    best = sorted(range(len(case.chunks)), key=lambda at: (-scores[at], at))[:count]
     return {at: case.chunks[at] for at in sorted(best)}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cache_tables import cache_tables
+from bench.compressor_tables import compressor_tables
 from bench.router_tables import router_tables
 
 DOCUMENT = Path("docs/benchmarks.md")
@@ -178,6 +179,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "ledger": ledger_tables,
     "cache": cache_tables,
     "router": router_tables,
+    "compressor": compressor_tables,
 }
 """The tables by benchmark."""
 

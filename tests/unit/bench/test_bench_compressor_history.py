@@ -84,7 +84,7 @@ def test_figures_and_what_is_skipped(tmp_path: Path) -> None:
     assert result.metrics["locomo10_history/ours_words_at_50/evidence_kept"]["value"] == 1.0
     assert result.metrics["locomo10_history_unseen/ours_words_at_50/evidence_kept"]["n"] == 2
     assert "locomo10_history/ours_at_50/evidence_kept" not in result.metrics  # There is no encoder.
-    assert "mtrag_un_multiturn: absent" in result.skipped
+    assert "history, mtrag_un_multiturn: no file" in result.skipped
 
 
 def test_the_newest_that_fit() -> None:
