@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench import pictures
 from bench.cache_counts import Point
+from bench.pictures import HEIGHT, WIDTH
 
-_WIDTH, _HEIGHT, _SCALE = 860, 420, 2.0
 _MOST_WRONG = 100.0
 """Where the picture ends, wrong answers per 1,000: nobody would run a cache beyond."""
 _MOST_POINTS = 400
@@ -34,14 +33,7 @@ class Line:
 
 def draw(file: Path, set_name: str, lines: Mapping[str, Line]) -> str:
     """Write one PNG. Returns why there is none, else an empty string."""
-    if find_spec("vl_convert") is None:
-        return "vl-convert-python, of the extra `bench`, is not installed"
-    png: bytes = import_module("vl_convert").vegalite_to_png(
-        specification(set_name, lines), scale=_SCALE, allowed_base_urls=[], show_warnings=False
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(png)
-    return ""
+    return pictures.draw(file, specification(set_name, lines))
 
 
 def specification(set_name: str, lines: Mapping[str, Line]) -> dict[str, Any]:
@@ -84,8 +76,8 @@ def specification(set_name: str, lines: Mapping[str, Line]) -> dict[str, Any]:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "title": {"text": f"{set_name}: hit rate against wrong answers", "anchor": "start", "fontSize": 17},
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "background": "white",
         "layer": [
             {

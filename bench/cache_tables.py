@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cache_sets import INFERENCE, PAIRS, STREAMS
+from bench.cells import Figures, head, row, yes
 
 SYSTEMS = {"article": "article's default", "ours_strict": "Tenth, strict", "ours_faq": "Tenth, faq"}
 _LOOKUP_SYSTEMS = {"ours": "Tenth, in the process", "ours_rpc": "Tenth, by RPC", "gptcache": "GPTCache"}
@@ -32,19 +33,8 @@ MOST_CONTRADICTIONS = 0.01
 MOST_LOOKUP_MS = {"lookup_10k": 1.0, "lookup_100k": 5.0}
 
 
-class _Figures:
-    """The metrics of a result, as cells of a table."""
-
-    def __init__(self, result: Mapping[str, Any]) -> None:
-        self.metrics: Mapping[str, Mapping[str, Any]] = result["metrics"]
-
-    def value(self, name: str) -> float | None:
-        return float(self.metrics[name]["value"]) if name in self.metrics else None
-
-    def share(self, name: str) -> str:
-        """A ratio to three digits."""
-        value = self.value(name)
-        return "" if value is None else f"{value:.3f}"
+class _Figures(Figures):
+    """Those of the cache: shares, and counts per 1,000."""
 
     def count(self, name: str) -> str:
         """A figure per 1,000, or of milliseconds."""
@@ -89,7 +79,7 @@ def cache_tables(result: Mapping[str, Any]) -> str:
 
 
 def _reach(figures: _Figures) -> list[str]:
-    lines = _head("what", "measure", "article's default", "Tenth", "reach", "reached", texts=2)
+    lines = head("what", "measure", "article's default", "Tenth", "reach", "reached", texts=2)
     for reach in REACH:
         ours, article = f"{reach.set_name}/{reach.system}", f"{reach.set_name}/article"
         if figures.value(f"{ours}/hit_rate") is None:
@@ -106,13 +96,13 @@ def _reach(figures: _Figures) -> list[str]:
                 continue
             reached = value >= goal if at_least else value <= goal
             lines.append(
-                _row(
+                row(
                     f"{reach.set_name}, {reach.system.removeprefix('ours_')}",
                     title,
                     figures.with_interval(f"{article}/{measure}"),
                     figures.with_interval(f"{ours}/{measure}"),
                     f"at {'least' if at_least else 'most'} {goal:g}",
-                    _yes(reached),
+                    yes(reached),
                 )
             )
     for name in INFERENCE:
@@ -121,13 +111,13 @@ def _reach(figures: _Figures) -> list[str]:
             value = figures.value(f"{name}/{system}/{measure}")
             if value is not None:
                 lines.append(
-                    _row(
+                    row(
                         f"{name}, {system.removeprefix('ours_')}",
                         "contradictions served",
                         figures.with_interval(f"{name}/article/{measure}"),
                         figures.with_interval(f"{name}/{system}/{measure}"),
                         f"at most {MOST_CONTRADICTIONS:g}",
-                        _yes(value <= MOST_CONTRADICTIONS),
+                        yes(value <= MOST_CONTRADICTIONS),
                     )
                 )
     for name, most in MOST_LOOKUP_MS.items():
@@ -135,16 +125,16 @@ def _reach(figures: _Figures) -> list[str]:
         if value is not None:
             size = name.removeprefix("lookup_")
             lines.append(
-                _row(
+                row(
                     f"lookup, {size} entries", "p50 ms", "", figures.count(f"{name}/ours/p50_ms"),
-                    f"at most {most:g}", _yes(value <= most),
+                    f"at most {most:g}", yes(value <= most),
                 )
             )  # fmt: skip
     return lines
 
 
 def _streams(figures: _Figures) -> list[str]:
-    lines = _head(
+    lines = head(
         "set", "system", "asked", "hit rate", "precision", "wrong per 1,000", "attainable", "bypassed",
         "out of scope served per 1,000", "hit rate with hindsight", texts=2,
     )  # fmt: skip
@@ -152,7 +142,7 @@ def _streams(figures: _Figures) -> list[str]:
         of = f"{name}/{system}/"
         if f"{of}hit_rate" in figures.metrics:
             lines.append(
-                _row(
+                row(
                     name, SYSTEMS[system], str(figures.metrics[f"{of}hit_rate"]["n"]),
                     figures.with_interval(f"{of}hit_rate"), figures.share(f"{of}precision"),
                     figures.with_interval(f"{of}wrong_per_1000"), figures.share(f"{of}attainable"),
@@ -164,12 +154,12 @@ def _streams(figures: _Figures) -> list[str]:
 
 
 def _pairs(figures: _Figures) -> list[str]:
-    lines = _head("pairs", "system", "pairs", "precision", "recall", "bypassed", texts=2)
+    lines = head("pairs", "system", "pairs", "precision", "recall", "bypassed", texts=2)
     for name, system in _each(PAIRS):
         of = f"{name}/{system}/"
         if f"{of}recall" in figures.metrics:
             lines.append(
-                _row(
+                row(
                     name, SYSTEMS[system], str(figures.metrics[f"{of}bypassed"]["n"]),
                     figures.with_interval(f"{of}precision"), figures.with_interval(f"{of}recall"),
                     figures.share(f"{of}bypassed"),
@@ -179,18 +169,18 @@ def _pairs(figures: _Figures) -> list[str]:
 
 
 def _inference(figures: _Figures) -> list[str]:
-    lines = _head("hypotheses served", "system", "contradictions", "neutral", "entailed", texts=2)
+    lines = head("hypotheses served", "system", "contradictions", "neutral", "entailed", texts=2)
     for name, system in _each(INFERENCE):
         of = f"{name}/{system}/"
         if f"{of}contradiction_served_rate" in figures.metrics:
             labels = ("contradiction", "neutral", "entailment")
             cells = [figures.with_interval(f"{of}{label}_served_rate") for label in labels]
-            lines.append(_row(name, SYSTEMS[system], *cells))
+            lines.append(row(name, SYSTEMS[system], *cells))
     return lines
 
 
 def _adversarial(figures: _Figures) -> list[str]:
-    lines = _head("traps of this project", "kind", "system", "must be refused: refused", "harmless: served", texts=3)
+    lines = head("traps of this project", "kind", "system", "must be refused: refused", "harmless: served", texts=3)
     sets = sorted({name.partition("/")[0] for name in figures.metrics if name.startswith("adversarial_")})
     for name in sets:
         kinds = _kinds(figures.metrics, f"{name}/")
@@ -202,18 +192,18 @@ def _adversarial(figures: _Figures) -> list[str]:
                     metric = figures.metrics.get(f"{name}/{system}/{measure}{suffix}")
                     cells.append(f"{metric['value']:.3f} of {metric['n']}" if metric else "")
                 if any(cells):
-                    lines.append(_row(name.removeprefix("adversarial_"), kind or "all", SYSTEMS[system], *cells))
+                    lines.append(row(name.removeprefix("adversarial_"), kind or "all", SYSTEMS[system], *cells))
     return lines
 
 
 def _lookup(figures: _Figures) -> list[str]:
-    lines = _head("lookup, embedding apart", "system", "p50 ms", "p95 ms", "CPU ms", texts=2)
+    lines = head("lookup, embedding apart", "system", "p50 ms", "p95 ms", "CPU ms", texts=2)
     seen = dict.fromkeys(tuple(name.split("/")[:2]) for name in figures.metrics if name.startswith("lookup_"))
     for name, system in seen:
         cells = [figures.count(f"{name}/{system}/{measure}") for measure in ("p50_ms", "p95_ms", "cpu_ms")]
         if any(cells):
             title = name.removeprefix("lookup_").replace("_", " ")
-            lines.append(_row(f"{title} entries", _LOOKUP_SYSTEMS.get(system, system), *cells))
+            lines.append(row(f"{title} entries", _LOOKUP_SYSTEMS.get(system, system), *cells))
     return lines
 
 
@@ -225,15 +215,3 @@ def _kinds(names: Iterable[str], prefix: str) -> list[str]:
 
 def _each(sets: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, system) for name in sets for system in SYSTEMS]
-
-
-def _yes(reached: bool) -> str:
-    return "yes" if reached else "**no**"
-
-
-def _head(*titles: str, texts: int) -> list[str]:
-    return [_row(*titles), f"|{'---|' * texts}{'--:|' * (len(titles) - texts)}"]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

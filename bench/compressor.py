@@ -34,6 +34,7 @@ from bench.cache_vectors import KeptEncoder
 from bench.compressor_plots import Line
 from bench.compressor_product import Product, product
 from bench.compressor_vectors import ARTICLE_EMBEDDER, EMBEDDER
+from bench.pictures import draw
 from bench.result import Result, arguments
 from mesh.errors import TenthError
 from services.cache.embedding import Encoder, load_encoder
@@ -117,7 +118,7 @@ class Bench:
         if self.plots is None:
             return
         file = self.plots / f"compressor_{name}.png"
-        said = compressor_plots.draw(file, compressor_plots.frontier(title, kept, lines))
+        said = draw(file, compressor_plots.frontier(title, kept, lines))
         if said:
             self.result.skipped.append(f"{file.name}: {said}")
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-_WIDTH, _HEIGHT, _SCALE = 860, 420, 2.0
+from bench.pictures import HEIGHT, WIDTH
+
 _LEAST_KEPT = 0.6
 _LOOKS: Mapping[str, tuple[str, str]] = {
     "ours": ("Tenth, with vectors", "#d9480f"),
@@ -29,18 +27,6 @@ class Line:
 
     points: Sequence[Point]
     operating: Mapping[str, Point]
-
-
-def draw(file: Path, picture: Mapping[str, Any]) -> str:
-    """Write one PNG of a Vega-Lite picture. Returns why there is none, else an empty string."""
-    if find_spec("vl_convert") is None:
-        return "vl-convert-python, of the extra `bench`, is not installed"
-    png: bytes = import_module("vl_convert").vegalite_to_png(
-        dict(picture), scale=_SCALE, allowed_base_urls=[], show_warnings=False
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(png)
-    return ""
 
 
 def frontier(title: str, kept: str, lines: Mapping[str, Line]) -> dict[str, Any]:
@@ -83,8 +69,8 @@ def frontier(title: str, kept: str, lines: Mapping[str, Line]) -> dict[str, Any]
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "title": {"text": title, "anchor": "start", "fontSize": 17},
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "background": "white",
         "layer": [
             {

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bench.cells import Figures, head, row, yes
+
 _SYSTEMS = {
     "bm25_top3": "BM25, best 3 chunks",
     "article": "article's filter, best 3 chunks",
@@ -63,32 +65,8 @@ _GOALS = (
 )
 
 
-class _Figures:
-    """The metrics of a result, as cells of a table."""
-
-    def __init__(self, result: Mapping[str, Any]) -> None:
-        self.metrics: Mapping[str, Mapping[str, Any]] = result["metrics"]
-
-    def value(self, name: str) -> float | None:
-        """The figure, if it was measured."""
-        return float(self.metrics[name]["value"]) if name in self.metrics else None
-
-    def with_interval(self, name: str) -> str:
-        """A ratio to three digits with its 95% interval; empty when not measured."""
-        metric = self.metrics.get(name)
-        if metric is None:
-            return ""
-        low, high = (f"{bound:.3f}" for bound in metric["ci95"] or (0, 0))
-        return f"{metric['value']:.3f}" + (f" [{low}, {high}]" if low != high else "")
-
-    def share(self, name: str) -> str:
-        """A ratio to three digits."""
-        value = self.value(name)
-        return "" if value is None else f"{value:.3f}"
-
-    def n(self, name: str) -> str:
-        """Of how many rows a figure is."""
-        return str(self.metrics[name]["n"]) if name in self.metrics else ""
+class _Figures(Figures):
+    """Those of the compressor."""
 
     def sets_with(self, ending: str) -> list[str]:
         """Sets that have a metric of this ending, in the order measured."""
@@ -124,7 +102,7 @@ def compressor_tables(result: Mapping[str, Any]) -> str:
 
 
 def _goals(figures: _Figures) -> list[str]:
-    lines = _head("what", "simple baseline", "Tenth", "reach", "reached", texts=1)
+    lines = head("what", "simple baseline", "Tenth", "reach", "reached", texts=1)
     for goal in _GOALS:
         value = figures.value(goal.metric)
         if value is None:
@@ -133,7 +111,7 @@ def _goals(figures: _Figures) -> list[str]:
         measured = figures.with_interval(goal.metric) if interval else goal.form(value)
         reached = value >= goal.reach if goal.more else value <= goal.reach
         bound = f"at {'least' if goal.more else 'most'} {goal.form(goal.reach) if not interval else f'{goal.reach:g}'}"
-        lines.append(_row(goal.what, goal.beside, measured, bound, _said(reached)))
+        lines.append(row(goal.what, goal.beside, measured, bound, yes(reached)))
     for name in figures.sets_with("/ours_safe/answer_kept"):
         if name.endswith("_gold_only"):
             continue
@@ -145,51 +123,47 @@ def _goals(figures: _Figures) -> list[str]:
             if value is None or (name.startswith("kv_") and measure == "tokens_saved"):
                 continue
             measured = figures.with_interval(f"{name}/ours_safe/{measure}")
-            lines.append(_row(f"{name}, safe: {what}", "", measured, f"at least {reach:g}", _said(value >= reach)))
+            lines.append(row(f"{name}, safe: {what}", "", measured, f"at least {reach:g}", yes(value >= reach)))
     return lines
 
 
-def _said(reached: bool) -> str:
-    return "yes" if reached else "**no**"
-
-
 def _chunks(figures: _Figures) -> list[str]:
-    lines = _head("retrieved chunks: set", "rows", "system", "tokens saved", "answers kept", texts=1)
+    lines = head("retrieved chunks: set", "rows", "system", "tokens saved", "answers kept", texts=1)
     for name in figures.sets_with("/answer_kept"):
         for system, said in _SYSTEMS.items():
             of = f"{name}/{system}"
             if f"{of}/answer_kept" in figures.metrics:
                 cells = [figures.with_interval(f"{of}/{measure}") for measure in ("tokens_saved", "answer_kept")]
-                lines.append(_row(name, figures.n(f"{of}/answer_kept"), said, *cells))
+                lines.append(row(name, figures.n(f"{of}/answer_kept"), said, *cells))
     return lines
 
 
 def _history(figures: _Figures) -> list[str]:
     shares = [f"{share}% of tokens" for share in _SHARES]
-    lines = _head("history: set", "kept", "rows", "system", *shares, texts=2)
+    lines = head("history: set", "kept", "rows", "system", *shares, texts=2)
     for measure, said in (("evidence_kept", "all evidence"), ("answer_terms_kept", "words of the next answer")):
         for name in figures.sets_with(f"/{measure}"):
             for system, system_said in _HISTORY.items():
                 names = [f"{name}/{system}_at_{share}/{measure}" for share in _SHARES]
                 if any(each in figures.metrics for each in names) and not name.endswith("_unseen"):
                     cells = [figures.with_interval(each) for each in names]
-                    lines.append(_row(name.removesuffix("_history"), said, figures.n(names[1]), system_said, *cells))
+                    lines.append(row(name.removesuffix("_history"), said, figures.n(names[1]), system_said, *cells))
     return lines
 
 
 def _cleanup(figures: _Figures) -> list[str]:
-    lines = _head(
+    lines = head(
         "clean-up of system prompts: set", "prompts", "tokens saved", "prompts changed", "protected kept", texts=1
     )
     for name in figures.sets_with("/ours_safe/changed"):
         of = f"{name}/ours_safe"
         cells = [figures.with_interval(f"{of}/{each}") for each in ("tokens_saved", "changed", "protected_kept")]
-        lines.append(_row(name, figures.n(f"{of}/changed"), *cells))
+        lines.append(row(name, figures.n(f"{of}/changed"), *cells))
     return lines
 
 
 def _applications(figures: _Figures) -> list[str]:
-    lines = _head(
+    lines = head(
         "input dollars saved by application",
         "Tenth, safe",
         "always cut",
@@ -202,13 +176,13 @@ def _applications(figures: _Figures) -> list[str]:
         saved = [figures.share(f"{name}/{system}/saved") for system in ("ours", "always", "hindsight")]
         if all(saved):
             worst = [_dollars(figures.value(f"{name}/{each}/min_nano_usd") or 0.0) for each in ("ours", "always")]
-            lines.append(_row(name.removeprefix("net_dollars_"), *saved, *worst))
+            lines.append(row(name.removeprefix("net_dollars_"), *saved, *worst))
     return lines
 
 
 def _styles(figures: _Figures) -> list[str]:
-    head = [f"{int(each)}%" for each in _PROBABILITIES]
-    lines = _head("saved by style, of hindsight's, at a cache probability of", *head, texts=1)
+    titles = [f"{int(each)}%" for each in _PROBABILITIES]
+    lines = head("saved by style, of hindsight's, at a cache probability of", *titles, texts=1)
     for style in _STYLES:
         cells = []
         for probability in _PROBABILITIES:
@@ -216,12 +190,12 @@ def _styles(figures: _Figures) -> list[str]:
             both = [figures.share(f"{of}/{system}/saved") for system in ("ours", "hindsight")]
             cells.append(" of ".join(both) if all(both) else "")
         if any(cells):
-            lines.append(_row(style, *cells))
+            lines.append(row(style, *cells))
     return lines
 
 
 def _other_modes(figures: _Figures) -> list[str]:
-    lines = _head(
+    lines = head(
         "worst case of a style, application and probability", "dollars", "of its input's price", "requests", texts=1
     )
     for system, said in (
@@ -237,12 +211,12 @@ def _other_modes(figures: _Figures) -> list[str]:
         if worst is not None:
             share = figures.value(f"{of}/min_saved")
             cells = [_dollars(worst), "" if share is None else f"{share:+.3f}", figures.n(f"{of}/min_nano_usd")]
-            lines.append(_row(said, *cells))
+            lines.append(row(said, *cells))
     return lines
 
 
 def _times(figures: _Figures) -> list[str]:
-    lines = _head("time of the whole path, mode safe", "p50 ms", "p95 ms", "prompts", texts=1)
+    lines = head("time of the whole path, mode safe", "p50 ms", "p95 ms", "prompts", texts=1)
     for what, middle, high in (
         ("4k tokens, chunks seen before, vectors given", "speed/ours/p50_ms_4k", "speed/ours/p95_ms_4k"),
         ("the same, CPU time", "speed/ours/p50_cpu_ms_4k", "speed/ours/p95_cpu_ms_4k"),
@@ -260,12 +234,12 @@ def _times(figures: _Figures) -> list[str]:
     ):
         value, tail = figures.value(middle), figures.value(high)
         if value is not None:
-            lines.append(_row(what, f"{value:.1f}", "" if tail is None else f"{tail:.1f}", figures.n(middle)))
+            lines.append(row(what, f"{value:.1f}", "" if tail is None else f"{tail:.1f}", figures.n(middle)))
     return lines
 
 
 def _local(figures: _Figures) -> list[str]:
-    lines = _head(
+    lines = head(
         "the local model, 3 chunks", "answers", "of those answered uncut", "of the others", "questions", texts=1
     )
     for system, said in (
@@ -275,14 +249,5 @@ def _local(figures: _Figures) -> list[str]:
         of = f"local_model/{system}"
         if f"{of}/answered" in figures.metrics:
             cells = [figures.with_interval(f"{of}/{each}") for each in ("answered", "answered_of_off", "gained")]
-            lines.append(_row(said, *cells, figures.n(f"{of}/answered")))
+            lines.append(row(said, *cells, figures.n(f"{of}/answered")))
     return lines
-
-
-def _head(*names: str, texts: int) -> list[str]:
-    """The head of a table whose first columns are text."""
-    return [_row(*names), "|" + "---|" * texts + "--:|" * (len(names) - texts)]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # I
 
 from bench import router_decision, router_plots, router_systems, router_target
 from bench.cache_vectors import KeptEncoder
+from bench.pictures import draw
 from bench.result import Result, arguments
 from bench.router_baselines import FOLDS, NEIGHBOURS
 from bench.router_costs import Costs, measure
@@ -135,7 +136,7 @@ class Bench:
             self.skip(f"quality_target/{measured.name}: {error}")
 
     def _draw(self, file_name: str, picture: dict[str, object]) -> None:
-        said = router_plots.draw(self.plots / file_name, picture) if self.plots is not None else ""
+        said = draw(self.plots / file_name, picture) if self.plots is not None else ""
         if said:
             self.skip(f"{file_name}: {said}")
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from bench.pictures import HEIGHT, WIDTH
 from bench.router_costs import Frontier
 from services.router.scores import SHARES, Curve
 
-_WIDTH, _HEIGHT, _SCALE = 860, 420, 2.0
 LOOKS: Mapping[str, tuple[str, str, bool]] = {
     "oracle": ("oracle, with hindsight", "#b0b5bd", True),
     "ours_in_domain": ("Tenth, in domain", "#d9480f", False),
@@ -24,18 +21,6 @@ LOOKS: Mapping[str, tuple[str, str, bool]] = {
     "random": ("random", "#868e96", True),
 }
 """By system: its name in the legend, its colour, whether its line is dashed."""
-
-
-def draw(file: Path, picture: Mapping[str, Any]) -> str:
-    """Write one PNG of a Vega-Lite picture. Returns why there is none, else an empty string."""
-    if find_spec("vl_convert") is None:
-        return "vl-convert-python, of the extra `bench`, is not installed"
-    png: bytes = import_module("vl_convert").vegalite_to_png(
-        dict(picture), scale=_SCALE, allowed_base_urls=[], show_warnings=False
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(png)
-    return ""
 
 
 def call_shares(
@@ -135,8 +120,8 @@ def _picture(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "title": {"text": title, "anchor": "start", "fontSize": 17},
-        "width": _WIDTH,
-        "height": _HEIGHT,
+        "width": WIDTH,
+        "height": HEIGHT,
         "background": "white",
         "layer": layers,
         "config": {"axis": {"labelFontSize": 13, "titleFontSize": 14}, "legend": {"labelFontSize": 13}},

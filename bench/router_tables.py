@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.cells import Figures, head, row
+
 SYSTEMS = {
     "ours_in_domain": "Tenth, in domain",
     "ours_transfer": "Tenth, never saw the set",
@@ -20,19 +22,8 @@ _STEPS = {"ours": "whole decision", "features": "features alone", "heads": "head
 _ALL = "all"
 
 
-class _Figures:
-    """The metrics of a result, as cells of a table."""
-
-    def __init__(self, result: Mapping[str, Any]) -> None:
-        self.metrics: Mapping[str, Mapping[str, Any]] = result["metrics"]
-
-    def with_interval(self, name: str) -> str:
-        """A ratio to three digits with its 95% interval; empty when not measured."""
-        metric = self.metrics.get(name)
-        if metric is None:
-            return ""
-        low, high = (f"{bound:.3f}" for bound in metric["ci95"] or (0, 0))
-        return f"{metric['value']:.3f}" + (f" [{low}, {high}]" if low != high else "")
+class _Figures(Figures):
+    """Those of the router."""
 
     def share(self, name: str) -> str:
         """A ratio to two digits."""
@@ -41,10 +32,6 @@ class _Figures:
     def micros(self, name: str) -> str:
         """Whole microseconds."""
         return f"{self.metrics[name]['value']:.0f}" if name in self.metrics else ""
-
-    def n(self, name: str) -> str:
-        """Of how many rows a figure is."""
-        return str(self.metrics[name]["n"]) if name in self.metrics else ""
 
     def sets_with(self, measure: str) -> list[str]:
         """Sets that have this measure of any system, in the order measured; ``quality_target`` has sets of its own."""
@@ -81,29 +68,29 @@ def router_tables(result: Mapping[str, Any]) -> str:
 
 def _apgr(figures: _Figures, said: Mapping[str, Any]) -> list[str]:
     systems = _measured(figures, "apgr")
-    lines = _head("APGR: set", "pair", "rows", *(SYSTEMS[system] for system in systems), texts=2)
+    lines = head("APGR: set", "pair", "rows", *(SYSTEMS[system] for system in systems), texts=2)
     for name in figures.sets_with("apgr"):
         cells = [figures.with_interval(f"{name}/{system}/apgr") for system in systems]
-        lines.append(_row(name, said.get(f"{name}_pair", ""), figures.n(f"{name}/random/apgr"), *cells))
+        lines.append(row(name, said.get(f"{name}_pair", ""), figures.n(f"{name}/random/apgr"), *cells))
     return lines
 
 
 def _cpt(figures: _Figures) -> list[str]:
     systems = _measured(figures, "cpt50")
     title = "strong calls to recover 50% / 80%: set"
-    lines = _head(title, *(SYSTEMS[system] for system in systems), texts=1)
+    lines = head(title, *(SYSTEMS[system] for system in systems), texts=1)
     for name in figures.sets_with("cpt50"):
         cells = []
         for system in systems:
             both = [figures.share(f"{name}/{system}/{measure}") for measure in ("cpt50", "cpt80")]
             cells.append(" / ".join(both) if all(both) else "")
-        lines.append(_row(name, *cells))
+        lines.append(row(name, *cells))
     return lines
 
 
 def _costs(figures: _Figures, said: Mapping[str, Any]) -> list[str]:
     titles = ("recorded costs: set", "best single", "system", "price set", "quality of best", "cost of best", "rows")
-    lines = _head(*titles, texts=4)
+    lines = head(*titles, texts=4)
     for name in figures.sets_with("score_ratio"):
         for system in ("ours_in_domain", "ours_transfer"):
             of, best = f"{name}/{system}", said.get(f"{name}_best_single", "")
@@ -111,14 +98,12 @@ def _costs(figures: _Figures, said: Mapping[str, Any]) -> list[str]:
                 score, cost = f"{of}/score_ratio{ending}", f"{of}/cost_ratio{ending}"
                 if score in figures.metrics:
                     cells = [figures.with_interval(score), figures.with_interval(cost)]
-                    lines.append(_row(name, best, SYSTEMS[system], how, *cells, figures.n(score)))
+                    lines.append(row(name, best, SYSTEMS[system], how, *cells, figures.n(score)))
     return lines
 
 
 def _target(figures: _Figures) -> list[str]:
-    lines = _head(
-        "quality target: set", "target", "promised at least", "kept", "cost of the strongest", "rows", texts=1
-    )
+    lines = head("quality target: set", "target", "promised at least", "kept", "cost of the strongest", "rows", texts=1)
     prefix, ending = "quality_target/", "/ratio_"
     for metric in figures.metrics:
         if metric.startswith(prefix) and ending in metric:
@@ -127,7 +112,7 @@ def _target(figures: _Figures) -> list[str]:
             promised = figures.share(f"{of}/bound_{target}")
             cells = [figures.with_interval(metric), figures.with_interval(f"{of}/cost_share_{target}")]
             title = "all together" if name == _ALL else name
-            lines.append(_row(title, f"{target}%", promised, *cells, figures.n(metric)))
+            lines.append(row(title, f"{target}%", promised, *cells, figures.n(metric)))
     violations = figures.metrics.get(f"{prefix}{_ALL}/violations")
     if violations is not None:
         below = f"{violations['value']:.0f} of {violations['n']}"
@@ -136,23 +121,15 @@ def _target(figures: _Figures) -> list[str]:
 
 
 def _decision(figures: _Figures) -> list[str]:
-    lines = _head("decision, vector given", "p50 µs", "p95 µs", "CPU µs", "questions", texts=1)
+    lines = head("decision, vector given", "p50 µs", "p95 µs", "CPU µs", "questions", texts=1)
     for step, title in _STEPS.items():
         of = f"decision/{step}"
         if f"{of}/p50_us" in figures.metrics:
             cells = [figures.micros(f"{of}/{measure}") for measure in ("p50_us", "p95_us", "cpu_us")]
-            lines.append(_row(title, *cells, figures.n(f"{of}/p50_us")))
+            lines.append(row(title, *cells, figures.n(f"{of}/p50_us")))
     return lines
 
 
 def _measured(figures: _Figures, measure: str) -> Sequence[str]:
     there = {name.split("/")[1] for name in figures.metrics if name.endswith(f"/{measure}")}
     return [system for system in SYSTEMS if system in there]
-
-
-def _head(*titles: str, texts: int) -> list[str]:
-    return [_row(*titles), f"|{'---|' * texts}{'--:|' * (len(titles) - texts)}"]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

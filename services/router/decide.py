@@ -99,7 +99,7 @@ def routed(
     """What a strategy that asks no model makes of a request. Raises as ``policy.choose`` does."""
     judgement = classifier.judge(found)
     why = explained(judgement, found)
-    target = knowledge.thresholds.quality_target if demand.quality_target is None else demand.quality_target
+    target = policy.target_of(demand, knowledge.thresholds)
     if strategy not in (Strategy.TRAINED, Strategy.CASCADE):
         route = by_tier(catalog, demand, judgement, knowledge.thresholds, why, down)
         return Routed(route, Strategy.FEATURES, judgement.complexity, target)
@@ -220,8 +220,7 @@ class Decider:
         )
         route = by_tier(catalog, asked.demand, judgement, thresholds, why, down)
         strategy = Strategy.LLM if by_model else Strategy.FEATURES
-        target = asked.demand.quality_target
-        target = thresholds.quality_target if target is None else target
+        target = policy.target_of(asked.demand, thresholds)
         return Routed(route, strategy, judgement.complexity, target), overheads
 
     def _cascade(self, asked: Asked, found: Routed, route: Route) -> tuple[Route, CascadePlan | None]:

@@ -33,7 +33,7 @@ def choose(
     tried, then those down to the floor. ``why`` says how the judgement came about. Raises NO_ELIGIBLE_MODEL,
     UNKNOWN_MODEL, CONTRADICTORY_BOUNDS.
     """
-    target = thresholds.quality_target if demand.quality_target is None else demand.quality_target
+    target = target_of(demand, thresholds)
     wanted = wanted_tier(judgement, target, thresholds)
     ways = ways or Ways(tier_estimates(judgement, thresholds))
     why = f"{why}; complexity {judgement.complexity:.2f} at quality target {target:.2f}: {wanted.name.lower()}"
@@ -83,6 +83,11 @@ def choose_by_utility(
     if able[0] is not eligible[0]:
         parts.append(f"not below {least.name.lower()}")
     return Route(best.model, tuple(ordered), candidates, "; ".join((*parts, *note)))
+
+
+def target_of(demand: Demand, thresholds: Thresholds) -> float:
+    """The quality target in force, 0..1: the request's or a rule's, else the deployment's."""
+    return thresholds.quality_target if demand.quality_target is None else demand.quality_target
 
 
 def tier_estimates(judgement: Judgement, thresholds: Thresholds) -> Callable[[Model], Estimate]:

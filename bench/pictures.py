@@ -1,0 +1,24 @@
+"""Vega-Lite pictures as PNG files, all of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+WIDTH, HEIGHT = 860, 420
+_SCALE = 2.0
+
+
+def draw(file: Path, picture: Mapping[str, Any]) -> str:
+    """Write one PNG of a Vega-Lite picture. Returns why there is none, else an empty string."""
+    if find_spec("vl_convert") is None:
+        return "vl-convert-python, of the extra `bench`, is not installed"
+    png: bytes = import_module("vl_convert").vegalite_to_png(
+        dict(picture), scale=_SCALE, allowed_base_urls=[], show_warnings=False
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(png)
+    return ""
