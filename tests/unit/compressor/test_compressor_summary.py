@@ -137,9 +137,9 @@ def test_it_says_how_many_requests_it_stands_in(turns: int, lasting: int) -> Non
 def test_a_late_tool_result_takes_the_summary_before_away() -> None:
     talk = chat(5)
     talk[2] = replace(talk[2], calls=(Call("1", "f", "{}"),))
-    early = plan_summary(talk[:6] + [say(USER, "And?")], SETTINGS, cost, nothing, "t")
+    early = plan_summary([*talk[:7], say(USER, "And?")], SETTINGS, cost, nothing, "t")
     assert early.covered  # No result has come: a call by itself.
-    late = [*talk[:6], say(TOOL, "result", answers="1"), *talk[6:]]
+    late = [*talk[:7], say(TOOL, "result", answers="1"), *talk[7:]]
     plan = plan_summary(late, SETTINGS, cost, lambda digest: "Old." if digest == early.digest else "", "t")
     assert plan.older is None
 

@@ -46,9 +46,11 @@ class Model:
         self.time_left: list[float | None] = []
         self.may = asyncio.Event()
         self.may.set()
+        self.began = asyncio.Event()
 
     async def summarize(self, request: SummaryRequest) -> SummaryAnswer:
         self.asked.append(request)
+        self.began.set()
         self.time_left.append(deadlines.remaining())
         await self.may.wait()
         return self.answers.pop(0)
@@ -166,8 +168,7 @@ async def test_a_request_that_is_cancelled_leaves_its_summary_to_the_next() -> N
     made, model = summaries(), Model(SummaryAnswer("They met."))
     model.may.clear()
     asking = asyncio.create_task(apply(made, case(), model))
-    while not model.asked:
-        await asyncio.sleep(0)
+    await model.began.wait()
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     model.may.set()
