@@ -19,6 +19,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 from services.compressor.exchanges import exchanges, protected_positions, turn_numbers
@@ -96,35 +97,39 @@ class SummaryPlan:
 
 
 class SummaryStore:
-    """Summaries by digest, least recently used out first, bounded by their characters."""
+    """Summaries by digest, least recently used out first, bounded by their characters. Safe to use from threads."""
 
     def __init__(self, capacity_chars: int) -> None:
         """Keep at most ``capacity_chars`` of text."""
         self._capacity = capacity_chars
         self._texts: OrderedDict[str, str] = OrderedDict()
         self._chars = 0
+        self._lock = Lock()
 
     def look(self, digest: str) -> str:
         """The summary, or an empty text; looking at it does not count as a use."""
-        return self._texts.get(digest, "")
+        with self._lock:
+            return self._texts.get(digest, "")
 
     def get(self, digest: str) -> str:
         """The summary, or an empty text."""
-        text = self._texts.get(digest, "")
-        if text:
-            self._texts.move_to_end(digest)
-        return text
+        with self._lock:
+            text = self._texts.get(digest, "")
+            if text:
+                self._texts.move_to_end(digest)
+            return text
 
     def keep(self, digest: str, text: str) -> str:
         """Keep a summary; of two made at the same time the first stands, so that prompts stay the same."""
         kept = self.get(digest)
         if kept or len(text) > self._capacity:
             return kept or text
-        self._texts[digest] = text
-        self._chars += len(text)
-        while self._chars > self._capacity:
-            _, old = self._texts.popitem(last=False)
-            self._chars -= len(old)
+        with self._lock:
+            self._texts[digest] = text
+            self._chars += len(text)
+            while self._chars > self._capacity:
+                _, old = self._texts.popitem(last=False)
+                self._chars -= len(old)
         return text
 
 

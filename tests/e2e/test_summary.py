@@ -82,3 +82,27 @@ async def test_a_long_talk_is_answered_with_a_summary_and_without_one_when_its_m
         assert after.total.actual_nano_usd - before.total.actual_nano_usd == total
         # Every token that the provider served is on exactly one receipt.
         assert spending.provider_tokens(before.provider, after.provider) == spending.receipt_tokens(receipts)
+
+
+async def test_a_late_summary_serves_the_next_turn_and_is_billed_to_the_request_that_asked(tmp_path: Path) -> None:
+    env = {**ENV, "compressor": {**ENV["compressor"], "TENTH_COMPRESSOR_SUMMARY_WAIT_SECONDS": "0"}}
+    async with (
+        started(tmp_path, env=env) as mesh,
+        Client(mesh.address("orchestrator"), mesh.api_key) as client,
+    ):
+        before = await spending.rest(mesh)
+        first = await ask(client, "Busan", 12)
+        assert "(summary" not in compression(first.receipt)
+        assert not summaries(first.receipt)
+        await spending.rest(mesh)
+        second = await ask(client, "Busan", 13)
+        assert "(summary" in compression(second.receipt)
+        assert not summaries(second.receipt)
+        after = await spending.rest(mesh)
+        ids = [each.receipt.facts.request_id for each in (first, second)]
+        receipts = await books.final_receipts(client, ids)
+        (item,) = summaries(receipts[0])
+        assert item.model == SUMMARISER
+        assert receipts[0].actual_nano_usd == first.receipt.actual_nano_usd + item.cost_nano_usd
+        assert all(books.holds(receipt) for receipt in receipts)
+        assert spending.provider_tokens(before.provider, after.provider) == spending.receipt_tokens(receipts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -204,7 +205,7 @@ async def test_a_refusal_after_the_summary_says_what_was_spent(mesh: Mesh) -> No
 
 
 async def test_what_does_not_pay_is_not_asked_for(mesh: Mesh) -> None:
-    response = await mesh.compress(model="gpt-4o-mini", turns=8)  # As dear as the model that it would save.
+    response = await mesh.compress(model="smollm2-135m")  # Far cheaper than the model that would make it.
     declined = step_of(response, declined=True)
     assert declined is not None
     assert "USD more than it saves" in declined.reason
@@ -222,6 +223,28 @@ async def test_a_preview_asks_no_model_and_says_so(mesh: Mesh) -> None:
     found = await mesh.stub.PreviewCompression(look, timeout=20)
     assert list(found.message_indexes)[:3] == [0, -1, 17]
     assert not found.compression.overheads
+
+
+async def test_a_summary_is_not_waited_for_beyond_half_of_the_time_left(mesh: Mesh) -> None:
+    done = asyncio.Event()
+    mesh.inference.before = done.wait
+    response = await mesh.stub.CompressPrompt(asking(12, "gpt-4o", True), timeout=1.0)
+    declined = step_of(response, declined=True)
+    assert declined is not None
+    assert "a later turn" in declined.reason
+    assert not response.overheads
+    done.set()
+    later = await mesh.compress(13)
+    assert step_of(later) is not None
+    assert len(mesh.inference.asked) == 1
+
+
+async def test_a_prompt_over_the_window_gets_a_summary(mesh: Mesh) -> None:
+    request = asking(12, "gpt-4o", True, context_window_tokens=1500)
+    request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_SAFE
+    response = await mesh.stub.CompressPrompt(request, timeout=20)
+    assert step_of(response) is not None
+    assert response.compressed_input_token_count < 1500
 
 
 @pytest.mark.parametrize("mesh", [("", True), ("gpt-4o-mini", False)], ids=["no model", "no inference"], indirect=True)

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from mesh import deadlines
+from services.compressor.modes import SUMMARY, Mode, overridden, plans
 from services.compressor.money import CacheTerms, InputPrice
 from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt
+from services.compressor.summarising import due
 from services.compressor.summary import NEW, SummaryAnswer, SummaryRequest, SummarySettings, SummaryStore
 from services.compressor.summary_step import Case, Summaries, Told
 from services.compressor.summary_worth import MakingPrice, Offer, expected_turns, making_cost, summary_worth
@@ -210,6 +212,37 @@ def test_what_does_not_pay_is_not_made_and_says_so(asked: Case, reason: str) -> 
     (step,) = decision.told.declined
     assert step.strategy == "summary"
     assert reason in step.reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "also", "switch", "over"),
+    [
+        (Mode.BALANCED, [], None, None),
+        (Mode.BALANCED, [SUMMARY], None, 8000),
+        (Mode.AGGRESSIVE, [SUMMARY], None, 3000),
+        (Mode.AGGRESSIVE, [], True, 3000),
+        (Mode.BALANCED, [SUMMARY], False, None),
+        (Mode.OFF, [SUMMARY], None, None),
+        (Mode.OFF, [], True, 8000),
+        (Mode.SAFE, [], True, 8000),
+    ],
+)
+def test_it_runs_where_it_is_turned_on(mode: Mode, also: list[str], switch: bool | None, over: int | None) -> None:
+    modes = plans(8000, 3000, None, also)
+    plan = overridden(modes[mode], {} if switch is None else {SUMMARY: switch}, modes)
+    assert plan.runs(SUMMARY) == (over is not None)
+    if over is not None:
+        assert plan.summary_over_tokens == over
+    assert modes[Mode.SAFE].history_tokens is None, "safe drops no turn that fits the window"
+
+
+@pytest.mark.parametrize(
+    ("over", "room", "is_due"),
+    [(None, None, False), (10_000, 10_000, False), (100, None, True), (None, 100, True), (10_000, 100, True)],
+)
+def test_it_is_due_over_the_budget_or_the_room(over: int | None, room: int | None, is_due: bool) -> None:
+    plan = replace(plans(8000, 3000)[Mode.SAFE], summary_over_tokens=over)
+    assert due(chat(5), plan, Counts(), room) is is_due
 
 
 OFFER = Offer(front_tokens=500, covered_tokens=6000, summary_tokens=300, rest_tokens=2000)
