@@ -83,7 +83,8 @@ class SummaryStep:
         price, output = model.price(now), model.output_price(now)
         making = None if price is None or output is None else MakingPrice(price.input, output)
         scope = identity.tenant_id if identity else ""
-        case = Case(prompt, counter, scope, facts.price, facts.terms, held, self._model, making)
+        window = model.context_window_tokens
+        case = Case(prompt, counter, scope, facts.price, facts.terms, held, self._model, making, window)
         return self._summaries.decide(case, preview=preview)
 
     async def finish(self, decision: Decision, request: compressor_pb2.CompressPromptRequest) -> Told:

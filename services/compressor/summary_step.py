@@ -38,6 +38,8 @@ from services.compressor.summary_worth import (
 from services.compressor.work import Compressed, Counter, Step
 
 _MOST_FAILED = 10_000
+_SPARE = 1.25
+"""The summarising model may count that much more tokens than the answering one, by whose tokenizer both are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Case:
     model: str
     """That makes summaries."""
     making: MakingPrice | None
+    window_tokens: int = 0
+    """Of that model; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,10 @@ class Summaries:
         assert plan.request is not None
         turns = expected_turns(plan.turn_count - 1, plan.lasting_turn_count)
         count, most = case.counter.text, plan.request.most_output_tokens
-        cost = making_cost(count(plan.request.system) + count(plan.request.user), most, case.making)
+        read = count(plan.request.system) + count(plan.request.user)
+        if case.window_tokens and read * _SPARE + most > case.window_tokens:
+            return f"the old turns do not fit the window of {case.model}", 1.0
+        cost = making_cost(read, most, case.making)
         worth = summary_worth(self._offer(case, base, plan), cost, case.price, case.terms, case.held, turns)
         if worth > 0:
             return "", turns

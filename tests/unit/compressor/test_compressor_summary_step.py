@@ -202,6 +202,7 @@ async def test_a_look_asks_no_model_and_says_so() -> None:
         (case(2), "too little in old turns"),
         (case(price=None), "has no price"),
         (case(making=None), "has no price"),
+        (case(window_tokens=100), "do not fit the window of small"),
         (case(making=MakingPrice(50_000_000_000, 50_000_000_000)), "USD more than it saves"),
         (case(price=InputPrice(1_000_000, 1_000_000, 1_000_000)), "USD more than it saves"),
     ],
