@@ -18,7 +18,7 @@ from tenth_client.openai_format import COMPRESSION_MODES, FormatError, completio
 from tenth_client.rpc import Rpc
 
 DEFAULT_MODEL = "gpt-4o"
-STRATEGIES = ("cleanup", "retrieval", "history", "dedupe", "tools", "output")
+STRATEGIES = ("summary", "cleanup", "retrieval", "history", "dedupe", "tools", "output")
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 _ROLES: Mapping[str, str] = {"system": "시스템", "user": "사용자", "assistant": "모델", "tool": "도구"}
 _STRATEGIES: Mapping[str, str] = {
+    "summary": "요약",
     "cleanup": "정리",
     "dedupe": "중복 제거",
     "history": "대화 기록",

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tenth.type.v1 import chat_pb2 as _chat_pb2
+from tenth.type.v1 import receipt_pb2 as _receipt_pb2
 from tenth.type.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -34,6 +35,7 @@ class CompressPromptRequest(_message.Message):
     STRATEGY_OVERRIDES_FIELD_NUMBER: _builtins.int
     TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
     PREDICTED_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SUMMARY_ATTEMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that will answer; its tokenizer and context window count."""
     context_window_tokens: _builtins.int
@@ -46,6 +48,8 @@ class CompressPromptRequest(_message.Message):
     """
     predicted_output_token_count: _builtins.float
     """How long the answer is expected to be, tokens, for the strategy "output"; 0 if not known."""
+    summary_attempt: _builtins.int
+    """Number of the attempt with which inference is asked for a summary, if one is made; 0: 1501."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request; its messages, tools and retrieved_chunks are the prompt, its policy sets the mode."""
@@ -69,10 +73,11 @@ class CompressPromptRequest(_message.Message):
         strategy_overrides: _abc.Iterable[Global___StrategyOverride] | None = ...,
         token_budget: _builtins.int | None = ...,
         predicted_output_token_count: _builtins.float = ...,
+        summary_attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "embedding", b"embedding", "request", b"request", "token_budget", b"token_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "predicted_output_token_count", b"predicted_output_token_count", "request", b"request", "strategy_overrides", b"strategy_overrides", "token_budget", b"token_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "predicted_output_token_count", b"predicted_output_token_count", "request", b"request", "strategy_overrides", b"strategy_overrides", "summary_attempt", b"summary_attempt", "token_budget", b"token_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token_budget: _TypeAlias = _typing.Literal["token_budget"]  # noqa: Y015
     _WhichOneofArgType__token_budget: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget"]  # noqa: Y015
@@ -123,7 +128,7 @@ class StrategyResult(_message.Message):
     EDITED_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
     EDITED_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """"cleanup", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
+    """"summary", "cleanup", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
     removed_token_count: _builtins.int
     """Tokens it removed."""
     reason: _builtins.str
@@ -194,6 +199,7 @@ class CompressPromptResponse(_message.Message):
     MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CUT_TOOL_INDEXES_FIELD_NUMBER: _builtins.int
     TOKEN_CORRECTION_FIELD_NUMBER: _builtins.int
+    OVERHEADS_FIELD_NUMBER: _builtins.int
     original_input_token_count: _builtins.int
     """Input tokens of the original prompt for the answering model."""
     compressed_input_token_count: _builtins.int
@@ -236,6 +242,12 @@ class CompressPromptResponse(_message.Message):
     def cut_tool_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Places in the request's tools of those that the strategy "tools" left out, from 0."""
 
+    @_builtins.property
+    def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
+        """What was spent on a summary of older turns, its failure included; kind "summary". Errors carry the same in
+        tenth.type.v1.SpentDetail.
+        """
+
     def __init__(
         self,
         *,
@@ -255,10 +267,11 @@ class CompressPromptResponse(_message.Message):
         max_output_token_count: _builtins.int | None = ...,
         cut_tool_indexes: _abc.Iterable[_builtins.int] | None = ...,
         token_correction: _builtins.float = ...,
+        overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "max_output_token_count", b"max_output_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "cut_tool_indexes", b"cut_tool_indexes", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "max_output_token_count", b"max_output_token_count", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies", "token_correction", b"token_correction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "cut_tool_indexes", b"cut_tool_indexes", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "max_output_token_count", b"max_output_token_count", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies", "token_correction", b"token_correction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_token_count: _TypeAlias = _typing.Literal["max_output_token_count"]  # noqa: Y015
     _WhichOneofArgType__max_output_token_count: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count"]  # noqa: Y015
@@ -311,7 +324,7 @@ class PreviewCompressionResponse(_message.Message):
 
     @_builtins.property
     def message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Places in the request's messages of the messages sent, in order, from 0."""
+        """Places in the request's messages of the messages sent, in order, from 0; -1 for a summary, which it did not have."""
 
     @_builtins.property
     def chunk_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

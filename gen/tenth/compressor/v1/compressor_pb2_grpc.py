@@ -77,7 +77,8 @@ class CompressorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreviewCompression(self, request, context):
-        """What CompressPrompt would do, without any effect on later requests. Reads alone.
+        """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+        that is not there yet `declined` says what it would cost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

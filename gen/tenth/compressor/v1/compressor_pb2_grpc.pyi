@@ -40,7 +40,9 @@ class CompressorServiceStub:
     CountTokens: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]
     """Counts a prompt's tokens for one or more models."""
     PreviewCompression: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]
-    """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+    """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+    that is not there yet `declined` says what it would cost.
+    """
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]
     """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
     report of one request_id is not counted.
@@ -58,7 +60,9 @@ class CompressorServiceAsyncStub(CompressorServiceStub):
     CountTokens: _aio.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt's tokens for one or more models."""
     PreviewCompression: _aio.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]  # type: ignore[assignment]
-    """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+    """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+    that is not there yet `declined` says what it would cost.
+    """
     RecordUsage: _aio.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
     report of one request_id is not counted.
@@ -91,7 +95,9 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _compressor_pb2.PreviewCompressionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_compressor_pb2.PreviewCompressionResponse, _abc.Awaitable[_compressor_pb2.PreviewCompressionResponse]]:
-        """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+        """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+        that is not there yet `declined` says what it would cost.
+        """
 
     @_abc_1.abstractmethod
     def RecordUsage(
