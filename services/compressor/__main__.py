@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from tenth.cache.v1 import cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2_grpc
+from tenth.inference.v1 import inference_pb2_grpc
 
 from mesh.auth import Authenticator, Signer, read_key
 from mesh.catalog import CatalogError, WatchedFile
@@ -30,6 +32,8 @@ from services.compressor.servicer import CompressorServicer
 from services.compressor.settings import CompressorSettings
 from services.compressor.settled import SettledUsage
 from services.compressor.tokens import TokenCounters
+from services.compressor.tokenwise_inference import PromptScorer
+from services.compressor.tokenwise_rpc import Tokenwise
 from services.compressor.vectors import PromptVectors, rough_tokens
 
 
@@ -63,6 +67,18 @@ async def main() -> None:
         chunk_bytes = settings.chunk_cache_mebibytes * 2**20
         memory, rough = Documents(counters.plain, chunk_bytes), Documents(rough_tokens, chunk_bytes)
         also = [name for name, on in ((TOOLS, settings.tools), (OUTPUT, settings.output)) if on]
+        scorer = None
+        if settings.inference_address and settings.tokenwise_model:
+            scorer = PromptScorer(
+                inference_pb2_grpc.InferenceServiceStub(
+                    await stack.enter_async_context(
+                        connect(settings.inference_address, mesh, telemetry, Signer(key, "compressor"))
+                    )
+                ),
+                settings.tokenwise_model,
+                settings.tokenwise_timeout_seconds,
+                settings.tokenwise_window_characters,
+            )
         servicer = CompressorServicer(
             catalog,
             counters,
@@ -72,6 +88,7 @@ async def main() -> None:
             PrefixTracker(time.monotonic, settings.prefix_cache_entries),
             SettledUsage(corrections, store),
             lambda: datetime.now(UTC),
+            Tokenwise(scorer, lambda: uuid.uuid4().hex),
         )
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), {})
         register = compressor_pb2_grpc.add_CompressorServiceServicer_to_server

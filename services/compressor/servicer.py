@@ -24,6 +24,7 @@ from services.compressor.prefixes import PrefixTracker, prefix_version
 from services.compressor.prompt import Prompt
 from services.compressor.settled import SettledUsage
 from services.compressor.tokens import ModelCounter, TokenCounters
+from services.compressor.tokenwise_rpc import Tokenwise
 from services.compressor.translation import chunks_of, messages_of, prompt_of, result_of
 from services.compressor.vectors import Found, Given, PromptVectors
 from services.compressor.weighing import Facts, Scales
@@ -52,8 +53,11 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         prefixes: PrefixTracker,
         usage: SettledUsage,
         now: Callable[[], datetime],
+        tokenwise: Tokenwise | None = None,
     ) -> None:
-        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold."""
+        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold. Without
+        ``tokenwise`` no text is pruned.
+        """
         self._catalog = catalog
         self._counters = counters
         self._plans = plans
@@ -62,6 +66,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         self._prefixes = prefixes
         self._usage = usage
         self._now = now
+        self._tokenwise = tokenwise or Tokenwise(None, str)
 
     async def CompressPrompt(
         self, request: compressor_pb2.CompressPromptRequest, context: Any
@@ -107,6 +112,18 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             return compressor_pb2.RecordUsageResponse()
         counted = self._prefixes.record(_scope(model), request.request_id, cached, model.cache)
         return compressor_pb2.RecordUsageResponse(counted=counted)
+
+    async def PruneText(
+        self, request: compressor_pb2.PruneTextRequest, context: Any
+    ) -> compressor_pb2.PruneTextResponse:
+        """Leave out the words of a text that tell least."""
+        if not request.model:
+            raise required("model")
+        model, now = self._model(request.model, "model"), self._now()
+        scoring = self._catalog.current.get(self._tokenwise.scoring_model)
+        scoring_price = scoring.price(now) if scoring is not None else None
+        counter = await self._counters.counter(model)
+        return await self._tokenwise.prune(request, counter, model.price(now), scoring_price)
 
     async def _compress(
         self, request: compressor_pb2.CompressPromptRequest, path: str, *, remember: bool

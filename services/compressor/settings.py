@@ -60,3 +60,17 @@ class CompressorSettings(BaseSettings):
     aggressive_history_tokens: int = Field(
         default=3_000, ge=1, description="Tokens of messages kept in mode aggressive, system messages included"
     )
+    inference_address: str = Field(default="", description="host:port of inference, for tokenwise; empty: no tokenwise")
+    tokenwise_model: str = Field(
+        default="smollm2-135m",
+        description="Catalogue model of a vllm provider that scores texts for tokenwise; empty: no tokenwise",
+    )
+    tokenwise_timeout_seconds: float = Field(
+        default=60.0, gt=0, le=600, description="Deadline of one call of the scoring model, seconds"
+    )
+    tokenwise_window_characters: int = Field(
+        default=4_000,
+        ge=500,
+        le=100_000,
+        description="Text scored in one call, characters, a quarter of it context; halved where a model holds less",
+    )
