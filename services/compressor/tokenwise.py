@@ -2,13 +2,14 @@
 
 For texts that are shortened once and used often (documents, and a system prompt that its owner reads over); never a
 step of the online path. The words that tell a language model least go first, as in Selective Context (Li et al., 2023,
-"Compressing Context to Enhance Inference Efficiency of Large Language Models") and LLMLingua (Jiang et al., 2023). As there, information is the surprisal of each token in the whole text; what a cut does to the
-surprisal of what follows is not looked at. Unlike there, words are weighed by what they cost: nats for each token that
-the answering model is spared, and much may not go at all:
+"Compressing Context to Enhance Inference Efficiency of Large Language Models") and LLMLingua (Jiang et al., 2023). As
+there, information is the surprisal of each token in the whole text; what a cut does to the surprisal of what follows is
+not looked at. Unlike there, words are weighed by what they cost: nats for each token that the answering model is
+spared, and much may not go at all:
 
 - protected spans, hard and soft (``protected.py``): code, names, numbers, negations, and what they cannot be cut from;
 - headings, tables, code; sentences that ask or instruct; words that limit ("only", "until", "이상");
-- the first word of a list item, the last of a sentence or a line, words with brackets, quotes or markup;
+- the mark of a list item, the last word of a sentence or a line, words with brackets, quotes or markup;
 - words of which nothing is known, as the very first.
 
 A word is what stands between ``cuts.safe_cuts``: in Korean the eojeol, never a particle cut from its noun.
@@ -90,7 +91,8 @@ def prune(text: str, surprisals: Sequence[Surprisal], budget: int, count: Count)
     """The text without its least informative words, at most ``budget`` tokens where that can be had.
 
     What holds: the result is the text with some of its words left out, in their order, so it is never longer, in
-    characters or in tokens; words go in one order, whatever the budget; the same arguments give the same result. A text within its budget comes back as it is, so pruning a result again to the same budget changes nothing.
+    characters or in tokens; words go in one order, whatever the budget; the same arguments give the same result. A text
+    within its budget comes back as it is, so pruning a result again to the same budget changes nothing.
     (Pruning it again by a *share* cuts again, and by other surprisals: those of a text that has been cut.)
     """
     before = count(text)
@@ -151,7 +153,7 @@ def _free(text: str, surprisals: Sequence[Surprisal], count: Count) -> list[_Wor
 
 
 class _Edges:
-    """The first words of list items and the last words of sentences; a word across two sentences is one as well."""
+    """The marks of list items and the last words of sentences; a word across two sentences is one as well."""
 
     def __init__(self, text: str) -> None:
         units = split(text)

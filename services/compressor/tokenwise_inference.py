@@ -34,8 +34,8 @@ class Scored:
 class PromptScorer:
     """Asks one model of a vllm provider for the log probabilities of a text.
 
-    Long texts are read in windows. Each but the first begins with the last quarter of a window again, as context of what
-    is new in it, so the model has at least that much before every token it is asked about (but at the text's start).
+    Long texts are read in windows. Each but the first begins with the last quarter of a window again, as context of
+    what is new in it: the model has at least that much before every token, but at the text's start.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class PromptScorer:
         spent: list[receipt_pb2.OverheadItem] = []
         window, done, attempt = self._window, 0, FIRST_ATTEMPT
         while done < len(text):
-            start = _blank_before(text, done - window // _CONTEXT_SHARE, 0) if done else 0
+            start = _blank_before(text, done - window // _CONTEXT_SHARE, 0, window // 8) if done else 0
             end = len(text)
             if start + window < end:
-                end = _blank_before(text, start + window, done + 1)
+                end = _blank_before(text, start + window, done + 1, window // 8)
             try:
                 response = await self._ask(text[start:end], request_id, attempt, project_id)
             except TenthError as error:
@@ -83,10 +83,10 @@ class PromptScorer:
                 )
             )
             if not response.prompt_tokens:
-                error = TenthError(
+                silent = TenthError(
                     Code.FAILED_PRECONDITION, Reason.TOKENWISE_NOT_SET_UP, f"{self.model} told no probabilities"
                 )
-                raise _with_spent(error, request_id, spent)
+                raise _with_spent(silent, request_id, spent)
             found.extend(_new(response, start, done))
             attempt += 1
             done = end
@@ -112,13 +112,13 @@ class PromptScorer:
         return response
 
 
-def _blank_before(text: str, at: int, least: int) -> int:
-    """The last place up to ``at`` where blanks begin, or ``at`` itself where there is none from ``least`` on.
+def _blank_before(text: str, at: int, least: int, reach: int) -> int:
+    """The last place up to ``at`` where blanks begin, or ``at`` itself: none before ``least``, none ``reach`` away.
 
     There a token begins in the whole text as in a window of it, for tokenizers put a blank before its word.
     """
     at = max(at, least)
-    low = max(least, at - 200)
+    low = max(least, at - reach)
     found = [match.start() for match in _BLANKS.finditer(text, low, at + 1) if match.start() >= least]
     return found[-1] if found else at
 
