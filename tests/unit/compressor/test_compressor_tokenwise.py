@@ -134,8 +134,8 @@ WORDS = st.sampled_from(
     [
         "the", "a", "of", "lamp", "keeper", "12", "1,000", "not", "no", "said.", "must", "Who?", "(north", "side)",
         "“a", "quote”", "`code`", "https://x.org/a?b=1", "x_y", "Dr.", "Kim", "3", "kg", "only", "{}", "-", "#", "|",
-        "\n", "\n\n", "*", "**", "😀", "é", "؟", "東京。", "등대는", "등대", "를", "그", "배들의", "않았다.", "없다", "안",
-        "간다", "무엇인가?", "3시",
+        "\n", "\n\n", "*", "**", "😀", "é", "؟", "東京。", "등대는", "등대", "를", "그", "배들의", "않았다.", "없다",
+        "안", "간다", "무엇인가?", "3시",
     ]
 )  # fmt: skip
 TEXTS = st.lists(WORDS, max_size=60).map(" ".join) | st.text(max_size=200) | st.just(ENGLISH) | st.just(KOREAN)
