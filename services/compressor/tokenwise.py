@@ -8,11 +8,13 @@ not looked at. Unlike there, words are weighed by what they cost: nats for each 
 spared, and much may not go at all:
 
 - protected spans, hard and soft (``protected.py``): code, names, numbers, negations, and what they cannot be cut from;
-- headings, tables, code; sentences that ask or instruct; words that limit ("only", "until", "이상");
+- headings, tables, code; sentences that ask or instruct; words that limit ("only", "until", "이상"), months and days;
 - the mark of a list item, the last word of a sentence or a line, words with brackets, quotes or markup;
 - words of which nothing is known, as the very first.
 
-A word is what stands between ``cuts.safe_cuts``: in Korean the eojeol, never a particle cut from its noun.
+A word is what stands between ``cuts.safe_cuts``: in Korean the eojeol, never a particle cut from its noun. Capitalised
+words beside each other ("Gulf of Mexico") are one word, for the end of a name is never surprising. (Selective Context
+takes noun phrases for the same reason; those need a parser.)
 """
 
 from __future__ import annotations
@@ -39,10 +41,15 @@ _INSTRUCTS = re.compile(
 _LIMITS = re.compile(
     r"(?<![\w'’])(?:only|but|if|until|unless|except|before|after|since|least|most|more|less|fewer|than|all|any|every|both"
     r"|each|either|may|might|can|could|would|some|several|few)(?![\w'’])"
+    r"|(?<!\w)(?:(?:jan|febr)uary|march|april|june|july|august|(?:septem|octo|novem|decem)ber"
+    r"|(?:mon|tues|wednes|thurs|fri|satur|sun)day)(?!\w)"
     r"|(?:이상|이하|미만|초과|까지|부터|경우|라면|다면|으면|외에|만)[,.]?\s*$",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"[()\[\]{}<>\"“”‘’「」『』《》*_~|#=`\\]")
+_IN_NAMES = re.compile(r"of|the|de|del|du|la|von|van|der|den|da|di|al|bin|&")
+_MOST_BETWEEN = 2
+_ENDS = re.compile(r"\n|\w{2}[.!?;:]+[\"”’)]*\s*$")
 _LETTER = re.compile(r"[^\W\d_]")
 
 Count = Callable[[str], int]
@@ -136,7 +143,7 @@ class _Word:
 
 def _free(text: str, surprisals: Sequence[Surprisal], count: Count) -> list[_Word]:
     """The words that may go, the least informative for their tokens first; of equal ones the earlier."""
-    places = list(pairwise((0, *safe_cuts(text, lone_articles=True), len(text))))
+    places = _whole_names(text, list(pairwise((0, *safe_cuts(text, lone_articles=True), len(text)))))
     nats = _information([start for start, _ in places], surprisals)
     edges = _Edges(text)
     closed = _Closed(protected_ranges(text))
@@ -150,6 +157,27 @@ def _free(text: str, surprisals: Sequence[Surprisal], count: Count) -> list[_Wor
             continue
         found.append(_Word(start, end, known, max(count(f" {bare}"), 1)))
     return sorted(found, key=lambda each: (each.nats / each.tokens, each.start))
+
+
+def _whole_names(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The words, those of one name joined: capitalised ones beside each other, and the small ones between them."""
+    joined: list[tuple[int, int]] = []
+    name, between = False, 0
+    for start, end in places:
+        joined.append((start, end))
+        if text[start : start + 1].isupper():
+            if name:
+                first = joined[-2 - between][0]
+                del joined[-2 - between :]
+                joined.append((first, end))
+            name, between = True, 0
+        elif name and between < _MOST_BETWEEN and _IN_NAMES.fullmatch(text[start:end].rstrip()):
+            between += 1
+        else:
+            name = False
+        if not name or _ENDS.search(text[start:end]):
+            name, between = False, 0
+    return joined
 
 
 class _Edges:

@@ -63,6 +63,22 @@ def test_an_article_goes_without_its_word_and_a_korean_particle_never_without_it
     assert "등대 를" in left or ("등대" not in left and " 를" not in left)
 
 
+def test_a_name_goes_whole_or_not_at_all_and_a_month_stays() -> None:
+    text = "Storms crossed warm Gulf of the Mexicans towards Hank J. Williams junior on May 3 quietly, folks."
+    names = informative(text, " Gulf", " of", " the", " Mexicans")
+    gone = [text[each.start : each.end] for each in prune(text, names, count(text) - 2, count).removed]
+    assert gone == ["Gulf of the Mexicans "]
+    half = informative(text, " Williams", " May")
+    for budget in range(count(text)):
+        left = prune(text, half, budget, count).text
+        assert ("Hank J. Williams" in left) == ("Williams" in left) == ("Hank" in left)
+        assert "May 3" in left
+    assert "Hank J. Williams" in prune(text, half, count(text) - 1, count).text, "no part of it goes for itself"
+    # A name ends with its sentence.
+    two = "They came from old Rome. Then they were gone again, folks."
+    assert "Then" not in prune(two, informative(two, " Then"), count(two) - 1, count).text
+
+
 def test_equal_words_go_from_the_left_and_a_word_is_weighed_by_its_tokens() -> None:
     text = "One considerable word may outweigh others here today indeed."
     nats = [Surprisal(token.start, token.end, 5.0) for token in scored(text)]
