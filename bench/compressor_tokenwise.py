@@ -80,14 +80,14 @@ def measure(
     except TenthError as error:
         result.skipped.append(f"{PART}: the engine does not run here: {error}")
         return
-    bench = _Bench(result, cases, product, seed)
+    bench = Measured(result, cases, product, seed)
     known = None if encoder is None else embed(encoder, f"compressor_{_SET}", cases, sentences=False)
     prepared = {"extractive_words": bench.prepared(None)}
     if known is not None:
         prepared["extractive"] = bench.prepared(known)
     for share in SHARES:
         saved = bench.note(f"tokenwise_at_{share * 100:.0f}", bench.pruned(scores, share))
-        bench.note(f"random_words_at_{share * 100:.0f}", bench.pruned(_shuffled(scores, seed), share))
+        bench.note(f"random_words_at_{share * 100:.0f}", bench.pruned(shuffled(scores, seed), share))
         for name, each in prepared.items():
             bench.note(f"{name}_at_{share * 100:.0f}", bench.extracted(each, saved))
     result.assumptions[PART] = (
@@ -96,7 +96,7 @@ def measure(
     )
 
 
-class _Bench:
+class Measured:
     """The cases, and the measures of what each system leaves of them."""
 
     def __init__(self, result: Result, cases: Sequence[Case], product: Product, seed: int) -> None:
@@ -141,7 +141,7 @@ class _Bench:
         return saved.value
 
 
-def _shuffled(scores: Scores, seed: int) -> Scores:
+def shuffled(scores: Scores, seed: int) -> Scores:
     """Surprisals drawn anew, and unknown where they were."""
     draw = random.Random(seed)  # noqa: S311  (a control, not a secret)
     return {
