@@ -62,6 +62,7 @@ async def main() -> None:
         chunk_bytes = settings.chunk_cache_mebibytes * 2**20
         memory, rough = Documents(counters.plain, chunk_bytes), Documents(rough_tokens, chunk_bytes)
         also = wiring.strategies_of(settings)
+        inference = await wiring.inference_of(settings, mesh, telemetry, signer, stack)
         servicer = CompressorServicer(
             catalog,
             counters,
@@ -71,7 +72,8 @@ async def main() -> None:
             PrefixTracker(time.monotonic, settings.prefix_cache_entries),
             SettledUsage(corrections, store),
             lambda: datetime.now(UTC),
-            await wiring.summary_step(settings, mesh, telemetry, signer, catalog, stack),
+            wiring.summary_step(settings, inference, catalog, stack),
+            wiring.tokenwise(settings, inference),
         )
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), {})
         register = compressor_pb2_grpc.add_CompressorServiceServicer_to_server

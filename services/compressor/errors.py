@@ -18,3 +18,5 @@ class Reason(StrEnum):
     """A strategy was turned on or off that there is not, or twice."""
     SUMMARY_NOT_SET_UP = "SUMMARY_NOT_SET_UP"
     """The strategy `summary` was asked for by name, and no inference service or no summarising model is set."""
+    TOKENWISE_NOT_SET_UP = "TOKENWISE_NOT_SET_UP"
+    """A text was to be pruned, and no inference service or no model that tells its prompt's probabilities is set."""

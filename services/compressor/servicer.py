@@ -27,6 +27,7 @@ from services.compressor.settled import SettledUsage
 from services.compressor.summarising import SummaryStep, due, named, not_set_up, overheads_of, spent_on
 from services.compressor.summary_step import Decision, Told, with_summary_step
 from services.compressor.tokens import ModelCounter, TokenCounters
+from services.compressor.tokenwise_rpc import Tokenwise
 from services.compressor.translation import chunks_of, messages_of, prompt_of, result_of
 from services.compressor.vectors import Found, Given, PromptVectors
 from services.compressor.weighing import Facts, Scales
@@ -56,8 +57,11 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         usage: SettledUsage,
         now: Callable[[], datetime],
         summaries: SummaryStep,
+        tokenwise: Tokenwise | None = None,
     ) -> None:
-        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold."""
+        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold. Without
+        ``tokenwise`` no text is pruned.
+        """
         self._catalog = catalog
         self._counters = counters
         self._plans = plans
@@ -67,6 +71,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         self._usage = usage
         self._now = now
         self._summaries = summaries
+        self._tokenwise = tokenwise or Tokenwise(None, str)
 
     async def CompressPrompt(
         self, request: compressor_pb2.CompressPromptRequest, context: Any
@@ -112,6 +117,18 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             return compressor_pb2.RecordUsageResponse()
         counted = self._prefixes.record(_scope(model), request.request_id, cached, model.cache)
         return compressor_pb2.RecordUsageResponse(counted=counted)
+
+    async def PruneText(
+        self, request: compressor_pb2.PruneTextRequest, context: Any
+    ) -> compressor_pb2.PruneTextResponse:
+        """Leave out the words of a text that tell least."""
+        if not request.model:
+            raise required("model")
+        model, now = self._model(request.model, "model"), self._now()
+        scoring = self._catalog.current.get(self._tokenwise.scoring_model)
+        scoring_price = scoring.price(now) if scoring is not None else None
+        counter = await self._counters.counter(model)
+        return await self._tokenwise.prune(request, counter, model.price(now), scoring_price)
 
     async def _compress(
         self, request: compressor_pb2.CompressPromptRequest, path: str, *, remember: bool

@@ -65,7 +65,7 @@ class CompressorSettings(BaseSettings):
     )
     summary_model: str = Field(default="", description="Catalogue model that makes summaries; empty: none are made")
     inference_address: str = Field(
-        default="", description="host:port of inference, for summaries; empty: none are made"
+        default="", description="host:port of inference, for summaries and tokenwise; empty: neither"
     )
     summary_wait_seconds: float = Field(
         default=3.0,
@@ -83,3 +83,16 @@ class CompressorSettings(BaseSettings):
     summary_keep_turns: int = Field(default=4, ge=1, description="Newest turns that no summary covers")
     summary_step_turns: int = Field(default=4, ge=1, description="Turns by which a summary grows")
     summary_most_output_tokens: int = Field(default=300, ge=50, le=4000, description="Longest summary, tokens")
+    tokenwise_model: str = Field(
+        default="smollm2-135m",
+        description="Catalogue model of a vllm provider that scores texts for tokenwise; empty: no tokenwise",
+    )
+    tokenwise_timeout_seconds: float = Field(
+        default=60.0, gt=0, le=600, description="Deadline of one call of the scoring model, seconds"
+    )
+    tokenwise_window_characters: int = Field(
+        default=4_000,
+        ge=500,
+        le=100_000,
+        description="Text scored in one call, characters, a quarter of it context; halved where a model holds less",
+    )

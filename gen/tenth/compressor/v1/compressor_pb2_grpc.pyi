@@ -47,6 +47,12 @@ class CompressorServiceStub:
     """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
     report of one request_id is not counted.
     """
+    PruneText: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.PruneTextRequest, _compressor_pb2.PruneTextResponse]
+    """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+    shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+    each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+    an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
+    """
 
 @_typing.type_check_only
 class CompressorServiceAsyncStub(CompressorServiceStub):
@@ -66,6 +72,12 @@ class CompressorServiceAsyncStub(CompressorServiceStub):
     RecordUsage: _aio.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
     report of one request_id is not counted.
+    """
+    PruneText: _aio.UnaryUnaryMultiCallable[_compressor_pb2.PruneTextRequest, _compressor_pb2.PruneTextResponse]  # type: ignore[assignment]
+    """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+    shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+    each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+    an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
     """
 
 class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,6 +119,18 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_compressor_pb2.RecordUsageResponse, _abc.Awaitable[_compressor_pb2.RecordUsageResponse]]:
         """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
         report of one request_id is not counted.
+        """
+
+    @_abc_1.abstractmethod
+    def PruneText(
+        self,
+        request: _compressor_pb2.PruneTextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_compressor_pb2.PruneTextResponse, _abc.Awaitable[_compressor_pb2.PruneTextResponse]]:
+        """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+        shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+        each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+        an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
         """
 
 def add_CompressorServiceServicer_to_server(servicer: CompressorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
