@@ -80,6 +80,11 @@ class Service:
         return f"127.0.0.1:{self._port}"
 
     @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
     def age_seconds(self) -> float:
         """Time since it was started."""
         return time.perf_counter() - self._started
