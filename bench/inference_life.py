@@ -1,4 +1,4 @@
-"""Parts ``start``, ``cancel`` and ``prefix``: how a service begins, how fast it lets go, and what it need not read twice.
+"""Parts ``start``, ``cancel`` and ``prefix``: how a service begins, lets go, and reads a prefix once.
 
 - **start**: from the process's start to the first token of a real request, with the files in the page cache.
 - **cancel**: a service that works on one sequence at a time. A stream is left after its third piece; measured is until
@@ -38,14 +38,15 @@ async def start(result: Result, model: str, models_dir: Path, logs: Path) -> Non
         try:
             await service.ready()
             async with service.channel() as channel:
+                before = service.age_seconds
                 answer = await Caller(channel, model).ask("What is the capital of France?", 4)
-                # The rest of the answer came after its first piece.
-                seconds.append((service.age_seconds, answer.chunks))
+                if answer.chunks:
+                    seconds.append(before + answer.first_seconds)
         finally:
             await asyncio.to_thread(service.stop)
-    kept = [age for age, chunks in seconds if chunks][0 if count == 1 else 1 :]
+    kept = seconds if count == 1 else seconds[1:]
     if not kept:
-        raise EngineError("no service gave an answer")
+        raise EngineError("the service gave no answer")
     result.add(f"{START}/ours/first_token_s", median(kept), "s", len(kept))
 
 

@@ -46,9 +46,7 @@ SCHEMES = (
         f"{MODEL}-int8-smoothquant-gptq",
         f"tenth model quantize {MODEL} --scheme int8 --recipe smoothquant-gptq",
     ),
-    Scheme(
-        "int4", "int4 W4A16, AWQ", f"{MODEL}-int4-awq", f"tenth model quantize {MODEL} --scheme int4 --recipe awq"
-    ),
+    Scheme("int4", "int4 W4A16, AWQ", f"{MODEL}-int4-awq", f"tenth model quantize {MODEL} --scheme int4 --recipe awq"),
     Scheme(
         "int4_gptq",
         "int4 W4A16, GPTQ",
@@ -216,7 +214,7 @@ def _assume(
     folders: Mapping[str, Path],
 ) -> None:
     result.assumptions[PART] = {
-        "base": "the bf16 folder is SmolLM2-135M dequantized from Q4_1: what a scheme loses here is what it loses of that",
+        "base": "SmolLM2-135M-Instruct dequantized from Q4_1: what a scheme loses, it loses of that",
         "rounds": load.rounds,
         "output_tokens": load.output_tokens,
         "window": WINDOW,

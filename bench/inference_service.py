@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -32,6 +33,7 @@ from tenth_client.processes import healthy
 
 START_SECONDS = 240.0
 _STOP_SECONDS = 30.0
+_ANSWER_SECONDS = 300.0
 _CALLER = "bench"
 
 
@@ -155,9 +157,9 @@ class Caller:
 
     def pieces(self, text: str, output_tokens: int) -> AsyncGenerator[pb.StreamGenerateTextResponse]:
         """The stream's events; closing it cancels the call."""
-        events: AsyncGenerator[pb.StreamGenerateTextResponse] = self._stub.StreamGenerateText(
-            self.request(text, output_tokens), timeout=300
-        )
+        # A mesh channel's stream is an async generator, which the generated stub's types do not know.
+        call: Any = self._stub.StreamGenerateText(self.request(text, output_tokens), timeout=_ANSWER_SECONDS)
+        events: AsyncGenerator[pb.StreamGenerateTextResponse] = call
         return events
 
     async def ask(self, text: str, output_tokens: int) -> Streamed:

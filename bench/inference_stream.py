@@ -68,7 +68,13 @@ class Turns:
 
 
 async def measure(
-    result: Result, model: str, models_dir: Path, provider_model: str, options: EngineOptions, logs: Path
+    result: Result,
+    model: str,
+    models_dir: Path,
+    provider_model: str,
+    options: EngineOptions,
+    logs: Path,
+    seed: int,
 ) -> None:
     """All three systems. Raises EngineError when one of them does not start."""
     load = QUICK if result.quick else FULL
@@ -116,7 +122,7 @@ async def measure(
                     batch = await _together(process, asking[system], texts, load.output_tokens, options.threads)
                 turns.batches.setdefault(system, []).append(batch)
         _assume(result, engine, options, load, provider_model)
-    add(result, turns, seed=7)
+    add(result, turns, seed)
 
 
 def add(result: Result, turns: Turns, seed: int) -> None:
@@ -156,11 +162,9 @@ def middle(values: Sequence[float], seed: int) -> tuple[float, tuple[float, floa
     return median(values), (found[int(0.025 * _RESAMPLES)], found[int(0.975 * _RESAMPLES)])
 
 
-def own_seconds(
-    before: Mapping[str, float], after: Mapping[str, float], pid: int, engine_threads: int
-) -> float:
-    """CPU seconds of the service's own threads, of threads by "ID NAME": its event loop's (the process's first), gRPC's,
-    its database's. Left out are the engine's: its ``engine_threads`` busiest (the stepping one and its OpenMP pool are
+def own_seconds(before: Mapping[str, float], after: Mapping[str, float], pid: int, engine_threads: int) -> float:
+    """CPU seconds of the service's own threads, of threads by "ID NAME": its event loop's (the process's first),
+    gRPC's, its database's. Left out are the engine's: its ``engine_threads`` busiest (the stepping one and its OpenMP pool are
     Python's by name) and torch's ``gloo`` threads."""
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
     main = spent.pop(next((name for name in spent if name.startswith(f"{pid} ")), ""), 0.0)

@@ -32,7 +32,7 @@ class Score:
 
 
 def windows(count: int, window: int, stride: int) -> list[Window]:
-    """The windows of a text of ``count`` tokens, in order. A text's first token is never scored: nothing precedes it."""
+    """The windows of a text of ``count`` tokens, in order. A text's first token is not scored: nothing precedes it."""
     if not 0 < stride <= window:
         raise ValueError(f"a stride of {stride} does not fit a window of {window}")
     made: list[Window] = []

@@ -42,7 +42,7 @@ class Worker:
         arguments: dict[str, Any] = {"gpu_memory_utilization": asked["gpu_memory_share"]} if cuda else {}
         if not cuda:
             arguments = {"kv_cache_memory_bytes": asked["kv_cache_bytes"], "dtype": cpu_dtype()}
-        self._engine = LLMEngine.from_engine_args(
+        self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
                 model=asked["folder"],
                 max_model_len=asked["context_window"],
