@@ -164,8 +164,8 @@ def middle(values: Sequence[float], seed: int) -> tuple[float, tuple[float, floa
 
 def own_seconds(before: Mapping[str, float], after: Mapping[str, float], pid: int, engine_threads: int) -> float:
     """CPU seconds of the service's own threads, of threads by "ID NAME": its event loop's (the process's first),
-    gRPC's, its database's. Left out are the engine's: its ``engine_threads`` busiest (the stepping one and its OpenMP pool are
-    Python's by name) and torch's ``gloo`` threads."""
+    gRPC's, its database's. Left out are the engine's: its ``engine_threads`` busiest (the stepping one and its OpenMP
+    pool are Python's by name) and torch's ``gloo`` threads."""
     spent = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
     main = spent.pop(next((name for name in spent if name.startswith(f"{pid} ")), ""), 0.0)
     others = sorted(seconds for name, seconds in spent.items() if "gloo" not in name)
