@@ -92,6 +92,7 @@ def measure(result: Result, data: Path | None, folders: Path, options: EngineOpt
         if scheme not in there:
             result.skipped.append(f"{scheme.key}: no folder {scheme.folder}; `{scheme.command}` makes it")
     chosen = there[:2] if result.quick else there
+    result.skipped += [f"{scheme.key}: a quick run measures two schemes" for scheme in there if scheme not in chosen]
     texts = _texts(result, data)
     measured: dict[str, Measured] = {scheme.key: Measured() for scheme in chosen}
     visits = [

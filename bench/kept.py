@@ -26,7 +26,7 @@ def keep(
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"nothing kept of {file.name}: {error or type(error).__name__}"
     if not same:
-        return f"nothing kept of {file.name}: it is of another {' or '.join(alike)}, or a quick run"
+        return f"nothing kept of {file.name}: it is of other {' or '.join(alike)}, or a quick run"
     old = {name: metric for name, metric in metrics.items() if part_of(name) not in measured}
     parts = list(dict.fromkeys(map(part_of, old)))
     result.metrics = old | result.metrics
@@ -42,4 +42,4 @@ def keep(
 
 
 def _subject(item: str) -> str:
-    return item.partition(":")[0]
+    return item.partition("/")[0].partition(":")[0].partition(",")[0]
