@@ -96,7 +96,7 @@ class Bench:
 def main() -> int:
     """Run the benchmark; exit code 1 when it could not measure."""
     parser = arguments("inference", (__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", type=_parts, default=PARTS, metavar="PART,...", help=", ".join(PARTS))
+    parser.add_argument("--only", type=parts, default=PARTS, metavar="PART,...", help=", ".join(PARTS))
     parser.add_argument("--keep", action="store_true", help="keep what the --json file has of the other parts")
     parser.add_argument("--folders", type=Path, default=Path(".models"), help="the folder of the model folders")
     options = parser.parse_args()
@@ -166,7 +166,8 @@ def hardware() -> dict[str, Any]:
     return {"cpu": said.get("model name", "unknown"), "flags": [flag for flag in _CPU_FLAGS if flag in flags]}
 
 
-def _parts(text: str) -> tuple[str, ...]:
+def parts(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list, for argparse."""
     names = tuple(name for name in text.split(",") if name)
     unknown = [name for name in names if name not in PARTS]
     if unknown or not names:

@@ -32,8 +32,11 @@ class Score:
 
 
 def windows(count: int, window: int, stride: int) -> list[Window]:
-    """The windows of a text of ``count`` tokens, in order. A text's first token is not scored: nothing precedes it."""
-    if not 0 < stride <= window:
+    """The windows of a text of ``count`` tokens, in order. A text's first token is not scored: nothing precedes it.
+
+    ValueError: a stride as long as its window, whose first token would have nothing before it.
+    """
+    if not 0 < stride < window:
         raise ValueError(f"a stride of {stride} does not fit a window of {window}")
     made: list[Window] = []
     scored = 1
