@@ -72,7 +72,7 @@ def _quality(values: list[dict[str, Any]]) -> dict[str, Any]:
         "type": "quantitative",
         "title": "perplexity, times bf16's",
         "scale": {"zero": False},
-        "axis": {"format": ".2f"},
+        "axis": {"format": ".3~f"},
     }
     colour = _colour([each["scheme"] for each in values])
     data = {"values": values}

@@ -203,8 +203,9 @@ def _by_round(own: Sequence[float], base: Sequence[float]) -> list[float]:
 def _spread(result: Result, name: str, values: Sequence[float]) -> None:
     """The median of the rounds, and how far they lie apart: too few for an interval."""
     result.add(name, median(values), "ratio", len(values))
-    result.add(f"{name}_low", min(values), "ratio", len(values))
-    result.add(f"{name}_high", max(values), "ratio", len(values))
+    if len(values) > 1:
+        result.add(f"{name}_low", min(values), "ratio", len(values))
+        result.add(f"{name}_high", max(values), "ratio", len(values))
 
 
 def _assume(

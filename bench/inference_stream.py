@@ -82,15 +82,11 @@ async def measure(
     async with AsyncExitStack() as stack:
         # One after another: engines that start at once slow each other.
         engine = stack.enter_context(running(folder, options, logs / "engine.log"))
-        server = HttpServer(
-            folder,
-            options,
-            engine.ready["dtype"],
-            cpu=engine.ready["device"] == "cpu",
-            folder=logs / "http",
-        )
+        on_cpu = engine.ready["device"] == "cpu"
+        server = HttpServer(folder, options, engine.ready["dtype"], cpu=on_cpu, folder=logs / "http")
         http, session = await stack.enter_async_context(http_serving(server))
-        service = await stack.enter_async_context(serving(logs / "service", models_dir))
+        shared = {} if on_cpu else {"TENTH_INFERENCE_GPU_MEMORY_UTILIZATION": str(options.gpu_memory_share)}
+        service = await stack.enter_async_context(serving(logs / "service", models_dir, **shared))
         caller = Caller(await stack.enter_async_context(service.channel()), model)
 
         async def alone(texts: Sequence[str], tokens: int) -> tuple[list[Streamed], float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cells import Figures, head, row, yes
+from bench import inference_stream
 from bench.inference_schemes import BASE, PART, SCHEMES
 
 _CONCURRENCIES = (1, 8, 32, 64)
@@ -96,6 +97,7 @@ def inference_tables(result: Mapping[str, Any]) -> str:
     ]
     texts = ["\n".join(part) for part in parts if len(part) > 2]
     texts += [_schemes_said(said[PART])] if PART in said else []
+    texts += [_streams_said(said[inference_stream.PART])] if inference_stream.PART in said else []
     machine = result["machine"]
     texts.append(
         f"Commit {result['commit'][:12]}, {_hardware(said.get('hardware', {}))}, {machine['cpus']} CPUs "
@@ -117,7 +119,9 @@ def _goals(figures: _Figures) -> list[str]:
             continue
         reached = value >= goal.reach if goal.more else value <= goal.reach
         bound = f"at {'least' if goal.more else 'most'} {goal.form(goal.reach)}"
-        lines.append(row(goal.what, goal.form(value), bound, yes(reached)))
+        low, high = figures.metrics[goal.metric]["ci95"] or (value, value)
+        interval = f" [{goal.form(low)}, {goal.form(high)}]" if low != high else ""
+        lines.append(row(goal.what, f"{goal.form(value)}{interval}", bound, yes(reached)))
     return lines
 
 
@@ -202,7 +206,7 @@ def _streams(figures: _Figures) -> list[str]:
 
 
 def _life(figures: _Figures) -> list[str]:
-    lines = head("life of a stream", "p50 ms", "p95 ms", "of", texts=1)
+    lines = head("time to let go, and to begin", "p50 ms", "p95 ms", "of", texts=1)
     for what, middle, high in (
         ("left by its caller: until nothing runs", "cancel/ours/slot_free_p50_ms", "cancel/ours/slot_free_p95_ms"),
         (
@@ -215,8 +219,8 @@ def _life(figures: _Figures) -> list[str]:
             "cancel/ours/first_token_alone_p50_ms",
             "cancel/ours/first_token_alone_p95_ms",
         ),
-        ("2,000-token prefix, first time: first token", "prefix_cache/vllm/first_ttft_ms", ""),
-        ("the same, second time", "prefix_cache/vllm/second_ttft_ms", ""),
+        ("first token after a 2,000-token prefix, read for the first time", "prefix_cache/vllm/first_ttft_ms", ""),
+        ("the same, from the prefix cache", "prefix_cache/vllm/second_ttft_ms", ""),
     ):
         if middle in figures.metrics:
             lines.append(row(what, figures.number(middle, 1), figures.number(high, 1), figures.n(middle)))
@@ -224,11 +228,19 @@ def _life(figures: _Figures) -> list[str]:
 
 
 def _schemes_said(said: Mapping[str, Any]) -> str:
-    texts = ", ".join(f"{name}: {text}" for name, text in said["texts"].items())
+    texts = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in said["texts"].items())
     return (
-        f"Schemes: the bf16 base is {said['base']}. {said['rounds']} rounds of {said['output_tokens']} tokens, "
+        f"Schemes: the bf16 base is {said['base']}. {said['rounds']} rounds, {said['output_tokens']} tokens a sequence, "
         f"{said['threads']} threads, up to {said['max_running']} sequences; perplexity over windows of "
         f"{said['window']} tokens, {said['stride']} of them scored ({texts})."
+    )
+
+
+def _streams_said(said: Mapping[str, Any]) -> str:
+    return (
+        f"Streams: {said['model']} ({said['dtype']}), {said['threads']} threads; first tokens of {said['turns']} single "
+        f"streams each, CPU of {said['rounds']} rounds of {said['concurrency']} streams of up to "
+        f"{said['output_tokens']} tokens at once; the service: {said['service']}."
     )
 
 
