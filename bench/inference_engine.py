@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ class Engine:
                 env=engine_environment(options.threads),
                 text=True,
             )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
         self.ready: Mapping[str, Any] = self._exchange({"folder": str(folder), **asdict(options)}, _START_SECONDS)
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
@@ -79,33 +82,31 @@ class Engine:
 
     def close(self) -> None:
         """End it."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        # The end of its input ends it; a process that is gone already took what was written to it along.
+        with suppress(BrokenPipeError):
+            self._input.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._output.close()
 
     def _exchange(self, asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         # A kill ends the wait for a line.
         overdue = threading.Timer(seconds, self._process.kill)
         overdue.start()
         try:
-            self._process.stdin.write(json.dumps(asked) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._input.write(json.dumps(asked) + "\n")
+            self._input.flush()
+            line = self._output.readline()
         except BrokenPipeError:
             line = ""
         finally:
             overdue.cancel()
         if not line:
             self._process.kill()
-            self._process.wait()
+            self.close()
             raise EngineError(log_end(self._log))
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cells import Figures, head, row, yes
 from bench import inference_stream
+from bench.cells import Figures, head, row, yes
 from bench.inference_schemes import BASE, PART, SCHEMES
 
 _CONCURRENCIES = (1, 8, 32, 64)
@@ -230,16 +230,16 @@ def _life(figures: _Figures) -> list[str]:
 def _schemes_said(said: Mapping[str, Any]) -> str:
     texts = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in said["texts"].items())
     return (
-        f"Schemes: the bf16 base is {said['base']}. {said['rounds']} rounds, {said['output_tokens']} tokens a sequence, "
-        f"{said['threads']} threads, up to {said['max_running']} sequences; perplexity over windows of "
+        f"Schemes: the bf16 base is {said['base']}. {said['rounds']} rounds, {said['output_tokens']} tokens a "
+        f"sequence, {said['threads']} threads, up to {said['max_running']} sequences; perplexity over windows of "
         f"{said['window']} tokens, {said['stride']} of them scored ({texts})."
     )
 
 
 def _streams_said(said: Mapping[str, Any]) -> str:
     return (
-        f"Streams: {said['model']} ({said['dtype']}), {said['threads']} threads; first tokens of {said['turns']} single "
-        f"streams each, CPU of {said['rounds']} rounds of {said['concurrency']} streams of up to "
+        f"Streams: {said['model']} ({said['dtype']}), {said['threads']} threads; first tokens of {said['turns']} "
+        f"single streams each, CPU of {said['rounds']} rounds of {said['concurrency']} streams of up to "
         f"{said['output_tokens']} tokens at once; the service: {said['service']}."
     )
 

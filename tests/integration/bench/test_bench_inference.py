@@ -1,4 +1,4 @@
-"""The inference bench's own engine, on the folder that ``make models`` builds: what it counts is what the engine did."""
+"""The inference bench's own engine, on the folder that ``make models`` builds: it counts what the engine did."""
 
 from __future__ import annotations
 
