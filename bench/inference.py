@@ -39,6 +39,8 @@ PARTS = (
     inference_stream.PART,
     inference_life.CANCEL,
 )
+_DEFAULT_SEQUENCES = 32
+"""The service's own choice on a CPU where its setting leaves it open."""
 _SCHEME_SEQUENCES = 64
 """The schemes' engines work on up to so many sequences; the service's default is a setting."""
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
@@ -112,7 +114,7 @@ def main() -> int:
             context_window=local.context_window,
             threads=settings.threads,
             kv_cache_bytes=settings.kv_cache_bytes,
-            max_running=settings.max_running,
+            max_running=settings.max_running or _DEFAULT_SEQUENCES,
             compile=settings.compile,
         )
         with tempfile.TemporaryDirectory(prefix="tenth-bench-") as made:

@@ -48,6 +48,7 @@ class Worker:
                 max_model_len=asked["context_window"],
                 max_num_seqs=asked["max_running"],
                 enable_prefix_caching=True,
+                scheduling_policy="priority",
                 enforce_eager=not asked["compile"],
                 disable_log_stats=True,
                 seed=0,

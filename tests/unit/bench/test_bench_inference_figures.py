@@ -145,7 +145,7 @@ def test_cancelling_and_the_prefix_cache() -> None:
 
 
 def test_texts_are_read_once_each(tmp_path: Path) -> None:
-    rows = {
+    rows: dict[str, list[dict[str, object]]] = {
         "": [{"gold_text": "One."}, {"gold_text": "One."}, {"gold_text": "Two."}],
         "held_out": [{"answers": {"gpt-4-0613": {"text": "Three."}, "other": {"text": "no"}}}, {"answers": {}}],
     }
