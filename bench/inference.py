@@ -86,6 +86,9 @@ class Bench:
                 inference_life.cancel(self.result, self.model, self.folders, self.logs)
             ),
         }
+        if part != inference_schemes.PART and not (self.folders / self.provider_model / "config.json").is_file():
+            self.result.skipped.append(f"{part}: no folder {self.provider_model}; `make models` makes it")
+            return
         try:
             known[part]()
         except (EngineError, TenthError, OSError, TimeoutError) as error:

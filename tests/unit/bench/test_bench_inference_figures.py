@@ -194,6 +194,14 @@ def test_parts_that_are_not_measured_again_keep_their_commit(tmp_path: Path) -> 
     assert "nothing kept" in keep(other, file, ["stream"], inference.part_of, ("seed", "hardware"))
 
 
+@pytest.mark.parametrize("part", ["start", "prefix", "stream", "cancel"])
+def test_without_the_served_models_folder_a_part_says_what_makes_it(tmp_path: Path, part: str) -> None:
+    result = Result("inference", quick=True)
+    inference.Bench(result, None, tmp_path, "small", "small-int8", OPTIONS, tmp_path, 7).run(part)
+    assert result.metrics == {}
+    assert result.skipped == [f"{part}: no folder small-int8; `make models` makes it"]
+
+
 def test_parts_are_given_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inference.parts("stream,cancel") == ("stream", "cancel")
     for text in ("stream,unknown", ""):
