@@ -381,7 +381,7 @@ def play_ours(
     provider, spent = Provider(style), Spent()
     for at, (turn, now) in enumerate(zip(turns, times, strict=True)):
         clock[0] = now
-        scales = Scales(believed, tracker, "bench", turn.prompt, counter)
+        scales = Scales(believed, tracker, "bench", turn.prompt, counter, plan.mode.value)
         done = _cut(turn.prompt, plan, counter, scales)
         scales.finish(done, str(at))
         amount, read = provider.bill(renderer(done), now)

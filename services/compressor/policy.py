@@ -47,6 +47,8 @@ _MAX_COUNTED_CHARS = 20_000
 """Of longer texts each cleaning step is measured by characters: counting tokens again and again takes too long."""
 _MAX_DEDUPED_CHARS = 150_000
 _FITTING_TRIES = 6
+_LEAST_SHARES = (1.05, 1.2, 1.5)
+"""Of the least length that a provider caches: what a talk is cut to."""
 
 
 class Chunks(Protocol):
@@ -95,6 +97,8 @@ def compress(
     room = _room(window_tokens, max_output_tokens)
     if token_budget is not None:
         room = token_budget if room is None else min(room, token_budget)
+    if plan.runs(HISTORY):
+        _as_before(work, plan, room)
     if plan.runs(CLEANUP):
         _cleanup(work)
     if plan.runs(RETRIEVAL) and prompt.chunks and chunks is not None:
@@ -197,12 +201,34 @@ def _take_chunks(work: Work, chosen: Chosen, *, must: bool) -> bool:
     return work.take(candidate, RETRIEVAL, reason, positions=chosen.places, must=must)
 
 
+def _as_before(work: Work, plan: Plan, room: int | None) -> None:
+    """Begin a talk that is too long as its last request began, which the provider's cache may still hold."""
+    messages = work.prompt.messages
+    over = room is not None and work.count > room
+    if not over and (plan.history_tokens is None or _tokens(work) <= plan.history_tokens):
+        return
+    earlier = work.weigher.before()
+    if earlier is not None:
+        gone = len(messages) - len(earlier)
+        candidate = replace(work.prompt, messages=earlier)
+        work.take(candidate, HISTORY, f"begun as in the request before, with {gone} messages dropped")
+
+
+def _tokens(work: Work) -> int:
+    return sum(map(work.counter.message, work.prompt.messages))
+
+
 def _history(work: Work, plan: Plan, room: int | None, hints: Hints) -> None:
     messages, counter = work.prompt.messages, work.counter
-    total = sum(map(counter.message, messages))
-    limit = plan.history_tokens
+    total = _tokens(work)
+    # A mode's own limit is a wish: a talk that the provider would then not cache is left longer.
+    limit = None if plan.history_tokens is None else max(plan.history_tokens, work.weigher.least(work.prompt))
     if limit is not None and total > limit:
-        taken = plan.history is not None and _select(work, plan, limit, hints, must=False)
+        # Where the provider's least length is the limit, whole messages seldom come out just above it.
+        tries = _LEAST_SHARES if limit > (plan.history_tokens or 0) else (1.0,)
+        taken = plan.history is not None and any(
+            _select(work, plan, int(limit * share), hints, must=False) for share in tries if total > limit * share
+        )
         if not taken:
             # Whole blocks: while the talk grows by one, the same messages stay dropped.
             standing = sum(counter.message(message) for message in messages if message.role == SYSTEM or message.pinned)
@@ -213,7 +239,7 @@ def _history(work: Work, plan: Plan, room: int | None, hints: Hints) -> None:
             _drop(work, budget, must=False, turns=turns)
     if room is not None and work.count > room:
         # What is no message (tools, chunks, priming) takes its share of the window first.
-        now = sum(map(counter.message, work.prompt.messages))
+        now = _tokens(work)
         budget = max(0, room - max(0, work.count - now))
         if plan.history is None or not _select(work, plan, budget, hints, must=True):
             _drop(work, budget, must=True, turns=1.0)

@@ -3,7 +3,7 @@
 Two worlds are followed: what was asked (as if nothing were ever compressed) and what was sent. Providers keep a start
 for some minutes after its last use. The belief is checked against what providers say they read from their caches
 (``record``): two shares with a Beta prior each, one for starts seen here, one for others. Memory is bounded; nothing of
-a text is kept but SHA-256 digests.
+a text is kept but SHA-256 digests, and of a shortened talk the messages that were shortened, until its start has gone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from services.compressor.money import CacheTerms, Odds, Purse
+from services.compressor.talks import Form
 
 RULES_VERSION = 1
 """Raise it with every change of what a stable prefix becomes."""
@@ -37,6 +38,8 @@ _VOLATILE = re.compile(
     re.IGNORECASE,
 )
 _SEARCHED_CHARS = 20_000
+_MAX_FORM_BYTES = 64 << 20
+"""Of all forms of talks together; a form alone may take a hundredth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,8 @@ class PrefixTracker:
         self._scopes: OrderedDict[str, _Scope] = OrderedDict()
         self._reuse: OrderedDict[tuple[str, bytes], _Share] = OrderedDict()
         self._pending: OrderedDict[tuple[str, str], _Expected] = OrderedDict()
+        self._forms: OrderedDict[tuple[str, bytes], tuple[float, Form]] = OrderedDict()
+        self._form_bytes = 0
         self._lock = threading.Lock()
 
     def shared(self, scope: str, asked: Chain, terms: CacheTerms) -> int:
@@ -177,6 +182,35 @@ class PrefixTracker:
                 self._pending[scope, request_id] = _Expected(scope, *expected)
                 while len(self._pending) > self._capacity:
                     self._pending.popitem(last=False)
+
+    def form(self, talk: str, digests: Sequence[bytes], terms: CacheTerms) -> Form | None:
+        """How the longest known start of a talk, within the provider's time, was sent."""
+        with self._lock:
+            oldest = self._now() - terms.ttl_seconds
+            for digest in reversed(digests):
+                noted, form = self._forms.get((talk, digest), (-1e300, None))
+                if form is not None and noted >= oldest:
+                    return form
+            return None
+
+    def note_form(self, talk: str, digest: bytes, form: Form, terms: CacheTerms) -> None:
+        """Remember how the start of a talk was sent: the start that was asked with, by its digest."""
+        with self._lock:
+            now = self._now()
+            self._forget_form((talk, digest))
+            if form.size_bytes <= _MAX_FORM_BYTES // 100:
+                self._forms[talk, digest] = now, form
+                self._form_bytes += form.size_bytes
+            while self._forms:
+                key, (noted, _) = next(iter(self._forms.items()))
+                if noted >= now - terms.ttl_seconds and self._form_bytes <= _MAX_FORM_BYTES:
+                    break
+                self._forget_form(key)
+
+    def _forget_form(self, key: tuple[str, bytes]) -> None:
+        found = self._forms.pop(key, None)
+        if found is not None:
+            self._form_bytes -= found[1].size_bytes
 
     def note_chunks(self, scope: str, application: bytes, *, again: bool) -> None:
         """Remember whether an application's list of chunks had come before."""

@@ -148,7 +148,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             if price is None:
                 scales, done = None, compress(prompt, plan, counter, chunks, window, max_output, None, budget, hints)
             else:
-                scales = Scales(facts, self._prefixes, scope, prompt, counter)
+                scales = Scales(facts, self._prefixes, scope, prompt, counter, plan.mode.value)
                 done = compress(prompt, plan, counter, chunks, window, max_output, scales, budget, hints)
                 if remember:
                     scales.finish(done.prompt, asked.request_id)

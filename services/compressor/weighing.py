@@ -21,6 +21,7 @@ from services.compressor.money import (
 )
 from services.compressor.prefixes import Chain, PrefixTracker, chain_of
 from services.compressor.prompt import SYSTEM, Message, Prompt, last_user
+from services.compressor.talks import form_of
 from services.compressor.work import Counter, Edits, Verdict
 
 _COMES_AGAIN = 0.8
@@ -48,16 +49,21 @@ class _Look:
     lasting: int
     head: int
     """Tokens before the last user message and its chunks."""
+    places: int = 0
+    """Parts of the chain before them."""
 
 
 class Scales:
     """The scales for one request; ``policy.Weigher``."""
 
-    def __init__(self, facts: Facts, tracker: PrefixTracker, scope: str, prompt: Prompt, counter: Counter) -> None:
-        """``scope`` names tenant and model."""
+    def __init__(
+        self, facts: Facts, tracker: PrefixTracker, scope: str, prompt: Prompt, counter: Counter, mode: str = ""
+    ) -> None:
+        """``scope`` names tenant and model; talks begin as before only in the same ``mode``."""
         self._facts = facts
         self._tracker = tracker
         self._scope = scope
+        self._talk = f"{scope}\0{mode}"
         self._prompt = prompt
         self._counter = counter
         # Without a cache every cut behind which nothing is shared is plain arithmetic: no digests are made.
@@ -92,6 +98,22 @@ class Scales:
         long = (after if system else before) >= terms.certain_tokens
         return Edits(system=system, talk=long and terms.step_tokens == 1, tail=bool(self._prompt.chunks))
 
+    def before(self) -> tuple[Message, ...] | None:
+        """The messages as the last request of this talk was sent, and what is new; None: nothing is known of one."""
+        terms = self._facts.terms
+        if not self._caching or terms is None:
+            return None
+        form = self._tracker.form(self._talk, self._raw.chain.digests[: self._raw.places], terms)
+        return form.of(self._prompt.messages) if form is not None and form.changes else None
+
+    def least(self, prompt: Prompt) -> int:
+        """Tokens that the messages must keep, so that what lasts of the prompt is still long enough to be cached."""
+        price, terms = self._facts.price, self._facts.terms
+        if terms is None or not self._caching or not may_be_cached(self._raw.lasting, price, terms):
+            return 0
+        look = self._look(prompt)
+        return terms.certain_tokens + sum(map(self._counter.message, prompt.messages)) - look.lasting
+
     def weigh(self, current: Prompt, candidate: Prompt, turns: float = 1.0) -> Verdict:
         """Whether a cut is worth taking. ``turns``: how many requests its start will stay the same."""
         price, terms = self._facts.price, self._facts.terms
@@ -109,6 +131,8 @@ class Scales:
                 likely, at_most = max(likely, _COMES_AGAIN), 1.0
             saving -= likely * self._odds.seen * regret
             worst -= at_most * self._odds.seen_at_most * regret
+        if self._too_short(before, after):
+            return Verdict(False, saving, "would leave too little for the prompt cache to hold")
         if saving <= self._facts.compute_nano_usd:
             return Verdict(False, saving, "would lose what the prompt cache saves" if saving < 0 else "too little")
         if self._caching and worst < now and not self._tracker.allows(self._scope, worst):
@@ -124,6 +148,11 @@ class Scales:
         self._tracker.note(
             self._scope, request_id, self._raw.chain, sent.chain, (seen.shared, sent.head), self._worst(seen)
         )
+        places, terms = self._raw.places, self._facts.terms
+        if places and terms is not None:
+            front = places - bool(self._prompt.tools)
+            form = form_of(self._prompt.messages[:front], result.messages)
+            self._tracker.note_form(self._talk, self._raw.chain.digests[places - 1], form, terms)
         if self._prompt.chunks:
             self._tracker.note_chunks(self._scope, self._application, again=self._again)
 
@@ -132,6 +161,19 @@ class Scales:
         assert price is not None
         off = Sent(self._raw.total, self._shared_raw, self._raw.lasting)
         return worst_saving(off, ours, price, self._facts.terms)
+
+    def _too_short(self, before: _Look, after: _Look) -> bool:
+        """True when later requests of a talk would pay more for what is left than for all of it from the cache.
+
+        The whole talk may be cached where what is left certainly is not, and it grows up to the least length first.
+        """
+        price, terms = self._facts.price, self._facts.terms
+        if price is None or terms is None or not may_be_cached(self._raw.lasting, price, terms):
+            return False
+        if after.lasting >= min(before.lasting, terms.certain_tokens):
+            return False
+        grown = self._raw.lasting + terms.certain_tokens - after.lasting
+        return terms.certain_tokens * price.input > grown * price.cached
 
     def _regret(self, before: _Look, common: int) -> float:
         """What a next request with the same chunks would have read from the cache, had this one been sent uncut.
@@ -167,7 +209,7 @@ class Scales:
         places = len(front) + bool(prompt.tools)
         head = chain.tokens[places - 1] if places else 0
         # The next request has the last user message as it was written, without the chunks.
-        return _Look(chain, total, head if prompt.chunks else total, head)
+        return _Look(chain, total, head if prompt.chunks else total, head, places)
 
     def _units(self, prompt: Prompt, last: int | None) -> Iterator[tuple[bytes, int]]:
         if prompt.tools:

@@ -57,6 +57,14 @@ class Weigher(Protocol):
         """Which messages of the request may be replaced by their cleaned form."""
         ...
 
+    def before(self) -> tuple[Message, ...] | None:
+        """The messages as the earlier requests of the talk were sent, and what is new; None: as they are."""
+        ...
+
+    def least(self, prompt: Prompt) -> int:
+        """Tokens of messages down to which a talk may be cut and still be cached."""
+        ...
+
     def weigh(self, current: Prompt, candidate: Prompt, turns: float = 1.0) -> Verdict:
         """Whether to send ``candidate`` in place of ``current``; its start lasts for so many requests."""
         ...
@@ -68,6 +76,14 @@ class Free:
     def edits(self, cleaned: Prompt) -> Edits:
         """All of them."""
         return Edits(system=True, talk=True, tail=True)
+
+    def before(self) -> tuple[Message, ...] | None:
+        """Nothing is remembered."""
+        return None
+
+    def least(self, prompt: Prompt) -> int:
+        """None."""
+        return 0
 
     def weigh(self, current: Prompt, candidate: Prompt, turns: float = 1.0) -> Verdict:
         """Yes."""
