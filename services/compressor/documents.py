@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,14 @@ from services.compressor.protected import hard_ranges
 from services.compressor.sentences import Kind, Unit, heading, split
 from services.compressor.wording import Answer, held, names, terms
 
+_LEANS = re.compile(
+    r"[\s\"'“‘(]{0,9}(?:(?:he|she|it|they|this|these|those|that|his|her|its|their|such|however|but|also|therefore|thus"
+    r"|then|instead|moreover|furthermore|additionally|as a result|in addition"
+    r"|because of this|the (?:former|latter|same))\b"
+    r"|(?:그|그녀|그들|이|이것|그것|이들|이는|그는|그의|이를|그러나|하지만|또한|그리고|따라서|"
+    r"그래서|이후|그 후|이때|이에|당시|한편)(?=\s|는|은|가|의|를|에|로))",
+    re.IGNORECASE,
+)
 _MAX_STEMS = 50_000
 _BYTES_PER_TERM, _BYTES_PER_CHAR, _BYTES_PER_DOCUMENT = 100, 4, 1_000
 """About what a prepared chunk takes in memory, as measured: 27 bytes a character in English, 128 in Korean, whose terms
@@ -41,6 +50,10 @@ class Document:
     names: frozenset[str]
     hard: Callable[[], Sequence[tuple[int, int]]] = field(compare=False)
     """Its hard protected spans (``protected.py``), found when first asked for: most chunks stay or go whole."""
+    all_pairs: Callable[[], frozenset[tuple[str, str]]] = field(compare=False)
+    """``pairs`` of all its units together, made when first asked for."""
+    leaning: Callable[[], Sequence[bool]] = field(compare=False)
+    """Which units begin as one does that leans on what stands before it, found when first asked for."""
 
     def unit_text(self, place: int) -> str:
         """One unit's text, without the white space around it."""
@@ -78,7 +91,13 @@ def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str]
         title_terms=frozenset(terms(title)),
         names=names(text),
         hard=cache(partial(hard_ranges, text)),
+        all_pairs=cache(partial(frozenset[tuple[str, str]]().union, *pairs)),
+        leaning=cache(partial(_leaning, text, units)),
     )
+
+
+def _leaning(text: str, units: Sequence[Unit]) -> list[bool]:
+    return [bool(_LEANS.match(text, unit.start, unit.end)) for unit in units]
 
 
 class Documents:

@@ -127,7 +127,8 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         plan = self._plan(request, path)
         prompt = prompt_of(asked)
         meter = _Meter()
-        counter, baseline_counter = await self._counters.counter(model), await self._counters.counter(baseline)
+        counter = (await self._counters.counter(model)).for_one_prompt()
+        baseline_counter = await self._counters.counter(baseline)
         found = await self._find(request, prompt, plan, counter, meter)
         chunks, why_not = self._vectors.chunks(prompt, found), found.failure
         hints = Hints(

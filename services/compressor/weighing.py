@@ -27,6 +27,8 @@ from services.compressor.work import Counter, Edits, Verdict
 _COMES_AGAIN = 0.8
 """How likely a list of chunks that came twice comes a third time: documents are asked about again and again."""
 
+_LOOKS_KEPT = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -69,6 +71,7 @@ class Scales:
         # Without a cache every cut behind which nothing is shared is plain arithmetic: no digests are made.
         self._caching = facts.price is not None and facts.terms is not None and facts.price.caches
         self._odds = tracker.odds(scope) if self._caching else Odds(0, 0)
+        self._looks: list[tuple[Prompt, _Look]] = []
         self._raw = self._look(prompt)
         # An application is what its prompts begin with.
         self._application = self._raw.chain.digests[0] if self._raw.chain.digests else b""
@@ -199,6 +202,15 @@ class Scales:
         return min(shared, look.head) if marked else shared
 
     def _look(self, prompt: Prompt) -> _Look:
+        for known, look in self._looks:
+            if known.messages is prompt.messages and known.chunks is prompt.chunks and known.tools is prompt.tools:
+                return look
+        look = self._looked(prompt)
+        # The prompt as it stands is looked at with every candidate, and in the end.
+        self._looks = [(prompt, look), *self._looks[: _LOOKS_KEPT - 1]]
+        return look
+
+    def _looked(self, prompt: Prompt) -> _Look:
         total = self._counter.prompt(prompt)
         if not self._caching:
             return _Look(Chain((), ()), total, 0, 0)
