@@ -8,12 +8,14 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from itertools import pairwise
+from typing import Any, TypeVar
 
 from services.compressor.protected import hard_ranges
 from services.compressor.sentences import Kind, Unit, heading, split
 from services.compressor.wording import Answer, held, names, terms
+
+T = TypeVar("T")
 
 _LEANS = re.compile(
     r"[\s\"'“‘(]{0,9}(?:(?:he|she|it|they|this|these|those|that|his|her|its|their|such|however|but|also|therefore|thus"
@@ -43,17 +45,37 @@ class Document:
     """Terms that stand next to each other in each unit."""
     lengths: tuple[int, ...]
     """Terms of each unit."""
-    holds: tuple[Answer, ...]
     tokens: tuple[int, ...]
     """Tokens of each unit, counted alone."""
     title_terms: frozenset[str]
     names: frozenset[str]
-    hard: Callable[[], Sequence[tuple[int, int]]] = field(compare=False)
-    """Its hard protected spans (``protected.py``), found when first asked for: most chunks stay or go whole."""
-    all_pairs: Callable[[], frozenset[tuple[str, str]]] = field(compare=False)
-    """``pairs`` of all its units together, made when first asked for."""
-    leaning: Callable[[], Sequence[bool]] = field(compare=False)
-    """Which units begin as one does that leans on what stands before it, found when first asked for."""
+    _found: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What is found when first asked for."""
+
+    def hard(self) -> Sequence[tuple[int, int]]:
+        """Its hard protected spans (``protected.py``): most chunks stay or go whole, and need none."""
+        return self._once("hard", lambda: hard_ranges(self.text))
+
+    def all_pairs(self) -> frozenset[tuple[str, str]]:
+        """``pairs`` of all its units together."""
+        return self._once("pairs", lambda: frozenset[tuple[str, str]]().union(*self.pairs))
+
+    def leaning(self) -> Sequence[bool]:
+        """Which units begin as one does that leans on what stands before it."""
+        return self._once("leaning", lambda: [bool(_LEANS.match(self.text, at.start, at.end)) for at in self.units])
+
+    def holding(self, wants: Answer) -> Sequence[bool]:
+        """Which units hold what could answer a question that wants this."""
+        return self._once(
+            f"holding {wants.value}", lambda: [held(self.text[at.start : at.end], wants) for at in self.units]
+        )
+
+    def _once(self, name: str, find: Callable[[], T]) -> T:
+        # Two threads may find the same at the same time.
+        if name not in self._found:
+            self._found[name] = find()
+        found: T = self._found[name]
+        return found
 
     def unit_text(self, place: int) -> str:
         """One unit's text, without the white space around it."""
@@ -69,14 +91,13 @@ class Document:
 def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str] | None = None) -> Document:
     """A chunk, prepared; an empty one has one empty unit."""
     units = tuple(split(text)) or (Unit(0, 0, Kind.PROSE),)
-    counts, pairs, lengths, holds, tokens = [], [], [], [], []
+    counts, pairs, lengths, tokens = [], [], [], []
     for unit in units:
         part = text[unit.start : unit.end]
         found = terms(part, stems)
         counts.append(Counter(found))
         pairs.append(frozenset(pairwise(found)))
         lengths.append(len(found))
-        holds.append(held(part))
         tokens.append(count_tokens(part))
     title = heading(text, list(units))
     return Document(
@@ -86,18 +107,10 @@ def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str]
         counts=tuple(counts),
         pairs=tuple(pairs),
         lengths=tuple(lengths),
-        holds=tuple(holds),
         tokens=tuple(tokens),
         title_terms=frozenset(terms(title)),
         names=names(text),
-        hard=cache(partial(hard_ranges, text)),
-        all_pairs=cache(partial(frozenset[tuple[str, str]]().union, *pairs)),
-        leaning=cache(partial(_leaning, text, units)),
     )
-
-
-def _leaning(text: str, units: Sequence[Unit]) -> list[bool]:
-    return [bool(_LEANS.match(text, unit.start, unit.end)) for unit in units]
 
 
 class Documents:

@@ -11,6 +11,7 @@ sentences with a number or a negation that the question asks about. Gaps are not
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -161,14 +162,27 @@ def _together(document: Document, start: int) -> list[tuple[int, ...]]:
 
 def repeated_units(documents: Sequence[Document], ranked: Ranked) -> list[int]:
     """Units that say nothing but what a unit of the same terms in a better or earlier chunk says."""
+    rough = [
+        [_rough(document, place, unit.kind) for place, unit in enumerate(document.units)] for document in documents
+    ]
+    often = Counter(key for keys in rough for key in keys)
     seen: dict[tuple[tuple[str, int], ...], int] = {}
     found = []
     for chunk in np.argsort(-ranked.chunks, kind="stable").tolist():
         document, start = documents[chunk], int(ranked.starts[chunk])
-        for place, unit in enumerate(document.units):
-            if document.lengths[place] < 6 or unit.kind in (Kind.CODE, Kind.TABLE, Kind.HEADING):
+        for place, short in enumerate(rough[chunk]):
+            # Most units are alone with what little is compared first.
+            if short is None or often[short] == 1:
                 continue
             key = tuple(document.counts[place].items())
             if seen.setdefault(key, start + place) != start + place:
                 found.append(start + place)
     return found
+
+
+def _rough(document: Document, place: int, kind: Kind) -> tuple[int, int, str] | None:
+    """What units of the same terms have the same; None for one that is too short, or no prose."""
+    counts = document.counts[place]
+    if document.lengths[place] < 6 or kind in (Kind.CODE, Kind.TABLE, Kind.HEADING):
+        return None
+    return document.lengths[place], len(counts), next(iter(counts))

@@ -77,8 +77,8 @@ class ModelCounter:
         return self._scale(self._message(message))
 
     def chunk(self, text: str) -> int:
-        """Tokens that a retrieved chunk adds, rounded up."""
-        return self._scale(self.text(text) + 4)
+        """Tokens that a retrieved chunk adds, rounded up: a bracket, its number, a bracket, and what follows them."""
+        return self._scale(self.text(f" {text}\n") + 3)
 
     def prompt(self, prompt: Prompt) -> int:
         """Input tokens of a whole prompt."""

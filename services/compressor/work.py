@@ -206,6 +206,7 @@ class Work:
     ) -> Step:
         now = {message.index: message for message in candidate.messages}
         kept = self.positions if positions is None else positions
+        staying = set(kept)
         texts = dict(zip(self.positions, self.prompt.chunks, strict=True))
         return Step(
             strategy,
@@ -214,7 +215,7 @@ class Work:
             self.count,
             verdict.saving_nano_usd,
             tuple(message.index for message in self.prompt.messages if message.index not in now),
-            tuple(at for at in self.positions if at not in set(kept)),
+            tuple(at for at in self.positions if at not in staying),
             tuple(
                 message.index
                 for message in self.prompt.messages
