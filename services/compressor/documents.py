@@ -26,6 +26,8 @@ _LEANS = re.compile(
     re.IGNORECASE,
 )
 _MAX_STEMS = 50_000
+_FEW_UNITS, _LEAST_UNIT_CHARS = 200, 20
+"""A chunk with more units than this, and with shorter ones on average, is no text that anyone wrote."""
 _BYTES_PER_TERM, _BYTES_PER_CHAR, _BYTES_PER_DOCUMENT = 100, 4, 1_000
 """About what a prepared chunk takes in memory, as measured: 27 bytes a character in English, 128 in Korean, whose terms
 are bigrams."""
@@ -90,7 +92,7 @@ class Document:
 
 def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str] | None = None) -> Document:
     """A chunk, prepared; an empty one has one empty unit."""
-    units = tuple(split(text)) or (Unit(0, 0, Kind.PROSE),)
+    units = _fewer(split(text), max(_FEW_UNITS, len(text) // _LEAST_UNIT_CHARS)) or (Unit(0, 0, Kind.PROSE),)
     counts, pairs, lengths, tokens = [], [], [], []
     for unit in units:
         part = text[unit.start : unit.end]
@@ -111,6 +113,15 @@ def prepare(text: str, count_tokens: Callable[[str], int], stems: dict[str, str]
         title_terms=frozenset(terms(title)),
         names=names(text),
     )
+
+
+def _fewer(units: Sequence[Unit], most: int) -> tuple[Unit, ...]:
+    """Neighbours joined where there are too many: a text of nothing but full stops is not worth an hour."""
+    if len(units) <= most:
+        return tuple(units)
+    step = -(-len(units) // most)
+    runs = (units[at : at + step] for at in range(0, len(units), step))
+    return tuple(Unit(run[0].start, run[-1].end, run[0].kind) for run in runs)
 
 
 class Documents:
