@@ -174,9 +174,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
                 "tenth.compressor.compute_micros": meter.micros,
             }
         )
-        kept, chosen = await self._run(
-            lambda: (messages_of(asked, done), chunks_of(asked, done)), _parts(asked), meter
-        )
+        kept, chosen = await self._run(lambda: (messages_of(asked, done), chunks_of(asked, done)), _parts(asked), meter)
         response = compressor_pb2.CompressPromptResponse(
             messages=kept,
             retrieved_chunks=chosen,
