@@ -11,7 +11,8 @@
 and where the ``Weigher`` says that it saves money; what the context window or a stated budget demands is cut without
 asking. System messages are cleaned by their text alone, so that a prefix shared by many requests stays byte-identical.
 History is chosen by relevance; where that would give up more of the provider's prompt cache than it saves, whole blocks
-of the oldest turns go instead, so that the first message kept stays the same for several turns.
+of the oldest turns go instead, so that the first message kept stays the same for several turns. A talk that was
+shortened begins as its last request did, while the provider may have that in its cache.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def _as_before(work: Work, plan: Plan, room: int | None) -> None:
     if earlier is not None:
         gone = len(messages) - len(earlier)
         candidate = replace(work.prompt, messages=earlier)
-        work.take(candidate, HISTORY, f"begun as in the request before, with {gone} messages dropped")
+        work.take(candidate, HISTORY, f"begun as the request before, {gone} messages dropped")
 
 
 def _tokens(work: Work) -> int:

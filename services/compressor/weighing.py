@@ -103,8 +103,8 @@ class Scales:
 
     def before(self) -> tuple[Message, ...] | None:
         """The messages as the last request of this talk was sent, and what is new; None: nothing is known of one."""
-        terms = self._facts.terms
-        if not self._caching or terms is None:
+        price, terms = self._facts.price, self._facts.terms
+        if terms is None or not may_be_cached(self._raw.lasting, price, terms):
             return None
         form = self._tracker.form(self._talk, self._raw.chain.digests[: self._raw.places], terms)
         return form.of(self._prompt.messages) if form is not None and form.changes else None

@@ -142,7 +142,7 @@ async def test_a_large_prompt_is_answered_beside_others(
     for mode in (MODES[1], MODES[3]):
         request = chat_pb2.CompletionRequest()
         request.CopyFrom(LARGE[name])
-        request.policy.compression_mode = mode  # type: ignore[assignment]  # A number.
+        request.policy.compression_mode = mode
         compression = compressor_pb2.CompressPromptRequest(request=request, model=MODEL, context_window_tokens=10**7)
         async with Lag() as lag:
             started = time.perf_counter()
