@@ -128,7 +128,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         baseline = self._model(request.baseline_model, f"{path}baseline_model") if request.baseline_model else model
         plan = self._plan(request, path)
         meter = _Meter()
-        prompt = await self._run(lambda: prompt_of(asked), _parts(asked), meter)
+        prompt = await self._run(lambda: prompt_of(asked), _parts(asked), _Meter())
         counter = (await self._counters.counter(model)).for_one_prompt()
         baseline_counter = await self._counters.counter(baseline)
         found = await self._find(request, prompt, plan, counter, meter)
