@@ -103,9 +103,9 @@ class Timed:
         rows = [] if vectors is None else vectors[1:].tolist()
         tools = self._tools
         started, before = time.perf_counter(), time.process_time()
-        chooser = tools.chooser(prompt, question, rows)
-        scales = Scales(_FACTS, self._tracker, "bench", prompt, tools.counter)
-        compress(prompt, self._plan, tools.counter, chooser, 0, None, scales)
+        chooser, counter = tools.chooser(prompt, question, rows), tools.counter.for_one_prompt()
+        scales = Scales(_FACTS, self._tracker, "bench", prompt, counter)
+        compress(prompt, self._plan, counter, chooser, 0, None, scales)
         return 1000 * (time.perf_counter() - started), 1000 * (time.process_time() - before)
 
 
@@ -125,9 +125,9 @@ def large(data: Path, seed: int, models_dir: Path, kind: str) -> tuple[float, fl
     Timed(tools.fresh(), tools.modes[Mode.SAFE])(Prompt((Message(0, USER, (_ASKED,)),), prompt.chunks[:1]), None)
     before = _highest_megabytes()
     started = time.perf_counter()
-    chooser = tools.chooser(prompt)
-    scales = Scales(_FACTS, PrefixTracker(time.monotonic, 200_000), "bench", prompt, tools.counter)
-    compress(prompt, tools.modes[Mode.SAFE], tools.counter, chooser, LARGE_TOKENS // 2, None, scales)
+    chooser, counter = tools.chooser(prompt), tools.counter.for_one_prompt()
+    scales = Scales(_FACTS, PrefixTracker(time.monotonic, 200_000), "bench", prompt, counter)
+    compress(prompt, tools.modes[Mode.SAFE], counter, chooser, LARGE_TOKENS // 2, None, scales)
     milliseconds = 1000 * (time.perf_counter() - started)
     return milliseconds, _highest_megabytes() - before, tokens
 

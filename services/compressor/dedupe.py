@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -52,6 +52,8 @@ _CRITICAL = re.compile(
     r"|않|없|아니|못|말고|마세요|말라|금지|제외|외에|만$|미만|이하|이상|초과|까지|부터"
 )
 _IDENTIFIER = re.compile(r"\S*(?:\w[_@/\\#.:-]\w|[a-z][A-Z])\S*|\b[A-Z][\w-]*")
+_DIGIT, _CAPITAL = re.compile(r"\d"), re.compile(r"\b[A-Z]")
+"""Found in no time, and all of them stand in what is critical, in their order: copies have the same ones."""
 _MOST_CANDIDATES = 8
 """Of texts that look alike (filled-in forms) only so many are kept to compare with."""
 _LEAST_HANGUL, _LANGUAGE_CHARS = 0.2, 400
@@ -90,13 +92,22 @@ class Deduped:
 
 
 class _Block:
-    """A paragraph, as near copies are compared with it."""
+    """A paragraph, as near copies are compared with it. Few look like another one: all is made when asked for."""
 
-    def __init__(self, place: tuple[str, int], text: str, tokens: list[str], shingles: Hashes) -> None:
+    def __init__(self, place: tuple[str, int], text: str, hasher: MinHasher) -> None:
         self.place = place
-        self.shingles = shingles
         self._text = text
-        self._tokens = tokens
+        self._hasher = hasher
+
+    @cached_property
+    def shingles(self) -> Hashes:
+        """Of its words, for likeness."""
+        return self._hasher.shingles(_units(self._tokens))
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """Like ones share one of these."""
+        return self._hasher.bands(self.shingles)
 
     @cached_property
     def words(self) -> list[str]:
@@ -105,8 +116,38 @@ class _Block:
 
     @cached_property
     def critical(self) -> tuple[str, ...]:
-        """What may not differ. Few paragraphs look like another one, so this is rarely asked for."""
+        """What may not differ."""
         return _critical(self._text, self._tokens)
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        return _TOKEN.findall(self._text)
+
+
+class _Likely:
+    """Paragraphs that have the same digits and capitals: only such ones can be copies of each other."""
+
+    def __init__(self, first: _Block) -> None:
+        self._only: _Block | None = first
+        self._bands: dict[bytes, list[_Block]] = {}
+
+    def like(self, block: _Block) -> Iterable[_Block]:
+        """Those that may be like it."""
+        if self._only is not None:
+            self._add(self._only)
+            self._only = None
+        return {id(other): other for key in block.keys for other in self._bands.get(key, ())}.values()
+
+    def add(self, block: _Block) -> None:
+        """One more."""
+        self.like(block)
+        self._add(block)
+
+    def _add(self, block: _Block) -> None:
+        for key in block.keys:
+            band = self._bands.setdefault(key, [])
+            if len(band) < _MOST_CANDIDATES:
+                band.append(block)
 
 
 def dedupe(messages: Sequence[Message], chunks: Sequence[str], settings: DedupeSettings) -> Deduped:
@@ -184,7 +225,7 @@ class _Seen:
         self._hasher = MinHasher()
         self._exact: dict[bytes, tuple[str, int]] = {}
         self._raw: dict[bytes, tuple[str, int]] = {}
-        self._bands: dict[bytes, list[_Block]] = {}
+        self._likely: dict[str, _Likely] = {}
 
     def repeats_data(self, text: str, place: tuple[str, int], *, fixed: bool = False) -> bool:
         """True for a byte-identical large copy; what is none is remembered."""
@@ -227,19 +268,18 @@ class _Seen:
         return True
 
     def _near(self, text: str, place: tuple[str, int], *, fixed: bool) -> bool:
-        words = _TOKEN.findall(text)
-        block = _Block(place, text, words, self._hasher.shingles(_units(words)))
-        keys = self._hasher.bands(block.shingles)
+        block = _Block(place, text, self._hasher)
+        marks = "".join((*_DIGIT.findall(text), "|", *_CAPITAL.findall(text)))
+        likely = self._likely.get(marks)
+        if likely is None:
+            self._likely[marks] = _Likely(block)
+            return False
         if not fixed:
-            candidates = {id(other): other for key in keys for other in self._bands.get(key, ())}
-            for other in candidates.values():
+            for other in likely.like(block):
                 if self._stands_for(other, block):
                     self.repeats.append(Repeat(place, other.place, "near", len(text)))
                     return True
-        for key in keys:
-            band = self._bands.setdefault(key, [])
-            if len(band) < _MOST_CANDIDATES:
-                band.append(block)
+        likely.add(block)
         return False
 
     def _stands_for(self, first: _Block, later: _Block) -> bool:

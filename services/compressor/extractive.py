@@ -11,6 +11,7 @@ sentences with a number or a negation that the question asks about. Gaps are not
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -36,14 +37,6 @@ _SMALLEST_CUT_TOKENS = 10
 _LONG_UNITS = 12
 _SHARED_TERMS = 2
 
-_LEANS = re.compile(
-    r"[\s\"'“‘(]{0,9}(?:(?:he|she|it|they|this|these|those|that|his|her|its|their|such|however|but|also|therefore|thus"
-    r"|then|instead|moreover|furthermore|additionally|as a result|in addition"
-    r"|because of this|the (?:former|latter|same))\b"
-    r"|(?:그|그녀|그들|이|이것|그것|이들|이는|그는|그의|이를|그러나|하지만|또한|그리고|따라서|"
-    r"그래서|이후|그 후|이때|이에|당시|한편)(?=\s|는|은|가|의|를|에|로))",
-    re.IGNORECASE,
-)
 _NEGATION = re.compile(
     r"\b(?:not|never|no|none|nor|neither|without|cannot|except|unless)\b|n['’]t\b|없|않|못\s?하|못했|아니|금지|제외|불가",
     re.IGNORECASE,
@@ -87,9 +80,9 @@ def worth(documents: Sequence[Document], ranked: Ranked, query: Query, near_repe
     negated = bool(_NEGATION.search(query.focus))
     for document, start in zip(documents, ranked.starts.tolist(), strict=True):
         latest_heading = -1
+        leaning = document.leaning()
         for place, unit in enumerate(document.units):
             at = start + place
-            text = document.text[unit.start : unit.end]
             needed: list[int] = []
             if unit.kind is Kind.HEADING:
                 latest_heading = at
@@ -97,7 +90,7 @@ def worth(documents: Sequence[Document], ranked: Ranked, query: Query, near_repe
             else:
                 if latest_heading >= 0:
                     needed.append(latest_heading)
-                if place and document.units[place - 1].kind is not Kind.HEADING and _LEANS.match(text):
+                if place and document.units[place - 1].kind is not Kind.HEADING and leaning[place]:
                     needed.append(at - 1)
                     if not document.heading and len(document.units) > _LONG_UNITS:
                         needed.append(start)
@@ -105,9 +98,9 @@ def worth(documents: Sequence[Document], ranked: Ranked, query: Query, near_repe
             counts = document.counts[place]
             if asked_numbers and any(number in counts for number in asked_numbers):
                 along[at] = len(asked & counts.keys()) >= _SHARED_TERMS
-            if negated and _NEGATION.search(text):
+            if negated and _NEGATION.search(document.text[unit.start : unit.end]):
                 along[at] |= len(asked & counts.keys()) >= _SHARED_TERMS
-            if keys and any(key in text for key in keys):
+            if keys and any(key in document.text[unit.start : unit.end] for key in keys):
                 forced[at] = True
         groups.append(cache(partial(_together, document, start)))
     density = value / (tokens + UNIT_OVERHEAD_TOKENS)
@@ -169,14 +162,27 @@ def _together(document: Document, start: int) -> list[tuple[int, ...]]:
 
 def repeated_units(documents: Sequence[Document], ranked: Ranked) -> list[int]:
     """Units that say nothing but what a unit of the same terms in a better or earlier chunk says."""
+    rough = [
+        [_rough(document, place, unit.kind) for place, unit in enumerate(document.units)] for document in documents
+    ]
+    often = Counter(key for keys in rough for key in keys)
     seen: dict[tuple[tuple[str, int], ...], int] = {}
     found = []
     for chunk in np.argsort(-ranked.chunks, kind="stable").tolist():
         document, start = documents[chunk], int(ranked.starts[chunk])
-        for place, unit in enumerate(document.units):
-            if document.lengths[place] < 6 or unit.kind in (Kind.CODE, Kind.TABLE, Kind.HEADING):
+        for place, short in enumerate(rough[chunk]):
+            # Most units are alone with what little is compared first.
+            if short is None or often[short] == 1:
                 continue
             key = tuple(document.counts[place].items())
             if seen.setdefault(key, start + place) != start + place:
                 found.append(start + place)
     return found
+
+
+def _rough(document: Document, place: int, kind: Kind) -> tuple[int, int, str] | None:
+    """What units of the same terms have the same; None for one that is too short, or no prose."""
+    counts = document.counts[place]
+    if document.lengths[place] < 6 or kind in (Kind.CODE, Kind.TABLE, Kind.HEADING):
+        return None
+    return document.lengths[place], len(counts), next(iter(counts))

@@ -10,8 +10,8 @@
 (The history budgets are settings; ``fit.py`` has the chunks' thresholds.) A change is only taken where it saves tokens,
 and where the ``Weigher`` says that it saves money; what the context window or a stated budget demands is cut without
 asking. System messages are cleaned by their text alone, so that a prefix shared by many requests stays byte-identical.
-History is chosen by relevance; where that would give up more of the provider's prompt cache than it saves, whole blocks
-of the oldest turns go instead, so that the first message kept stays the same for several turns.
+History is chosen by relevance, anew for each question, so a provider's cache never holds what is left of it: it is
+shortened where even so every request costs less than the whole talk read from that cache would.
 """
 
 from __future__ import annotations
@@ -207,26 +207,22 @@ def _take_chunks(work: Work, chosen: Chosen, *, must: bool) -> bool:
     return work.take(candidate, RETRIEVAL, reason, positions=chosen.places, must=must)
 
 
+def _tokens(work: Work) -> int:
+    return sum(map(work.counter.message, work.prompt.messages))
+
+
 def _history(work: Work, plan: Plan, room: int | None, hints: Hints) -> None:
-    messages, counter = work.prompt.messages, work.counter
-    total = sum(map(counter.message, messages))
-    limit = plan.history_tokens
-    if limit is not None and total > limit:
-        taken = plan.history is not None and _select(work, plan, limit, hints, must=False)
-        if not taken:
-            # Whole blocks: while the talk grows by one, the same messages stay dropped.
-            standing = sum(counter.message(message) for message in messages if message.role == SYSTEM or message.pinned)
-            block = max(1, (limit - standing) // 2)
-            budget = max(0, total - -(-(total - limit) // block) * block)
-            answered = sum(message.role == USER for message in messages)
-            turns = max(1.0, block * answered / max(1, total))
-            _drop(work, budget, must=False, turns=turns)
+    if plan.history_tokens is not None and _tokens(work) > plan.history_tokens:
+        if plan.history is not None:
+            _select(work, plan, plan.history_tokens, hints, must=False)
+        else:
+            _drop(work, plan.history_tokens, must=False)
     if room is not None and work.count > room:
         # What is no message (tools, chunks, priming) takes its share of the window first.
-        now = sum(map(counter.message, work.prompt.messages))
+        now = _tokens(work)
         budget = max(0, room - max(0, work.count - now))
         if plan.history is None or not _select(work, plan, budget, hints, must=True):
-            _drop(work, budget, must=True, turns=1.0)
+            _drop(work, budget, must=True)
 
 
 def _select(work: Work, plan: Plan, budget: int, hints: Hints, *, must: bool) -> bool:
@@ -237,22 +233,22 @@ def _select(work: Work, plan: Plan, budget: int, hints: Hints, *, must: bool) ->
         found = select_history(messages, budget, work.counter.message, plan.history, _vectors(messages, hints))
     except TenthError:
         return False  # What must stay is too much by itself: all else goes, and the budget is checked in the end.
-    return _shorten(work, found.messages, f"{found.reason}, budget {budget} tokens", must=must, turns=1.0)
+    return _shorten(work, found.messages, f"{found.reason}, budget {budget} tokens", must=must)
 
 
-def _drop(work: Work, budget: int, *, must: bool, turns: float) -> None:
+def _drop(work: Work, budget: int, *, must: bool) -> None:
     """Keep the newest messages."""
     messages = work.prompt.messages
     kept = keep_history(messages, budget, work.counter.message)
     reason = f"the {len(messages) - len(kept)} oldest messages dropped, budget {budget} tokens"
-    _shorten(work, tuple(messages[at] for at in kept), reason, must=must, turns=turns)
+    _shorten(work, tuple(messages[at] for at in kept), reason, must=must)
 
 
-def _shorten(work: Work, messages: tuple[Message, ...], reason: str, *, must: bool, turns: float) -> bool:
+def _shorten(work: Work, messages: tuple[Message, ...], reason: str, *, must: bool) -> bool:
     if messages == work.prompt.messages:
         return False
     candidate = replace(work.prompt, messages=messages)
-    if not work.take(candidate, HISTORY, reason, must=must, turns=turns):
+    if not work.take(candidate, HISTORY, reason, must=must, anew=True):
         return False
     work.truncated = True
     return True

@@ -176,9 +176,11 @@ def _json(text: str) -> Iterator[Span]:
 
 def _sql(text: str) -> Iterator[Span]:
     """Statements: to the semicolon, or as far as lines go on like SQL. Lower case needs more than two words of it."""
-    seconds = [match.start() for match in _SQL_SECOND.finditer(text)]
+    starts = list(_SQL_START.finditer(text))
+    # Prose is full of second words; first ones are seldom.
+    seconds = [match.start() for match in _SQL_SECOND.finditer(text)] if starts else []
     at = 0
-    for match in _SQL_START.finditer(text) if seconds else ():
+    for match in starts if seconds else ():
         start = match.start()
         if start < at:
             continue

@@ -186,7 +186,7 @@ def measure(documents: Sequence[Document], query: Query, vectors: Vectors | None
     asked = numbers(query.focus)
     flat = [(document, place) for document in documents for place in range(len(document.units))]
     if wants:
-        holds = np.array([bool(document.holds[place] & wants) for document, place in flat], bool)
+        holds = np.array([each for document in documents for each in document.holding(wants)], bool)
         unit[:, column["answer"]] = holds
         unit[:, column["mismatch"]] = ~holds
     lengths = np.array([document.lengths[place] for document, place in flat], float)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
+from math import ceil
 
 import numpy as np
 
@@ -245,23 +247,29 @@ def _near_repeats(documents: Sequence[Document], ranked: Ranked) -> list[int]:
     """Chunks that a better one repeats in nearly the same words."""
     if len(documents) > _MAX_COMPARED:
         return []
-    pairs = [frozenset[tuple[str, str]]().union(*document.pairs) for document in documents]
+    pairs = [document.all_pairs() for document in documents]
     kept: list[int] = []
     found: list[int] = []
     for place in np.argsort(-ranked.chunks, kind="stable").tolist():
         mine = pairs[place]
-        if len(mine) >= 8 and any(_alike(mine, pairs[other]) for other in kept):
+        if len(mine) >= 8 and _repeats_one(mine, [pairs[other] for other in kept]):
             found.append(place)
         else:
             kept.append(place)
     return found
 
 
-def _alike(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> bool:
-    if min(len(one), len(other)) < _NEAR_DUPLICATE * max(len(one), len(other)):
-        return False
-    shared = len(one & other)
-    return shared >= _NEAR_DUPLICATE * (len(one) + len(other) - shared)
+def _repeats_one(mine: frozenset[tuple[str, str]], others: Sequence[frozenset[tuple[str, str]]]) -> bool:
+    size = len(mine)
+    # Who has so many of them has one at least of any so many: most texts are told apart by these few.
+    few = list(islice(mine, size - ceil(_NEAR_DUPLICATE * size) + 1))
+    for other in others:
+        if min(size, len(other)) < _NEAR_DUPLICATE * max(size, len(other)) or other.isdisjoint(few):
+            continue
+        shared = len(mine & other)
+        if shared >= _NEAR_DUPLICATE * (size + len(other) - shared):
+            return True
+    return False
 
 
 def blend(question: Floats, earlier: Floats | None, earlier_weight: float = 0.4) -> Floats:

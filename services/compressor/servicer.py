@@ -34,6 +34,8 @@ from services.compressor.weighing import Facts, Scales
 
 T = TypeVar("T")
 
+_CHARS_PER_PART = 100
+
 _MODES = {
     chat_pb2.COMPRESSION_MODE_UNSPECIFIED: Mode.SAFE,
     chat_pb2.COMPRESSION_MODE_OFF: Mode.OFF,
@@ -147,9 +149,10 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         model = self._model(request.model, f"{path}model")
         baseline = self._model(request.baseline_model, f"{path}baseline_model") if request.baseline_model else model
         plan = self._plan(request, path)
-        prompt = prompt_of(asked)
         meter = _Meter()
-        counter, baseline_counter = await self._counters.counter(model), await self._counters.counter(baseline)
+        prompt = await self._run(lambda: prompt_of(asked), _parts(asked), _Meter())
+        counter = (await self._counters.counter(model)).for_one_prompt()
+        baseline_counter = await self._counters.counter(baseline)
         sampling = asked.sampling
         max_output = sampling.max_output_tokens if sampling.HasField("max_output_tokens") else None
         window = request.context_window_tokens or model.context_window_tokens
@@ -166,7 +169,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         if plan.runs(SUMMARY):
             if named(request) and self._summaries.why_not():
                 raise not_set_up(self._summaries.why_not(), path)
-            decision = await self._run(weigh, prompt, meter)
+            decision = await self._run(weigh, prompt.size(), meter)
             told = told if decision is None else await self._summaries.finish(decision, request)
         with spent_on(told, asked.request_id):
             found = await self._find(request, told.prompt, plan, counter, meter)
@@ -191,7 +194,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
                 baseline_count = done.original_token_count if same else baseline_counter.prompt(prompt)
                 return done, baseline_count, scales.probability if scales is not None else 0.0
 
-            done, baseline_count, probability = await self._run(work, prompt, meter)
+            done, baseline_count, probability = await self._run(work, prompt.size() + _parts(asked), meter)
         saving = round(sum(step.saving_nano_usd for step in done.steps))
         annotate(
             {
@@ -206,9 +209,10 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
                 "tenth.compressor.compute_micros": meter.micros,
             }
         )
+        kept, chosen = await self._run(lambda: (messages_of(asked, done), chunks_of(asked, done)), _parts(asked), meter)
         response = compressor_pb2.CompressPromptResponse(
-            messages=messages_of(asked, done),
-            retrieved_chunks=chunks_of(asked, done),
+            messages=kept,
+            retrieved_chunks=chosen,
             original_input_token_count=done.original_token_count,
             compressed_input_token_count=done.token_count,
             baseline_input_token_count=baseline_count,
@@ -242,10 +246,12 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         self, request: compressor_pb2.CountTokensRequest, context: Any
     ) -> compressor_pb2.CountTokensResponse:
         """Count a prompt's tokens for each model."""
-        prompt = prompt_of(request.request)
+        parts, meter = _parts(request.request), _Meter()
+        prompt = await self._run(lambda: prompt_of(request.request), parts, meter)
         models = [self._model(name, f"models[{at}]") for at, name in enumerate(request.models)]
         counters = [await self._counters.counter(model) for model in models]
-        counts = await self._run(lambda: [counter.prompt(prompt) for counter in counters], prompt, _Meter())
+        size = prompt.size() + parts
+        counts = await self._run(lambda: [counter.prompt(prompt) for counter in counters], size, meter)
         return compressor_pb2.CountTokensResponse(
             counts=[
                 compressor_pb2.TokenCount(
@@ -273,7 +279,8 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         messages = False
         if plan.runs(HISTORY) and plan.history is not None and plan.history_tokens is not None:
             limit = plan.history_tokens
-            messages = await self._run(lambda: sum(map(counter.message, prompt.messages)) > limit, prompt, meter)
+            size = prompt.size() + _parts(request.request)
+            messages = await self._run(lambda: sum(map(counter.message, prompt.messages)) > limit, size, meter)
         ranks = plan.ranks(prompt.chunks) and not prompt.settled
         if not (ranks or messages):
             return Found()
@@ -282,15 +289,15 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         meter.micros += found.compute_micros
         return found
 
-    async def _run(self, work: Callable[[], T], prompt: Prompt, meter: _Meter) -> T:
-        """Do CPU work here, or in a thread when it is long; its CPU time goes to the meter."""
+    async def _run(self, work: Callable[[], T], size: int, meter: _Meter) -> T:
+        """Do CPU work here, or in a thread when it is on many characters; its CPU time goes to the meter."""
 
         def measured() -> tuple[T, int]:
             started = time.thread_time_ns()
             result = work()
             return result, (time.thread_time_ns() - started) // 1000
 
-        if prompt.size() * 2 > self._thread_bytes:
+        if size * 2 > self._thread_bytes:
             result, micros = await asyncio.to_thread(measured)
         else:
             result, micros = measured()
@@ -305,6 +312,11 @@ class _Meter:
 
     def __init__(self) -> None:
         self.micros = 0
+
+
+def _parts(asked: chat_pb2.CompletionRequest) -> int:
+    """What the messages and chunks of a request weigh beside their texts, as characters: empty ones take time too."""
+    return _CHARS_PER_PART * (len(asked.messages) + len(asked.retrieved_chunks) + len(asked.tools))
 
 
 def _scope(model: Model) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jinja2
@@ -56,18 +56,29 @@ class ModelCounter:
     correction: float = 1.0
     """What settled usage taught of this model: a factor that all counts but ``text`` already have."""
     _prior_permille: int = 1000
+    _recent: dict[str, int] | None = field(default=None, compare=False, repr=False)
+    """Counts of one prompt's texts, by the texts themselves."""
+
+    def for_one_prompt(self) -> ModelCounter:
+        """The same for a single request: what it counted once it knows at once. To be dropped with the request."""
+        return replace(self, _recent={})
 
     def text(self, text: str) -> int:
         """Tokens of a bare text, uncorrected. A lone surrogate counts as U+FFFD, which is what can be sent."""
-        return self._cache.count(self.tokenizer, text, self._count)
+        if self._recent is None:
+            return self._cache.count(self.tokenizer, text, self._count)
+        known = self._recent.get(text)
+        if known is None:
+            known = self._recent[text] = self._cache.count(self.tokenizer, text, self._count)
+        return known
 
     def message(self, message: Message) -> int:
         """Tokens that one message adds, rounded up."""
         return self._scale(self._message(message))
 
     def chunk(self, text: str) -> int:
-        """Tokens that a retrieved chunk adds, rounded up."""
-        return self._scale(self.text(text) + 4)
+        """Tokens that a retrieved chunk adds, rounded up: a bracket, its number, a bracket, and what follows them."""
+        return self._scale(self.text(f" {text}\n") + 3)
 
     def prompt(self, prompt: Prompt) -> int:
         """Input tokens of a whole prompt."""
@@ -173,11 +184,14 @@ class TokenCounters:
 
 
 def _lead_pieces(chunks: Sequence[str]) -> Iterator[str]:
-    """The lead of retrieved chunks in pieces that are tokenized alike alone and together: cut after a line break."""
+    """The lead of retrieved chunks in pieces that are tokenized alike alone and together.
+
+    Cut after a line break, and between a bracket and a blank; the number is apart from its text, for when a chunk goes
+    the numbers of all that follow change, and their texts do not.
+    """
     for number, text in enumerate(chunks, 1):
-        head = "Context:\n" if number == 1 else ""
-        tail = "\n\n" if number == len(chunks) else "\n"
-        yield f"{head}[{number}] {text}{tail}"
+        yield f"Context:\n[{number}]" if number == 1 else f"[{number}]"
+        yield f" {text}\n\n" if number == len(chunks) else f" {text}\n"
 
 
 def _rendered(prompt: Prompt) -> list[dict[str, str]]:

@@ -26,6 +26,8 @@ from services.compressor.work import Counter, Edits, Verdict
 _COMES_AGAIN = 0.8
 """How likely a list of chunks that came twice comes a third time: documents are asked about again and again."""
 
+_LOOKS_KEPT = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -63,6 +65,7 @@ class Scales:
         # Without a cache every cut behind which nothing is shared is plain arithmetic: no digests are made.
         self._caching = facts.price is not None and facts.terms is not None and facts.price.caches
         self._odds = tracker.odds(scope) if self._caching else Odds(0, 0)
+        self._looks: list[tuple[Prompt, _Look]] = []
         self._raw = self._look(prompt)
         # An application is what its prompts begin with.
         self._application = self._raw.chain.digests[0] if self._raw.chain.digests else b""
@@ -92,15 +95,15 @@ class Scales:
         long = (after if system else before) >= terms.certain_tokens
         return Edits(system=system, talk=long and terms.step_tokens == 1, tail=bool(self._prompt.chunks))
 
-    def weigh(self, current: Prompt, candidate: Prompt, turns: float = 1.0) -> Verdict:
-        """Whether a cut is worth taking. ``turns``: how many requests its start will stay the same."""
+    def weigh(self, current: Prompt, candidate: Prompt, *, anew: bool = False) -> Verdict:
+        """Whether a cut is worth taking; ``anew``: of a talk whose next request will be cut in another way."""
         price, terms = self._facts.price, self._facts.terms
         if price is None:
             return Verdict(True, 0.0, "no price is known")
         before, after = self._look(current), self._look(candidate)
         one, other = self._sent(before), self._sent(after)
         common = before.chain.common(after.chain)
-        saving = expected_saving(one, other, common, price, terms, self._odds, turns)
+        saving = expected_saving(one, other, common, price, terms, self._odds)
         worst, now = self._worst(other), self._worst(one)
         regret = self._regret(before, common)
         if regret:
@@ -109,6 +112,10 @@ class Scales:
                 likely, at_most = max(likely, _COMES_AGAIN), 1.0
             saving -= likely * self._odds.seen * regret
             worst -= at_most * self._odds.seen_at_most * regret
+        if anew and not self._less_anew(after):
+            return Verdict(False, saving, "the prompt cache may hold the whole talk for less")
+        if self._too_short(before, after):
+            return Verdict(False, saving, "would leave too little for the prompt cache to hold")
         if saving <= self._facts.compute_nano_usd:
             return Verdict(False, saving, "would lose what the prompt cache saves" if saving < 0 else "too little")
         if self._caching and worst < now and not self._tracker.allows(self._scope, worst):
@@ -133,10 +140,37 @@ class Scales:
         off = Sent(self._raw.total, self._shared_raw, self._raw.lasting)
         return worst_saving(off, ours, price, self._facts.terms)
 
+    def _less_anew(self, after: _Look) -> bool:
+        """True when a prompt that is written anew each time costs less than the whole one, often read from the cache.
+
+        Once a talk was cut, the provider has lost the whole of it: no later request can take a cut back.
+        """
+        price, terms = self._facts.price, self._facts.terms
+        if price is None or terms is None or not may_be_cached(self._raw.lasting, price, terms):
+            return True
+        whole = Sent(self._raw.total, self._raw.lasting, self._raw.lasting)
+        held, cold = (input_cost(whole, price, terms, held=each) for each in (True, False))
+        chance = self._odds.seen_at_most
+        part = Sent(after.total, 0, after.lasting)
+        return input_cost(part, price, terms, held=False) <= chance * held + (1 - chance) * cold
+
+    def _too_short(self, before: _Look, after: _Look) -> bool:
+        """True when later requests of a talk would pay more for what is left than for all of it from the cache.
+
+        The whole talk may be cached where what is left certainly is not, and it grows up to the least length first.
+        """
+        price, terms = self._facts.price, self._facts.terms
+        if price is None or terms is None or not may_be_cached(self._raw.lasting, price, terms):
+            return False
+        if after.lasting >= min(before.lasting, terms.certain_tokens):
+            return False
+        grown = self._raw.lasting + terms.certain_tokens - after.lasting
+        return terms.certain_tokens * price.input > grown * price.cached
+
     def _regret(self, before: _Look, common: int) -> float:
         """What a next request with the same chunks would have read from the cache, had this one been sent uncut.
 
-        Nano-USD. That the talk itself comes again is in ``turns``.
+        Nano-USD.
         """
         price, terms = self._facts.price, self._facts.terms
         if not self._caching or price is None or terms is None or not self._prompt.chunks or common < before.head:
@@ -157,6 +191,15 @@ class Scales:
         return min(shared, look.head) if marked else shared
 
     def _look(self, prompt: Prompt) -> _Look:
+        for known, look in self._looks:
+            if known.messages is prompt.messages and known.chunks is prompt.chunks and known.tools is prompt.tools:
+                return look
+        look = self._looked(prompt)
+        # The prompt as it stands is looked at with every candidate, and in the end.
+        self._looks = [(prompt, look), *self._looks[: _LOOKS_KEPT - 1]]
+        return look
+
+    def _looked(self, prompt: Prompt) -> _Look:
         total = self._counter.prompt(prompt)
         if not self._caching:
             return _Look(Chain((), ()), total, 0, 0)

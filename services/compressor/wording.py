@@ -160,13 +160,10 @@ def wanted(question: str) -> Answer:
     return next((kind for kind, pattern in _WANTS if pattern.search(lowered)), Answer.NOTHING)
 
 
-def held(text: str) -> Answer:
-    """What a sentence holds that could answer a question."""
-    found = Answer.NOTHING
-    if _DIGIT.search(text) or _COUNT_WORD.search(text):
-        found |= Answer.NUMBER
-    if _DATE.search(text):
-        found |= Answer.DATE
-    if _NAME.search(text):
-        found |= Answer.NAME
-    return found
+def held(text: str, wants: Answer) -> bool:
+    """Whether a sentence holds what could answer a question that wants this."""
+    return (
+        (Answer.NAME in wants and bool(_NAME.search(text)))
+        or (Answer.NUMBER in wants and bool(_DIGIT.search(text) or _COUNT_WORD.search(text)))
+        or (Answer.DATE in wants and bool(_DATE.search(text)))
+    )

@@ -57,8 +57,8 @@ class Weigher(Protocol):
         """Which messages of the request may be replaced by their cleaned form."""
         ...
 
-    def weigh(self, current: Prompt, candidate: Prompt, turns: float = 1.0) -> Verdict:
-        """Whether to send ``candidate`` in place of ``current``; its start lasts for so many requests."""
+    def weigh(self, current: Prompt, candidate: Prompt, *, anew: bool = False) -> Verdict:
+        """Whether to send ``candidate`` in place of ``current``; ``anew``: the next request begins in another way."""
         ...
 
 
@@ -69,7 +69,7 @@ class Free:
         """All of them."""
         return Edits(system=True, talk=True, tail=True)
 
-    def weigh(self, current: Prompt, candidate: Prompt, turns: float = 1.0) -> Verdict:
+    def weigh(self, current: Prompt, candidate: Prompt, *, anew: bool = False) -> Verdict:
         """Yes."""
         return Verdict(True, 0.0, "")
 
@@ -131,13 +131,13 @@ class Work:
         *,
         positions: Sequence[int] | None = None,
         must: bool = False,
-        turns: float = 1.0,
+        anew: bool = False,
     ) -> bool:
         """Go on with a candidate where it saves tokens and, unless it must be, money."""
         after = self.counter.prompt(candidate)
         if after >= self.count:
             return False
-        verdict = self.weigher.weigh(self.prompt, candidate, turns)
+        verdict = self.weigher.weigh(self.prompt, candidate, anew=anew)
         step = self._step(candidate, strategy, after, verdict, positions)
         if not (verdict.taken or must):
             self._declined.append(replace(step, reason=f"{verdict.reason}: {reason}"))
@@ -190,6 +190,7 @@ class Work:
     ) -> Step:
         now = {message.index: message for message in candidate.messages}
         kept = self.positions if positions is None else positions
+        staying = set(kept)
         texts = dict(zip(self.positions, self.prompt.chunks, strict=True))
         return Step(
             strategy,
@@ -198,7 +199,7 @@ class Work:
             self.count,
             verdict.saving_nano_usd,
             tuple(message.index for message in self.prompt.messages if message.index not in now),
-            tuple(at for at in self.positions if at not in set(kept)),
+            tuple(at for at in self.positions if at not in staying),
             tuple(
                 message.index
                 for message in self.prompt.messages

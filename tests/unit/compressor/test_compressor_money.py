@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.compressor_money import STYLES, Provider, Renderer, Style, TokenCounter, Turn, arrivals, play_ours
+from services.compressor.history_weights import history_settings
 from services.compressor.modes import Mode, plans
 from services.compressor.money import (
     CacheTerms,
@@ -30,6 +31,8 @@ PRICE = InputPrice(1_000_000, 100_000, 1_250_000)
 TERMS = CacheTerms(1024, 1024)
 PROBABILITIES = [each / 20 for each in range(20)]
 PLANS = plans(120, 60)
+CHOOSING = plans(240, 120, history_settings())
+"""Messages are chosen by relevance, as shipped."""
 SMALL = [
     Style(each.name, each.price, max(8, each.minimum_tokens // 32), max(1, each.step_tokens // 32), each.points)
     for each in STYLES
@@ -171,6 +174,24 @@ def test_what_is_spent_is_never_more_than_with_nothing_cut(
     off = sum(provider.bill(renderer(turn.prompt), now)[0] for turn, now in zip(turns, times, strict=True))
     ours = play_ours(turns, times, renderer, TokenCounter(renderer), PLANS[mode], style)
     assert ours.total <= off + 1e-6
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("style", SMALL, ids=lambda style: style.name)
+@pytest.mark.parametrize("mode", [Mode.SAFE, Mode.BALANCED, Mode.AGGRESSIVE])
+def test_a_long_talk_never_costs_more_than_untouched(mode: Mode, style: Style, probability: float) -> None:
+    """From its first request to each later one; its history is shortened long before it ends."""
+    turns = _turns([("rule one. " * 12, [(7 * at) % 23 + 5 for at in range(31)])], "none")
+    times = arrivals(turns, probability)
+    renderer = Renderer(lambda text: [hash(word) for word in text.split()], 1)
+    counter, provider, off = TokenCounter(renderer), Provider(style), 0.0
+    for at, (turn, now) in enumerate(zip(turns, times, strict=True), 1):
+        off += provider.bill(renderer(turn.prompt), now)[0]
+        if at % 4 == 0:
+            ours = play_ours(turns[:at], times[:at], renderer, counter, CHOOSING[mode], style)
+            assert ours.total <= off + 1e-6, at
+    if mode is not Mode.SAFE and style.price.cached * 2 >= style.price.input:
+        assert ours.total < 0.99 * off  # It was shortened.
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 0.95])

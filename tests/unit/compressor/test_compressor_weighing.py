@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -107,25 +106,19 @@ def turns(count: int, size: int = 300, system: int = 1200) -> Prompt:
     return talk(*(f"{at} " + "x" * size for at in range(2 * count + 1)), system="s" * system)
 
 
-def test_history_is_a_bet_that_needs_a_purse() -> None:
-    case = Case(ANTHROPIC)
-    case.run(turns(25, 100, 100), Mode.SAFE)
-    case.now += 10
-    done = case.run(turns(26, 100, 100))
-    # The cache holds the talk: to drop its start would cost now what it saves later, and nothing is saved up.
-    assert HISTORY in [step.strategy for step in done.declined]
-    assert done.prompt == turns(26, 100, 100)
-    # An hour later the cache holds nothing, and dropping is worth it at once.
-    case.now += 3600
-    assert [step.strategy for step in case.run(turns(27, 100, 100)).steps] == ["history"]
-
-
-def test_history_is_dropped_by_blocks() -> None:
-    free = Case(price=replace(PRICE, cached=PRICE.input))
-    first = [free.run(turns(count, 100, 100)).prompt.messages[1].index for count in range(20, 40)]
-    assert first == sorted(first)
-    changes = sum(one != other for one, other in pairwise(first))
-    assert 0 < changes <= len(first) // 3
+def test_history_is_shortened_where_even_written_anew_it_costs_less_than_the_whole_from_the_cache() -> None:
+    case = Case()
+    done = case.run(turns(25, 100, 100))
+    # 4,000 of some 5,500 tokens at the full price, or all of them at a tenth: no later request could take the cut back.
+    assert [step.strategy for step in done.declined] == [HISTORY]
+    assert done.prompt == turns(25, 100, 100)
+    # At half the price the whole is dearer from twice the length on.
+    half = Case(price=replace(PRICE, cached=PRICE.input // 2, written=PRICE.input))
+    assert half.run(turns(30, 100, 100)).steps == ()
+    assert [step.strategy for step in half.run(turns(45, 100, 100)).steps] == [HISTORY]
+    # Where a cached token costs as much as any other, nothing can be lost.
+    free = Case(price=replace(PRICE, cached=PRICE.input, written=PRICE.input))
+    assert [step.strategy for step in free.run(turns(25, 100, 100)).steps] == [HISTORY]
 
 
 CHUNKS = tuple(
