@@ -48,7 +48,12 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
 )
 """Failures that say nothing about whether the next call will work."""
 
-_BOOKED_AS = {inference_pb2.PURPOSE_CLASSIFIER: "classifier", inference_pb2.PURPOSE_SUMMARY: "summary"}
+_BOOKED_AS = {
+    inference_pb2.PURPOSE_CLASSIFIER: "classifier",
+    inference_pb2.PURPOSE_SUMMARY: "summary",
+    inference_pb2.PURPOSE_SHADOW: "shadow",
+    inference_pb2.PURPOSE_JUDGE: "judge",
+}
 """What the ledger calls a purpose; any other is an answer's."""
 _SANDBOX = " (sandbox)"
 """How a provider's name ends that the sandbox plays."""

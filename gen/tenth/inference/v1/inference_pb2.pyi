@@ -38,6 +38,10 @@ class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.Value
     """The sandbox provider playing a paid model: not metered; only the sandbox caller may use it."""
     PURPOSE_SUMMARY: _Purpose.ValueType  # 4
     """A summary of a conversation's older turns, for the compressor."""
+    PURPOSE_SHADOW: _Purpose.ValueType  # 5
+    """A second answer, to the prompt as it was before compression: the shadow check of an answer that was given."""
+    PURPOSE_JUDGE: _Purpose.ValueType  # 6
+    """A judgement of which of two answers is the better one, for a shadow check."""
 
 class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
     """What a generation is for."""
@@ -52,6 +56,10 @@ PURPOSE_SANDBOX: Purpose.ValueType  # 3
 """The sandbox provider playing a paid model: not metered; only the sandbox caller may use it."""
 PURPOSE_SUMMARY: Purpose.ValueType  # 4
 """A summary of a conversation's older turns, for the compressor."""
+PURPOSE_SHADOW: Purpose.ValueType  # 5
+"""A second answer, to the prompt as it was before compression: the shadow check of an answer that was given."""
+PURPOSE_JUDGE: Purpose.ValueType  # 6
+"""A judgement of which of two answers is the better one, for a shadow check."""
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
@@ -78,7 +86,8 @@ class GenerateTextRequest(_message.Message):
     """The request it serves; with attempt it identifies the attempt."""
     attempt: _builtins.int
     """Which attempt of that request, from 1. The classifier's attempts are counted from 1001,
-    those of summaries from 1501.
+    those of summaries from 1501. A shadow check has a request_id of its own, and numbers from the range of
+    the request that it checks: its second answer from 601 on, its judgements from 701 on after that range's start.
     """
     model: _builtins.str
     """The catalogue model."""
