@@ -13,6 +13,7 @@ from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh.errors import TenthError
+from mesh.testing import metric_points
 from services.orchestrator import shadow_policy
 from tests.integration.orchestrator.conftest import Start
 from tests.integration.orchestrator.orchestrator_fakes import (
@@ -199,6 +200,13 @@ async def test_the_caller_does_not_wait(start: Start) -> None:
     assert (await mesh.settled(of(request))).facts.tags["tenth.shadow"] == "same"
 
 
+def counted(mesh: Mesh) -> dict[str, int]:
+    """Checks so far, by "outcome reason"."""
+    points = metric_points(mesh.metrics, "tenth.shadow.checks").items()
+    names = ("tenth.shadow.outcome", "tenth.shadow.reason")
+    return {" ".join(filter(None, (dict(key)[name] for name in names))): point.value for key, point in points}
+
+
 async def unchecked(mesh: Mesh, request: chat_pb2.CompletionRequest) -> None:
     """The request is settled, the background is done, and there was no check."""
     await mesh.settled(request.request_id)
@@ -277,9 +285,13 @@ async def test_without_a_reservation_there_is_no_check(start: Start, funds: Any)
     assert reply.completion.message.parts[0].text == GIVEN
     await until(lambda: any(each.request_id == of(request) for each in mesh.fakes.requests("ReserveFunds")))
     await mesh.settled(request.request_id)
+    await until(lambda: bool(counted(mesh)))
+    before = counted(mesh)
     await mesh.stop()
     assert not asked(mesh, SECOND)
     assert not mesh.fakes.receipts(of(request))
+    assert sum(before.values()) == 1
+    assert next(iter(before)).startswith("dropped ")
 
 
 async def test_a_judge_that_the_budget_does_not_hold_is_not_asked(start: Start) -> None:
@@ -337,6 +349,7 @@ async def test_a_judge_without_a_price_is_never_asked(start: Start) -> None:
     mesh = await shadowed(start, shadow_judge_model="nobody")
     request = conversation()
     await mesh.generate(request)
+    await until(lambda: counted(mesh) == {"dropped PRICE_UNKNOWN": 1})
     await unchecked(mesh, request)
 
 
@@ -349,6 +362,7 @@ async def test_checks_stop_at_their_share_of_the_cost(start: Start) -> None:
         request = conversation()
         await mesh.generate(request)
         await mesh.settled(request.request_id)
+    assert counted(mesh) == {"same": 1, "dropped spend_share": 3}
     await mesh.stop()
     assert [each.request_id for each in asked(mesh, SECOND)] == [of(first)]
 
@@ -374,3 +388,4 @@ async def test_no_more_run_at_once_than_are_allowed(start: Start) -> None:
     await mesh.generate(third)
     await mesh.settled(of(third))
     assert [each.request_id for each in asked(mesh, SECOND)] == [of(first), of(third)]
+    await until(lambda: counted(mesh) == {"same": 2, "dropped busy": 1})
