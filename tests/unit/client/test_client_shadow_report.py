@@ -9,7 +9,6 @@ from tenth.ledger.v1 import ledger_pb2
 
 from tenth_client.reporting.shadow import Checks, checks_of, total, wilson
 
-
 Z2 = 1.959963984540054**2
 
 
