@@ -123,7 +123,7 @@ class Shadow:
         self._background.spawn("shadow check", self._run(check))
 
     async def _run(self, check: _Check) -> None:
-        verdict, why = Verdict.UNDECIDED, "INTERNAL"
+        verdict, why = Verdict.UNDECIDED, "interrupted"
         try:
             price_of(self._settings.shadow_judge_model, check.call.prices)
             sent = policy.reserve_input_tokens(check.prompt.original_tokens, check.prompt.estimated)
@@ -284,8 +284,13 @@ class Shadow:
 
 
 def _comparable(call: Call, completion: chat_pb2.Completion) -> bool:
-    """True for an answer that ended by itself, of a request that every layer worked on and no budget pressed down."""
-    return not call.control and not call.downgraded and not call.disabled("compression") and _ended(completion)
+    """True for an answer that ended by itself, of a request that every layer worked on and no budget pressed down.
+
+    A judge sees no pictures, and so could not tell which of two answers about one is right.
+    """
+    pictures = any(part.HasField("image") for message in call.request.messages for part in message.parts)
+    layered = not call.control and not call.downgraded and not call.disabled("compression")
+    return layered and not pictures and _ended(completion)
 
 
 def _ended(completion: chat_pb2.Completion) -> bool:

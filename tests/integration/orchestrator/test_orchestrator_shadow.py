@@ -239,6 +239,34 @@ async def test_an_answer_cut_at_the_limit_is_not_checked(start: Start) -> None:
     await unchecked(mesh, request)
 
 
+async def test_a_picture_is_nothing_for_the_judge(start: Start) -> None:
+    mesh = await shadowed(start)
+    request = conversation()
+    request.messages[0].parts.add(image=chat_pb2.ImageContent(url="https://example.com/a.png"))
+    await mesh.generate(request)
+    await unchecked(mesh, request)
+
+
+async def test_a_check_that_the_end_interrupts_says_so(start: Start) -> None:
+    mesh = await shadowed(start, background_cap_seconds=0.5)
+    scripted = models()
+
+    async def hanging(request: inference_pb2.GenerateTextRequest) -> Any:
+        if request.purpose == JUDGE:
+            await asyncio.Event().wait()
+        return scripted(request)
+
+    mesh.fakes.on("GenerateText", hanging)
+    request = conversation()
+    await mesh.generate(request)
+    await until(lambda: len(asked(mesh, JUDGE)) == 1)
+    await mesh.stop()
+    (receipt,) = mesh.fakes.receipts(of(request))
+    assert receipt.facts.attempts_unknown
+    assert [item.kind for item in receipt.facts.overheads] == ["shadow"]
+    assert receipt.facts.tags["tenth.shadow_why"] == "interrupted"
+
+
 async def test_a_control_request_is_not_checked(start: Start) -> None:
     mesh = await shadowed(start)
     mesh.fakes.control_share = 1.0
