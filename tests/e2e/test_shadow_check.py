@@ -21,6 +21,7 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from tenth_client import Client, cli
 from tenth_client.reporting.stream import receipts as receipts_of
+from tenth_client.reporting.sums import READ
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh
 
@@ -32,6 +33,8 @@ SHADOWED = {
     "TENTH_ORCHESTRATOR_SHADOW_SHARE": "1",
     "TENTH_ORCHESTRATOR_SHADOW_JUDGE_MODEL": JUDGE,
     "TENTH_ORCHESTRATOR_SHADOW_SPEND_SHARE": "1000",
+    "TENTH_ORCHESTRATOR_SHADOW_CAP_SECONDS": "10",  # Inference goes on for as long, whoever asked.
+    "TENTH_ORCHESTRATOR_RESERVATION_TTL_SECONDS": "4",
 }
 
 
@@ -83,11 +86,13 @@ def line(said: str) -> list[str]:
 
 async def checked(mesh: Mesh, count: int) -> spending.Books:
     """The books once there are so many checks and all is at rest."""
-    async with asyncio.timeout(60):
+    request = ledger_pb2.GetSpendReportRequest()
+    async with asyncio.timeout(60), Rpc(mesh.connection) as rpc:
         while True:
-            if (await books.report(mesh)).shadow_count >= count:
+            said = await rpc.call("ledger", READ, "GetSpendReport", request)
+            if said.rows[0].shadow_count >= count:
                 break
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
     found = await spending.rest(mesh)
     assert found.total.shadow_count == count
     return found
@@ -138,6 +143,31 @@ async def test_a_dead_judge_loses_nothing(mesh: Mesh) -> None:
         receipts = [own, *await all_checks(mesh)]
         assert spending.receipt_tokens(receipts) == spending.provider_tokens(before.provider, after.provider)
         assert sum(each.actual_nano_usd for each in receipts) == after.total.actual_nano_usd
+    assert line(await report(mesh))[:8] == ["aggressive", MODEL, "0", "0", "0", "0", "1", "-"]
+
+
+async def test_a_killed_orchestrator_loses_no_spend(mesh: Mesh) -> None:
+    await spending.fail(mesh, "hang", 1000, JUDGE)
+    async with Client(mesh.address("orchestrator"), mesh.api_key) as client:
+        before = await spending.read(mesh)
+        answer = await client.complete(conversation("alpha"))
+        (own,) = await books.final_receipts(client, [answer.receipt.facts.request_id])
+    async with asyncio.timeout(30):
+        while True:  # The second answer is given, and the judge is being asked.
+            served = (await spending.provider_stats(mesh))["models"]
+            if served[MODEL]["requests"] == 2:
+                break
+            await asyncio.sleep(0.1)
+    mesh.kill("orchestrator")
+    after = await checked(mesh, 1)
+    assert (after.total.request_count, after.total.failed_count) == (1, 0)
+    (lost,) = await all_checks(mesh)
+    assert lost.facts.tags["tenth.reconciled"] == "true"
+    first, *others = sorted(lost.facts.overheads, key=lambda item: item.attempt)
+    assert (first.kind, first.model) == ("shadow", MODEL)
+    assert {item.kind for item in others} <= {"judge"}
+    assert spending.receipt_tokens([own, lost]) == spending.provider_tokens(before.provider, after.provider)
+    assert own.actual_nano_usd + lost.actual_nano_usd == after.total.actual_nano_usd
     assert line(await report(mesh))[:8] == ["aggressive", MODEL, "0", "0", "0", "0", "1", "-"]
 
 
