@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.cache_tables import cache_tables
 from bench.compressor_tables import compressor_tables
+from bench.inference_tables import inference_tables
 from bench.router_tables import router_tables
 
 DOCUMENT = Path("docs/benchmarks.md")
@@ -180,6 +181,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "cache": cache_tables,
     "router": router_tables,
     "compressor": compressor_tables,
+    "inference": inference_tables,
 }
 """The tables by benchmark."""
 

@@ -19,7 +19,7 @@ from mesh.receipt import Usage
 NANOS_PER_SECOND = 1_000_000_000
 LAYERS = ("cache", "routing", "compression", "batch")
 """Layers with a kill switch, in the order of the request path."""
-BESIDE_ANSWERS = ("classifier", "summary", "shadow", "judge")
+BESIDE_ANSWERS = ("classifier", "summary", "tokenwise", "shadow", "judge")
 """Purposes of attempts that give no caller's answer; what they cost is an overhead of that kind, however they end."""
 ALL_TENANTS = "*"
 """A switch's tenant that stands for every tenant."""

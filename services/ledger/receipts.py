@@ -19,7 +19,7 @@ from mesh.receipt import AMOUNT_OUT_OF_RANGE, PRICE_UNKNOWN, PriceBook
 from mesh.wire import build_receipt, usage_from_proto, usage_to_proto
 from services.ledger.errors import Reason
 from services.ledger.labels import CHECK, CONTROL, MISS, SHADOW, tags_pairs, tags_text
-from services.ledger.policy import Attempt, AttemptKind, Scope, Spent
+from services.ledger.policy import BESIDE_ANSWERS, Attempt, AttemptKind, Scope, Spent
 from services.ledger.tables import SAVINGS
 
 ID_LENGTH = 256
@@ -325,7 +325,9 @@ def _counted_model(facts: receipt_pb2.ReceiptFacts) -> str:
     """The model that a request counts for: the one that answered; of a failed one the last that was asked."""
     if facts.model or not facts.failed:
         return facts.model
-    asked = [item for item in facts.overheads if item.model and item.kind not in ("classifier", "summary", "judge")]
+    # A shadow check's second answer is the model that it counts for; it gives no caller's answer, and is asked alone.
+    beside = frozenset(BESIDE_ANSWERS) - {"shadow"}
+    asked = [item for item in facts.overheads if item.model and item.kind not in beside]
     return max(asked, key=lambda item: item.attempt).model if asked else ""
 
 

@@ -676,7 +676,7 @@ class AttemptEvent(_message.Message):
     project_id: _builtins.str
     """The project, if named."""
     purpose: _builtins.str
-    """"answer", "classifier", "summary", "shadow" or "judge"."""
+    """"answer", "classifier", "summary", "tokenwise", "shadow" or "judge"."""
     quantized: _builtins.bool
     """True when it ran quantized on own hardware."""
     trace_id: _builtins.str
