@@ -1,10 +1,11 @@
 """The sandbox provider: ``python -m sandbox.provider --listen 127.0.0.1:7190``.
 
 Speaks the OpenAI wire format and says in every answer that it is a sandbox. It counts what it served, so that a test
-can compare a ledger with "the provider's own" books, and it fails on demand.
+can compare a ledger with "the provider's own" books, and it fails, or says a given text, on demand.
 
     POST /v1/chat/completions   whole and streamed        GET  /sandbox/stats   its books
     GET  /v1/models                                       POST /sandbox/fail    {"mode", "count", "model"?}
+                                                          POST /sandbox/say     {"model", "texts"}
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -107,6 +108,7 @@ class Provider:
         self._max_tokens = max_tokens
         self._cache = PromptCache()
         self._failures: list[Failure] = []
+        self._said: dict[str, deque[str]] = {}
         self.books = Books()
         self.app = Starlette(
             routes=[
@@ -114,6 +116,7 @@ class Provider:
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/sandbox/stats", self.stats, methods=["GET"]),
                 Route("/sandbox/fail", self.fail, methods=["POST"]),
+                Route("/sandbox/say", self.say, methods=["POST"]),
             ]
         )
 
@@ -139,6 +142,16 @@ class Provider:
             self._failures.clear()
         else:
             self._failures.append(failure)
+        return JSONResponse({"ok": True}, headers=HEADERS)
+
+    async def say(self, request: Request) -> Response:
+        """Let a model's next answers be these texts, one each; for a judge, whose words matter."""
+        try:
+            body = await request.json()
+            model, texts = str(body["model"]), [str(text) for text in body["texts"]]
+        except (ValueError, KeyError, TypeError):
+            return _error(400, 'expected {"model": ..., "texts": [...]}')
+        self._said[model] = deque(texts)
         return JSONResponse({"ok": True}, headers=HEADERS)
 
     async def chat(self, request: Request) -> Response:
@@ -174,9 +187,16 @@ class Provider:
             return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
         return await answer.whole(half=mode == "half_stream")
 
-    def write(self, body: dict[str, Any], limit: int) -> AsyncGenerator[tuple[str, str]]:
-        """The writer's pieces."""
-        return self._writer.write(body, limit)
+    async def write(self, body: dict[str, Any], limit: int) -> AsyncGenerator[tuple[str, str]]:
+        """The writer's pieces, or the text that was asked for."""
+        said = self._said.get(str(body["model"]))
+        if said:
+            yield said.popleft(), ""
+            yield "", "stop"
+            return
+        async with aclosing(self._writer.write(body, limit)) as pieces:
+            async for each in pieces:
+                yield each
 
     def _next_failure(self, model: str) -> str:
         for failure in self._failures:

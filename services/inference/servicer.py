@@ -54,6 +54,8 @@ _BOOKED_AS = {
     inference_pb2.PURPOSE_CLASSIFIER: "classifier",
     inference_pb2.PURPOSE_SUMMARY: "summary",
     inference_pb2.PURPOSE_TOKENWISE: "tokenwise",
+    inference_pb2.PURPOSE_SHADOW: "shadow",
+    inference_pb2.PURPOSE_JUDGE: "judge",
 }
 """What the ledger calls a purpose; any other is an answer's."""
 _SANDBOX = " (sandbox)"

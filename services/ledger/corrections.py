@@ -20,7 +20,7 @@ from tenth.type.v1 import receipt_pb2
 from mesh.errors import TenthError
 from mesh.receipt import Usage
 from mesh.wire import usage_to_proto
-from services.ledger.policy import Attempt, AttemptKind, spent_by_attempts
+from services.ledger.policy import BESIDE_ANSWERS, Attempt, AttemptKind, spent_by_attempts
 from services.ledger.pricebook import Versions, version_among
 from services.ledger.receipts import AttemptRecord, parse_attempt
 from services.ledger.settling import Change, Key, Visible, computed_anew, replace_in, visible
@@ -136,7 +136,7 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
     for item in facts.overheads:
         if not item.usage.estimated or not item.attempt:
             continue
-        purpose = item.kind if item.kind in ("classifier", "summary", "tokenwise") else "answer"
+        purpose = item.kind if item.kind in BESIDE_ANSWERS else "answer"
         truth = truths.get((item.kind, item.attempt)) or truths.get((purpose, item.attempt))
         if truth is not None and truth.model == item.model:
             item.usage.CopyFrom(usage_to_proto(truth.usage))

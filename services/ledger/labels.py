@@ -10,6 +10,13 @@ from sqlalchemy import TextClause, text
 
 CONTROL = "tenth.control"
 """Tag of requests of the control share; its value is "true"."""
+SHADOW = "tenth.shadow"
+"""Tag of receipts of shadow checks (an answer given again without compression, and compared); its value is the verdict.
+
+They are no requests of a caller: their money counts in spend and budgets, they count as no request, failure or miss.
+"""
+MISS, CHECK = "miss", "shadow"
+"""Values of a receipt's ``cache``: of a request that no cache answered, and of a shadow check."""
 
 
 def tags_text(tags: Mapping[str, str]) -> str:

@@ -19,6 +19,7 @@ from tenth.type.v1 import chat_pb2
 
 from mesh.errors import TenthError
 from services.ledger.admin import Admin
+from services.ledger.labels import CHECK, MISS
 from services.ledger.policy import Position
 from services.ledger.settling import Change
 from services.ledger.store import Store
@@ -131,7 +132,8 @@ class BookGauges:
 
 
 def _attributes(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    missed = row["cache"] == "miss"
+    missed = row["cache"] == MISS
+    check = row["cache"] == CHECK
     # Only the model of an answer was priced, and so is one of few: on a hit or a failure it may be any text.
     model = row["model"] if missed and not row["failed"] else _NO_MODEL
     known = row["tier"] in chat_pb2.Tier.values()
@@ -139,6 +141,6 @@ def _attributes(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("tenth.tenant_id", row["tenant_id"]),
         ("gen_ai.response.model", model),
         ("tenth.tier", chat_pb2.Tier.Name(row["tier"]).removeprefix("TIER_").lower() if known else "unspecified"),
-        ("tenth.cache.outcome", "miss" if missed else "hit"),
-        ("tenth.outcome", "failed" if row["failed"] else "answered"),
+        ("tenth.cache.outcome", "miss" if missed or check else "hit"),
+        ("tenth.outcome", CHECK if check else "failed" if row["failed"] else "answered"),
     )

@@ -19,6 +19,8 @@ from mesh.receipt import Usage
 NANOS_PER_SECOND = 1_000_000_000
 LAYERS = ("cache", "routing", "compression", "batch")
 """Layers with a kill switch, in the order of the request path."""
+BESIDE_ANSWERS = ("classifier", "summary", "tokenwise", "shadow", "judge")
+"""Purposes of attempts that give no caller's answer; what they cost is an overhead of that kind, however they end."""
 ALL_TENANTS = "*"
 """A switch's tenant that stands for every tenant."""
 
@@ -344,6 +346,6 @@ def spent_by_attempts(attempts: Sequence[Attempt], *, assume_worst: bool) -> tup
 
 
 def _overhead_kind(record: Attempt) -> str:
-    if record.purpose in ("classifier", "summary", "tokenwise"):
+    if record.purpose in BESIDE_ANSWERS:
         return record.purpose
     return "cancelled_attempt" if record.kind is AttemptKind.CANCELLED else "failed_attempt"

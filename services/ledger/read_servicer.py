@@ -203,6 +203,7 @@ def _spend_row(row: SpendRow) -> ledger_pb2.SpendRow:
         request_count=row.request_count,
         failed_count=row.failed_count,
         cache_hit_count=row.cache_hit_count,
+        shadow_count=row.shadow_count,
         baseline_nano_usd=amounts["baseline"],
         savings=[
             receipt_pb2.LayerSaving(layer=receipt_pb2.Layer.ValueType(layer.value), saving_nano_usd=amounts[name])

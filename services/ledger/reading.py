@@ -11,10 +11,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.ledger.labels import CHECK, SHADOW
 from services.ledger.tables import receipts
 
-MISS = "miss"
-"""Value of ``cache`` of a request that no cache answered."""
 _HALF = 2**31
 _NAMES = ("tenant_id", "user_id", "project_id", "model")
 
@@ -69,7 +68,9 @@ def tagged(dialect: str, which: Filter) -> list[ColumnElement[bool]]:
     if not which.tag_key:
         return []
     value = tag_of(dialect, which.tag_key)
-    return [value == which.tag_value if which.tag_value else value.is_not(None)]
+    # Said beside, so that no other receipt's tags are read.
+    checks = [receipts.c.cache == CHECK] if which.tag_key == SHADOW else []
+    return [*checks, value == which.tag_value if which.tag_value else value.is_not(None)]
 
 
 def narrowed(query: Select[Any], which: Filter, dialect: str) -> Select[Any]:

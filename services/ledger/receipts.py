@@ -18,8 +18,8 @@ from mesh.errors import Code, TenthError, invalid_argument, required
 from mesh.receipt import AMOUNT_OUT_OF_RANGE, PRICE_UNKNOWN, PriceBook
 from mesh.wire import build_receipt, usage_from_proto, usage_to_proto
 from services.ledger.errors import Reason
-from services.ledger.labels import CONTROL, tags_pairs, tags_text
-from services.ledger.policy import Attempt, AttemptKind, Scope, Spent
+from services.ledger.labels import CHECK, CONTROL, MISS, SHADOW, tags_pairs, tags_text
+from services.ledger.policy import BESIDE_ANSWERS, Attempt, AttemptKind, Scope, Spent
 from services.ledger.tables import SAVINGS
 
 ID_LENGTH = 256
@@ -146,7 +146,7 @@ def flatten(own: receipt_pb2.Receipt, create_ns: int) -> Settlement:
         "model": _counted_model(facts),
         "tier": facts.tier,
         "baseline_model": facts.baseline_model,
-        "cache": (facts.cache_hit_kind or "hit") if facts.cache_hit else "miss",
+        "cache": _outcome(facts),
         "failed": facts.failed,
         "input_tokens": 0 if facts.cache_hit else facts.usage.input_token_count,
         "output_tokens": 0 if facts.cache_hit else facts.usage.output_token_count,
@@ -325,9 +325,17 @@ def _counted_model(facts: receipt_pb2.ReceiptFacts) -> str:
     """The model that a request counts for: the one that answered; of a failed one the last that was asked."""
     if facts.model or not facts.failed:
         return facts.model
-    beside = ("classifier", "summary", "tokenwise")
+    # A shadow check's second answer is the model that it counts for; it gives no caller's answer, and is asked alone.
+    beside = frozenset(BESIDE_ANSWERS) - {"shadow"}
     asked = [item for item in facts.overheads if item.model and item.kind not in beside]
     return max(asked, key=lambda item: item.attempt).model if asked else ""
+
+
+def _outcome(facts: receipt_pb2.ReceiptFacts) -> str:
+    """What became of it at the cache. A shadow check asks none, and has a word of its own, by which reads know it."""
+    if SHADOW in facts.tags:
+        return CHECK
+    return (facts.cache_hit_kind or "hit") if facts.cache_hit else MISS
 
 
 def _latency_ns(facts: receipt_pb2.ReceiptFacts) -> int | None:

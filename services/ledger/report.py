@@ -16,6 +16,7 @@ from mesh.errors import invalid_argument
 from mesh.money import MAX_NANO_USD
 from services.ledger import nodes
 from services.ledger.hardware import Utilization
+from services.ledger.labels import CHECK
 from services.ledger.measured import Side
 from services.ledger.policy import ENDS
 from services.ledger.reading import Filter as Filter
@@ -117,7 +118,9 @@ class Reports:
         amounts = (literal(1), cost, cost * cost, baseline)
         of_control = [func.sum(case((receipts.c.control, value), else_=0)) for value in amounts]
         of_others = [func.sum(case((receipts.c.control, 0), else_=value)) for value in amounts]
-        query = narrowed(select(*of_control, *of_others), which, self._store.dialect)
+        # A shadow check is no request that could have been drawn for either side.
+        both = select(*of_control, *of_others).where(receipts.c.cache != CHECK)
+        query = narrowed(both, which, self._store.dialect)
         async with self._store.read() as connection:
             state = await read_state(connection)
             if (which.start_ns or 0) < state.kept_ns:

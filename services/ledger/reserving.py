@@ -6,7 +6,7 @@ what the request's other attempts have cost or can cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from mesh.receipt import AMOUNT_OUT_OF_RANGE, price_of, worst_case
 from services.ledger import throttle
 from services.ledger.balances import Balances
 from services.ledger.errors import Reason, request_id_reused, unknown_tenant
-from services.ledger.labels import tags_text
+from services.ledger.labels import SHADOW, tags_pairs, tags_text
 from services.ledger.overage import SPENT, hold_spent, owed
 from services.ledger.policy import Decision, Position, Scope, Verdict, decide
 from services.ledger.pricebook import Version, Versions
@@ -102,7 +102,7 @@ def reserve_in(
     settled = state.origin not in (None, RECONCILED)
     if settled and not (retry and state.receipt_digest == wanted.payload_digest):
         raise request_id_reused(wanted.request_id, "it is settled already")
-    limits = throttle.Limits(state.max_requests_per_minute, state.max_tokens_per_minute)
+    limits = _limits(state, dict(scope.tags))
     balances = Balances.load(connection, [scope.tenant_id])
     old: Sequence[Row[Any]] = ()
     if state.reservation_id is not None:
@@ -201,8 +201,15 @@ def release_in(connection: Connection, tenant_id: str, reservation_id: str, vers
             spent = owed(connection, tenant_id, row.request_id, accounted, {**versions})
             hold_spent(connection, balances, row, spent)
         balances.save(now)
-        if row.payload != SPENT and throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute):
+        if row.payload != SPENT and _limits(row, dict(tags_pairs(row.tags))):
             throttle.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
+
+
+def _limits(row: Any, tags: Mapping[str, str]) -> throttle.Limits:
+    """The tenant's limits per minute. None for a shadow check, which must take no caller's place."""
+    if SHADOW in tags:
+        return throttle.Limits(0, 0)
+    return throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute)
 
 
 def _elsewhere(state: Any, wanted: Reserve, position: Position) -> bool:

@@ -8,7 +8,8 @@ Three parts, which together are every receipt asked for, once:
   before (from the events);
 - **rest**: receipts of what is less than an hour: the window's edges, and hours that a local midnight splits.
 
-With a tag in the filter or among the groups everything is *rest*.
+With a tag in the filter or among the groups everything is *rest*. Receipts of shadow checks count in the money, and
+apart from the requests.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from services.ledger.grains import (
     tiled,
     week_name,
 )
-from services.ledger.reading import MISS, Filter, named, summed, tag_of, tagged
+from services.ledger.labels import CHECK, MISS
+from services.ledger.reading import Filter, named, summed, tag_of, tagged
 from services.ledger.rollup_rows import KEY, PEOPLE, SUMS, State, read_state
 from services.ledger.rollup_steps import Rolled, level_of, rolled, shown_before
 from services.ledger.tables import SAVINGS, exchange_rates, receipts, rollups
@@ -74,7 +76,7 @@ _COLUMNS = {
 }
 _TIERS = ("", "simple", "medium", "complex")
 _GRAINS: dict[str, Callable[[int], str]] = {"day": day_name, "week": week_name, "month": month_name}
-_COUNTS = ("requests", "failures", "hits")
+_COUNTS = ("requests", "failures", "hits", "checks")
 _RANGES_AT_ONCE = 100
 _RANGES_APART = 8
 
@@ -87,6 +89,7 @@ class SpendRow:
     request_count: int
     failed_count: int
     cache_hit_count: int
+    shadow_count: int
     amounts: dict[str, int]
     actual_in_currency: str = ""
     baseline_in_currency: str = ""
@@ -97,7 +100,7 @@ class _Sums:
     values: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*_COUNTS, *AMOUNTS), 0))
     actual_by_day: dict[int, int] = field(default_factory=dict)
     baseline_by_day: dict[int, int] = field(default_factory=dict)
-    requests_by_day: dict[int, int] = field(default_factory=dict)
+    receipts_by_day: dict[int, int] = field(default_factory=dict)
 
 
 class Spend:
@@ -224,8 +227,14 @@ class Spend:
             groups.append(((at + stretch.offset_ns) // DAY).label("g_day"))
         one: ColumnElement[Any] = rollups.c.requests if table is rollups else literal(1)
         failures = rollups.c.failures if table is rollups else case((receipts.c.failed, 1), else_=0)
-        hits = case((table.c.cache != MISS, one), else_=0)
-        counts = (("requests", one), ("failures", failures), ("hits", hits))
+        check = table.c.cache == CHECK
+        hits = case((or_(check, table.c.cache == MISS), 0), else_=one)
+        counts = (
+            ("requests", case((check, 0), else_=one)),
+            ("failures", case((check, 0), else_=failures)),
+            ("hits", hits),
+            ("checks", case((check, one), else_=0)),
+        )
         sums = (*counts, *((name, table.c[name]) for name in AMOUNTS))
         for row, values in await summed(connection, groups, sums, query):
             raw = {tag_names.get(name, name[2:]): value for name, value in row.items() if name.startswith("g_")}
@@ -249,7 +258,13 @@ class Spend:
     def _fold_off(self, columns: Mapping[str, Any], old: Rolled, stretch: Stretch) -> None:
         hour = columns["start_ns"]
         sums = dict(zip(SUMS, old.sums, strict=True))
-        values = {"requests": 1, "failures": sums["failures"], "hits": int(columns["cache"] != MISS)}
+        check = columns["cache"] == CHECK
+        values = {
+            "requests": int(not check),
+            "failures": 0 if check else sums["failures"],
+            "hits": int(columns["cache"] not in (MISS, CHECK)),
+            "checks": int(check),
+        }
         values |= {name: sums[name] for name in AMOUNTS}
         group = dict(columns) | {"hour": hour // HOUR, "day": stretch.local_day(hour)}
         self._fold(group, {name: -value for name, value in values.items()})
@@ -262,11 +277,11 @@ class Spend:
         baseline = raw["baseline_model"]
         self._baselines[baseline] = self._baselines.get(baseline, 0) + values["requests"]
         if self._currency:
-            day = int(raw["day"])
+            day, values = int(raw["day"]), {**values, "receipts": values["requests"] + values["checks"]}
             for by_day, name in (
                 (sums.actual_by_day, "actual"),
                 (sums.baseline_by_day, "baseline"),
-                (sums.requests_by_day, "requests"),
+                (sums.receipts_by_day, "receipts"),
             ):
                 by_day[day] = by_day.get(day, 0) + values[name]
 
@@ -286,7 +301,7 @@ class Spend:
         rows = []
         for key in sorted(self._groups):
             sums = self._groups[key]
-            if not sums.values["requests"] and self._group_by:
+            if not (sums.values["requests"] or sums.values["checks"]) and self._group_by:
                 continue
             amounts = {name: sums.values[name] for name in AMOUNTS}
             for name, amount in amounts.items():
@@ -303,6 +318,7 @@ class Spend:
                     request_count=sums.values["requests"],
                     failed_count=sums.values["failures"],
                     cache_hit_count=sums.values["hits"],
+                    shadow_count=sums.values["checks"],
                     amounts=amounts,
                     actual_in_currency=self._converted(currency, sums, sums.actual_by_day),
                     baseline_in_currency=self._converted(currency, sums, sums.baseline_by_day),
@@ -313,7 +329,7 @@ class Spend:
     def _converted(self, currency: Currency | None, sums: _Sums, by_day: Mapping[int, int]) -> str:
         if currency is None:
             return ""
-        days = [day for day, count in sorted(sums.requests_by_day.items()) if count]
+        days = [day for day, count in sorted(sums.receipts_by_day.items()) if count]
         return currency.text(sum(by_day[day] * currency.rate(day, self._zone) for day in days))
 
 

@@ -31,6 +31,7 @@ from services.orchestrator.runs import Runs
 from services.orchestrator.servicer import OrchestratorServicer
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.settlement import Settlement
+from services.orchestrator.shadow import Shadow
 from services.orchestrator.snapshot import Snapshot
 from services.orchestrator.steps import Steps, Stubs
 
@@ -73,8 +74,15 @@ async def assemble(
         following = asyncio.create_task(snapshot.follow(settings.snapshot_interval_seconds))
         stack.callback(following.cancel)
 
+        shadow = Shadow(inference, stubs.ledger, outbox, background, settings, telemetry.meter)
         flow = Flow(
-            Steps(stubs, settings, snapshot, background), Generation(inference), cache, outbox, background, settings
+            Steps(stubs, settings, snapshot, background),
+            Generation(inference),
+            cache,
+            outbox,
+            background,
+            settings,
+            shadow,
         )
         servicer = OrchestratorServicer(
             Admission(snapshot, settings, time.time, SystemRandom()),

@@ -26,9 +26,12 @@ class Background:
         task.add_done_callback(self._tasks.discard)
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Wait for what is running."""
+        """Wait for what is running; what is late is cancelled, and has its time to note what it spent."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_seconds)
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
         deadlines.set_remaining(None)

@@ -64,6 +64,8 @@ class Prompt:
     """Places in the request's tools of those that are not sent."""
     max_output_tokens: int = 0
     """A limit on the answer from its predicted length; 0: none but the request's."""
+    shortened_by: tuple[str, ...] = ()
+    """The compressor's strategies that took something away."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     caller -> admit -> 1 cache -> 2 router -> 3 compressor -> 4 ledger -> 5 inference -> receipt -> answer
                                                                 (in a cascade: 3 to 5 again after a check)
-                                                                              (7 cache store in the background)
+                                                              (7 cache store, shadow check in the background)
 
 What happens when a hop is down or late (the code: steps.py, generation.py, cascade.py, leader.py, outbox.py):
 
@@ -18,6 +18,7 @@ What happens when a hop is down or late (the code: steps.py, generation.py, casc
 | cache store      | DROP: dropped and counted                                                      |
 | router's record  | DROP: dropped and counted                                                      |
 | compressor's     | DROP: dropped and counted (it learns how the provider's prompt cache behaves)  |
+| shadow check     | DROP: dropped and counted; nothing of it without the ledger's reservation      |
 | ledger settle    | OUTBOX: durable local outbox, delivered when it is back                        |
 """
 
@@ -46,6 +47,7 @@ from services.orchestrator.outbox import Outbox
 from services.orchestrator.policy import IfDown
 from services.orchestrator.runs import Answer, Run
 from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.shadow import Shadow
 from services.orchestrator.steps import Steps, refused, tier_value
 
 IF_DOWN = {
@@ -77,6 +79,7 @@ class Flow:
         outbox: Outbox,
         background: Background,
         settings: OrchestratorSettings,
+        shadow: Shadow,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._steps = steps
@@ -86,6 +89,7 @@ class Flow:
         self._outbox = outbox
         self._background = background
         self._settings = settings
+        self._shadow = shadow
         self._now = now
 
     async def answer(self, run: Run, call: Call) -> None:
@@ -137,6 +141,7 @@ class Flow:
             receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
             self._steps.record(call, receipt, generated)  # The router learns what became of its decision.
             self._steps.record_usage(call, generated)  # The compressor, whether the provider's cache held its prefix.
+            self._shadow.consider(call, route, prompt, generated, receipt)  # Maybe answered again, and compared.
         except _OutOfControl:
             leader.give_up()
             return await self._answer(run, call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -69,7 +69,38 @@ class OrchestratorSettings(BaseSettings):
         default=600.0, gt=0, description="How long an answer is kept for a retry with the same request_id, seconds"
     )
     max_prompt_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest prompt, UTF-8 bytes")
+    shadow_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the requests with a prompt shortened by more than clean-up that are answered again "
+        "without compression and judged, 0..1; each costs a second answer and two judgements",
+    )
+    shadow_judge_model: str = Field(
+        default="", description="Catalogue model that judges; needed where shadow_share is above 0"
+    )
+    shadow_judge_max_output_tokens: int = Field(
+        default=16,
+        ge=1,
+        le=100_000,
+        description="Limit of a judgement, one letter: more for models that reason, tokens",
+    )
+    shadow_spend_share: float = Field(
+        default=0.1,
+        ge=0,
+        description="No check begins while those of this process have cost more than this share of its requests",
+    )
+    shadow_concurrency: int = Field(default=4, ge=1, le=1000, description="Checks that run at once; more are dropped")
+    shadow_cap_seconds: float = Field(
+        default=120.0, gt=0, description="Most that one answer or judgement of a check may take, seconds"
+    )
     settle_batch_size: int = Field(default=200, ge=1, le=500, description="Receipts settled in one call")
     settle_interval_seconds: float = Field(
         default=0.25, gt=0, description="Time that receipts gather before they are settled, seconds"
     )
+
+    @model_validator(mode="after")
+    def _has_a_judge(self) -> OrchestratorSettings:
+        if self.shadow_share and not self.shadow_judge_model:
+            raise ValueError("TENTH_ORCHESTRATOR_SHADOW_SHARE needs TENTH_ORCHESTRATOR_SHADOW_JUDGE_MODEL")
+        return self

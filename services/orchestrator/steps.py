@@ -234,6 +234,9 @@ class Steps:
                 estimated=short.estimated,
                 cut_tools=frozenset() if off else frozenset(short.cut_tool_indexes),
                 max_output_tokens=0 if off else short.max_output_token_count,
+                shortened_by=()
+                if off
+                else tuple(each.strategy for each in short.strategies if each.removed_token_count),
             )
 
     async def reserve(self, call: Call, route: Route, prompt: Prompt) -> ledger_pb2.ReserveFundsResponse:

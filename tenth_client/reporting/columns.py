@@ -93,7 +93,7 @@ def group_columns(spend: Spend) -> tuple[Column, ...]:
     return (
         *(Column(name, Kind.TEXT) for name in spend.dimensions),
         Column("baseline_models", Kind.TEXT),
-        *(Column(f"{name}_count", Kind.COUNT) for name in ("request", "failed", "cache_hit")),
+        *(Column(f"{name}_count", Kind.COUNT) for name in ("request", "failed", "cache_hit", "shadow_check")),
         Column("input_token_count", Kind.COUNT),
         Column("output_token_count", Kind.COUNT),
         *_money("baseline"),
@@ -115,6 +115,7 @@ def group_row(spend: Spend, group: Group) -> Row:
         sums.requests,
         sums.failed,
         sums.hits,
+        sums.checks,
         sums.input_tokens,
         sums.output_tokens,
         *_twice(amounts),

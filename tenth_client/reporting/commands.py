@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.console import Console
 from tenth.ledger.v1 import ledger_pb2
 from tenth.type.v1 import receipt_pb2
 
-from tenth_client.reporting import columns, figures, focus, tables
+from tenth_client.reporting import columns, figures, focus, shadow, tables
 from tenth_client.reporting.files import Row, save
 from tenth_client.reporting.page import Content, page
 from tenth_client.reporting.stream import receipts, sample
@@ -68,6 +68,9 @@ async def report(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> i
     currency = arguments.currency.upper()
     spend = await fetch(rpc, which, group_by, time_zone=arguments.time_zone, currency=currency)
     tables.show(spend, console)
+    # Only then: what they say stands in single receipts, which a report otherwise need not read.
+    checks = await shadow.fetch_checks(rpc, which) if spend.total.checks else ()
+    tables.show_checks(checks, console)
     if currency and not spend.currency and spend.groups:
         console.print(f"the ledger gave no amounts in {currency}", style="yellow", markup=False)
     for path, parquet in ((arguments.csv, False), (arguments.parquet, True)):
@@ -75,13 +78,19 @@ async def report(rpc: Rpc, arguments: argparse.Namespace, console: Console) -> i
             count = await save(path, columns.group_columns(spend), _groups(spend), parquet=parquet)
             _wrote(console, path, count, "rows")
     if arguments.html is not None:
-        content = await gather(rpc, arguments, which, zone)
+        content = await gather(rpc, arguments, which, zone, checks)
         arguments.html.write_text(page(content), "utf-8")
         console.print(f"wrote {arguments.html}", markup=False, soft_wrap=True)
     return 0
 
 
-async def gather(rpc: Rpc, arguments: argparse.Namespace, which: ledger_pb2.ReceiptFilter, zone: tzinfo) -> Content:
+async def gather(
+    rpc: Rpc,
+    arguments: argparse.Namespace,
+    which: ledger_pb2.ReceiptFilter,
+    zone: tzinfo,
+    checks: Sequence[shadow.Checks] | None = (),
+) -> Content:
     """Everything that the page shows."""
     currency = arguments.currency.upper()
     spend, days, models, projects = [
@@ -103,6 +112,7 @@ async def gather(rpc: Rpc, arguments: argparse.Namespace, which: ledger_pb2.Rece
         until=which.end_time.ToDatetime(UTC) if which.HasField("end_time") else None,
         tenant=arguments.tenant,
         wanted_currency=currency,
+        checks=checks,
     )
 
 

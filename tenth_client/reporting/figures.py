@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, tzinfo
 
 from tenth_client.replay import LAYERS, quantile
-from tenth_client.reporting import charts
+from tenth_client.reporting import charts, shadow
 from tenth_client.reporting.charts import Point, Spec, Step
 from tenth_client.reporting.numbers import decimals_for, money, short_day
 from tenth_client.reporting.periods import Periods, parse_day, periods
@@ -157,7 +157,8 @@ def newest_failures(
     sample: Sample, count: int, names: Mapping[str, str]
 ) -> list[tuple[datetime, str, str, str, int, str]]:
     """The newest failed requests: time (UTC), tenant, project, request, what it spent in nano-USD, and on what."""
-    failed = [receipt for receipt in sample.receipts if receipt.facts.failed]
+    # A shadow check delivers no answer either, and is no request that failed.
+    failed = [each for each in sample.receipts if each.facts.failed and shadow.TAG not in each.facts.tags]
     failed.sort(key=lambda receipt: receipt.facts.create_time.ToNanoseconds(), reverse=True)
     rows = []
     for receipt in failed[:count]:

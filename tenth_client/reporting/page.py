@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from decimal import Decimal
 from html import escape
 
 from tenth_client.money import percent
-from tenth_client.reporting import figures
+from tenth_client.reporting import figures, shadow
 from tenth_client.reporting.figures import Figure, Timeline
 from tenth_client.reporting.numbers import day, decimals_for, local, moment, money
 from tenth_client.reporting.stream import Sample
@@ -43,6 +43,8 @@ class Content:
     until: datetime | None = None
     tenant: str = ""
     wanted_currency: str = ""
+    checks: Sequence[shadow.Checks] | None = ()
+    """Shadow checks by mode and model; None when single receipts of that time are deleted."""
 
 
 def page(content: Content) -> str:
@@ -64,7 +66,7 @@ class _Page:
         body = self._head(line)
         if total.requests:
             body += self._cards() + self._cached() + self._figures(line) + self._tables(line)
-        body += self._failures() + self._how()
+        body += self._checks() + self._failures() + self._how()
         title = escape(self._words["title"])
         return (
             f'<!doctype html>\n<html lang="{content.language}">\n<head>\n<meta charset="utf-8">\n'
@@ -259,6 +261,35 @@ class _Page:
         second = self._local(other)
         mark = ' class="minus"' if nano < 0 else ""
         return f"<td{mark}>{self._money(nano)}{f'<small>{second}</small>' if second else ''}</td>"
+
+    def _checks(self) -> str:
+        checks = self._content.checks
+        if not checks:
+            return "" if checks is not None else self._check_frame(f'<p class="soft">{self._say("checks_gone")}</p>\n')
+        numbers = ("checks_worse_share", "compared", "same", "worse", "better", "undecided", "cost")
+        head = "".join(f'<th class="text">{self._say(name)}</th>' for name in ("mode", "model"))
+        head += "".join(f"<th>{self._say(name)}</th>" for name in numbers)
+        rows = "".join(self._check_row(each) for each in checks)
+        if len(checks) > 1:
+            rows += self._check_row(replace(shadow.total(checks), mode=self._words["all"]), ' class="sum"')
+        note = f'<p class="soft">{self._say("checks_note")}</p>\n'
+        return self._check_frame(
+            f'{note}<div class="box" tabindex="0"><table>\n<tr>{head}</tr>\n{rows}</table></div>\n'
+        )
+
+    def _check_frame(self, text: str) -> str:
+        return f"<h2>{self._say('checks')}</h2>\n{text}"
+
+    def _check_row(self, checks: shadow.Checks, row: str = "") -> str:
+        low, high = (f"{100 * bound:.1f}%" for bound in shadow.wilson(checks.worse, checks.compared))
+        share = percent(checks.worse, checks.compared)
+        worse = self._say("share_range", share=share, low=low, high=high) if checks.compared else "–"
+        counts = (checks.compared, checks.same, checks.worse, checks.better, checks.undecided)
+        return (
+            f'<tr{row}><td class="text">{escape(checks.mode)}</td><td class="text name">{escape(checks.model)}</td>'
+            f"<td>{worse}</td>{''.join(f'<td>{self._count(count)}</td>' for count in counts)}"
+            f"<td>{money(checks.cost, decimals_for([checks.cost]))}</td></tr>\n"
+        )
 
     def _failures(self) -> str:
         content, count = self._content, self._total.failed

@@ -22,6 +22,8 @@ class Sums:
     requests: int = 0
     failed: int = 0
     hits: int = 0
+    checks: int = 0
+    """Shadow checks: their cost is among the overhead, and they are no requests."""
     baseline: int = 0
     baseline_prompt_cached: int = 0
     savings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LAYERS.values(), 0))
@@ -86,6 +88,7 @@ def add(parts: Iterable[Sums]) -> Sums:
         requests=sum(row.requests for row in rows),
         failed=sum(row.failed for row in rows),
         hits=sum(row.hits for row in rows),
+        checks=sum(row.checks for row in rows),
         baseline=sum(row.baseline for row in rows),
         baseline_prompt_cached=sum(row.baseline_prompt_cached for row in rows),
         savings={layer: sum(row.savings.get(layer, 0) for row in rows) for layer in LAYERS.values()},
@@ -129,6 +132,7 @@ def sums_of(row: ledger_pb2.SpendRow) -> Sums:
         requests=row.request_count,
         failed=row.failed_count,
         hits=row.cache_hit_count,
+        checks=row.shadow_count,
         baseline=row.baseline_nano_usd,
         baseline_prompt_cached=row.baseline_prompt_cached_nano_usd,
         savings=savings,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tenth_client.money import percent, usd
 from tenth_client.replay import LAYERS
+from tenth_client.reporting import shadow
 from tenth_client.reporting.numbers import local
 from tenth_client.reporting.sums import Spend, Sums
 
@@ -24,6 +27,15 @@ def show(spend: Spend, console: Console) -> None:
     console.print(by_group(spend))
     console.print()
     console.print(by_layer(spend))
+
+
+def show_checks(checks: Sequence[shadow.Checks] | None, console: Console) -> None:
+    """Print the shadow checks, when there were any; None: their receipts are deleted."""
+    if checks:
+        console.print()
+        console.print(shadow.table(checks))
+    elif checks is None:
+        console.print("\nshadow check: single receipts of this time are deleted; ask --since a later day", markup=False)
 
 
 def totals(total: Sums, baseline: str, currency: str) -> str:

@@ -18,6 +18,7 @@ RATE = Decimal("1462.5")
 EVIL = "<script>alert(1)</script>"
 BASELINE = "claude-opus-4-7"
 START = datetime(2026, 11, 1, 3, tzinfo=UTC)
+SHADOW = "tenth.shadow"
 _AMOUNTS = ("baseline_nano_usd", "overhead_nano_usd", "actual_nano_usd", "baseline_prompt_cached_nano_usd")
 
 
@@ -92,8 +93,10 @@ class LedgerStandIn(ledger_pb2_grpc.LedgerReadServiceServicer):
         for each in self._chosen(request.filter):
             key = tuple(_value(each.facts, name, zone) for name in request.group_by)
             row = groups.setdefault(key, _empty(key))
-            row.request_count += 1
-            row.failed_count += each.facts.failed
+            check = SHADOW in each.facts.tags
+            row.shadow_count += check
+            row.request_count += not check
+            row.failed_count += each.facts.failed and not check
             row.cache_hit_count += each.facts.cache_hit
             row.input_token_count += each.facts.usage.input_token_count
             for name in _AMOUNTS:
@@ -128,10 +131,28 @@ class LedgerStandIn(ledger_pb2_grpc.LedgerReadServiceServicer):
         return [
             each
             for each in self.receipts
-            if (not which.tenant_id or each.facts.tenant_id == which.tenant_id)
+            if (not which.tag_key or which.tag_key in each.facts.tags)
+            and (not which.tenant_id or each.facts.tenant_id == which.tenant_id)
             and (not which.HasField("start_time") or _ns(each) >= which.start_time.ToNanoseconds())
             and (not which.HasField("end_time") or _ns(each) < which.end_time.ToNanoseconds())
         ]
+
+
+def check(
+    number: int, verdict: str, mode: str = "safe", model: str = "mini", cost: int = 7_000_000
+) -> receipt_pb2.Receipt:
+    """The receipt of a shadow check."""
+    tags = {SHADOW: verdict, "tenth.shadow_mode": mode}
+    facts = receipt_pb2.ReceiptFacts(
+        request_id=f"s{number}", tenant_id="acme", tags=tags, baseline_model=BASELINE, model=model, failed=True
+    )
+    facts.create_time.FromDatetime(START + timedelta(minutes=number))
+    facts.end_time.FromDatetime(START + timedelta(minutes=number, seconds=9))
+    facts.overheads.add(kind="shadow", model=model, cost_nano_usd=cost)
+    made = receipt_pb2.Receipt(facts=facts, state=receipt_pb2.RECEIPT_STATE_FINAL)
+    made.savings.extend(receipt_pb2.LayerSaving(layer=layer) for layer in receipt_pb2.Layer.values()[1:])
+    made.overhead_nano_usd = made.actual_nano_usd = cost
+    return made
 
 
 def _ns(receipt: receipt_pb2.Receipt) -> int:
@@ -144,6 +165,8 @@ def _empty(key: tuple[str, ...]) -> ledger_pb2.SpendRow:
 
 
 def _value(facts: receipt_pb2.ReceiptFacts, name: str, zone: ZoneInfo) -> str:
+    if name.startswith("tag:"):
+        return facts.tags.get(name.removeprefix("tag:"), "")
     if name == "day":
         return facts.create_time.ToDatetime(UTC).astimezone(zone).strftime("%Y-%m-%d")
     return {"model": facts.model, "tenant": facts.tenant_id, "project": facts.project_id}[name]

@@ -104,3 +104,13 @@ def test_what_is_no_request_is_refused(url: str, body: object) -> None:
 
 def test_an_unknown_failure_is_refused(url: str) -> None:
     assert call(f"{url}/sandbox/fail", {"mode": "explode"})[0] == 400
+
+
+def test_it_says_what_it_is_told_to_once_each(url: str) -> None:
+    plain = json.loads(chat(url, "judge")[2])["choices"][0]["message"]["content"]
+    assert call(f"{url}/sandbox/say", {"model": "judge", "texts": ["B", "A"]})[0] == 200
+    said = [json.loads(chat(url, name)[2]) for name in ("judge", "another", "judge", "judge")]
+    texts = [answer["choices"][0]["message"]["content"] for answer in said]
+    assert texts == ["B", plain, "A", plain]
+    assert said[0]["usage"]["completion_tokens"] == 1
+    assert call(f"{url}/sandbox/say", {"texts": ["A"]})[0] == 400

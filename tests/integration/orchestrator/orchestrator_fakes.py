@@ -18,7 +18,10 @@ from typing import Any
 from uuid import uuid4
 
 import yaml
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -32,6 +35,7 @@ from mesh.channel import connect
 from mesh.errors import Code, TenthError, unavailable
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings
+from mesh.telemetry import start_telemetry
 from mesh.testing import KEY, memory_telemetry
 from services.orchestrator.__main__ import assemble
 from services.orchestrator.settings import OrchestratorSettings
@@ -469,6 +473,8 @@ class Mesh:
     addresses: list[str]
     spans: list[Any]
     options: dict[str, Any]
+    metrics: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
+    """The orchestrator's metrics."""
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     client_stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     clients: dict[str, orchestrator_pb2_grpc.OrchestratorServiceAsyncStub] = field(default_factory=dict)
@@ -507,7 +513,10 @@ class Mesh:
                 **self.options,
             }
         )
-        telemetry, exporter = memory_telemetry("orchestrator")
+        exporter, self.metrics = InMemorySpanExporter(), InMemoryMetricReader()
+        telemetry = start_telemetry(
+            "orchestrator", MeshSettings(), SimpleSpanProcessor(exporter), metric_readers=[self.metrics]
+        )
         self.spans.append(exporter)
         self.stack.callback(telemetry.close)
         server = await self.stack.enter_async_context(assemble(mesh, settings, telemetry))

@@ -40,6 +40,10 @@ class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.Value
     """A summary of a conversation's older turns, for the compressor."""
     PURPOSE_TOKENWISE: _Purpose.ValueType  # 5
     """How surprising each token of a text is, for the compressor's strategy "tokenwise"."""
+    PURPOSE_SHADOW: _Purpose.ValueType  # 6
+    """A second answer, to the prompt as it was before compression: the shadow check of an answer that was given."""
+    PURPOSE_JUDGE: _Purpose.ValueType  # 7
+    """A judgement of which of two answers is the better one, for a shadow check."""
 
 class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
     """What a generation is for."""
@@ -56,6 +60,10 @@ PURPOSE_SUMMARY: Purpose.ValueType  # 4
 """A summary of a conversation's older turns, for the compressor."""
 PURPOSE_TOKENWISE: Purpose.ValueType  # 5
 """How surprising each token of a text is, for the compressor's strategy "tokenwise"."""
+PURPOSE_SHADOW: Purpose.ValueType  # 6
+"""A second answer, to the prompt as it was before compression: the shadow check of an answer that was given."""
+PURPOSE_JUDGE: Purpose.ValueType  # 7
+"""A judgement of which of two answers is the better one, for a shadow check."""
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
@@ -83,7 +91,8 @@ class GenerateTextRequest(_message.Message):
     """The request it serves; with attempt it identifies the attempt."""
     attempt: _builtins.int
     """Which attempt of that request, from 1. The classifier's attempts are counted from 1001,
-    those of summaries from 1501, those of tokenwise from 1601.
+    those of summaries from 1501, those of tokenwise from 1601. A shadow check has a request_id of its own, and numbers
+    from the range of the request that it checks: its second answer from 601, its judgements from 701 after its start.
     """
     model: _builtins.str
     """The catalogue model."""

@@ -441,7 +441,9 @@ class ReserveFundsRequest(_message.Message):
 
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The request's labels, for budgets by tag."""
+        """The request's labels, for budgets by tag. With the label "tenth.shadow" it is no caller's request: budgets hold,
+        and the tenant's requests and tokens per minute are neither asked nor counted.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -674,7 +676,7 @@ class AttemptEvent(_message.Message):
     project_id: _builtins.str
     """The project, if named."""
     purpose: _builtins.str
-    """"answer", "classifier" or "summary"."""
+    """"answer", "classifier", "summary", "tokenwise", "shadow" or "judge"."""
     quantized: _builtins.bool
     """True when it ran quantized on own hardware."""
     trace_id: _builtins.str
@@ -2047,8 +2049,9 @@ class SpendRow(_message.Message):
     BASELINE_PROMPT_CACHED_NANO_USD_FIELD_NUMBER: _builtins.int
     ACTUAL_IN_CURRENCY_FIELD_NUMBER: _builtins.int
     BASELINE_IN_CURRENCY_FIELD_NUMBER: _builtins.int
+    SHADOW_COUNT_FIELD_NUMBER: _builtins.int
     request_count: _builtins.int
-    """Requests, failed ones included."""
+    """Requests, failed ones included; shadow checks are none."""
     failed_count: _builtins.int
     """Failed requests."""
     cache_hit_count: _builtins.int
@@ -2069,6 +2072,10 @@ class SpendRow(_message.Message):
     """Actual cost in the currency asked for, a decimal string; empty without one. Converted day by day."""
     baseline_in_currency: _builtins.str
     """Baseline in that currency."""
+    shadow_count: _builtins.int
+    """Shadow checks: answers given again without compression, and compared. What they cost is in the overhead and in the
+    actual cost; they are no requests, and count in no other count.
+    """
     @_builtins.property
     def group(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The group's values, in the order of group_by."""
@@ -2093,10 +2100,11 @@ class SpendRow(_message.Message):
         baseline_prompt_cached_nano_usd: _builtins.int = ...,
         actual_in_currency: _builtins.str = ...,
         baseline_in_currency: _builtins.str = ...,
+        shadow_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_in_currency", b"actual_in_currency", "actual_nano_usd", b"actual_nano_usd", "baseline_in_currency", b"baseline_in_currency", "baseline_nano_usd", b"baseline_nano_usd", "baseline_prompt_cached_nano_usd", b"baseline_prompt_cached_nano_usd", "cache_hit_count", b"cache_hit_count", "failed_count", b"failed_count", "group", b"group", "input_token_count", b"input_token_count", "output_token_count", b"output_token_count", "overhead_nano_usd", b"overhead_nano_usd", "request_count", b"request_count", "savings", b"savings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_in_currency", b"actual_in_currency", "actual_nano_usd", b"actual_nano_usd", "baseline_in_currency", b"baseline_in_currency", "baseline_nano_usd", b"baseline_nano_usd", "baseline_prompt_cached_nano_usd", b"baseline_prompt_cached_nano_usd", "cache_hit_count", b"cache_hit_count", "failed_count", b"failed_count", "group", b"group", "input_token_count", b"input_token_count", "output_token_count", b"output_token_count", "overhead_nano_usd", b"overhead_nano_usd", "request_count", b"request_count", "savings", b"savings", "shadow_count", b"shadow_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
