@@ -30,7 +30,7 @@ class Backend(Protocol):
     """
 
     kind: str
-    """"vllm" or "openai"."""
+    """"vllm", "openai", "azure" or "anthropic"."""
     provider: str
     """The provider as shown to people, e.g. "openai (sandbox)"."""
     provider_model: str

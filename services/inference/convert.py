@@ -91,6 +91,8 @@ def generation_from_proto(
         estimated_input=max(request.estimated_input_token_count, 0),
         tenant_id=tenant_id,
         traceparent=traceparent,
+        stable_messages=min(max(request.stable_prefix_message_count, 0), len(messages)),
+        prefix_version=request.prefix_version,
     )
 
 

@@ -42,6 +42,11 @@ class Reason(StrEnum):
     """The provider has no such model or path (404)."""
     PROVIDER_RATE_LIMITED = "PROVIDER_RATE_LIMITED"
     """The provider limits the rate (429); RetryInfo says when to come back, where it said so."""
+    PROVIDER_BUSY = "PROVIDER_BUSY"
+    """As many requests run at the provider as the catalogue allows (`max_concurrent_requests`), and none would end
+    within the deadline; RetryInfo says when to come back."""
+    PROVIDER_STALLED = "PROVIDER_STALLED"
+    """Within an answer that had begun, nothing came for longer than TENTH_INFERENCE_STREAM_SILENCE_SECONDS."""
     PROVIDER_FAILED = "PROVIDER_FAILED"
     """The provider failed (5xx, or an error event in its stream)."""
     PROVIDER_GARBAGE = "PROVIDER_GARBAGE"

@@ -98,6 +98,9 @@ class Generation:
     estimated_input: int = 0
     tenant_id: str = ""
     traceparent: str = ""
+    stable_messages: int = 0
+    """Leading messages that earlier requests began with byte for byte, by the compressor; 0: none, or not known."""
+    prefix_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

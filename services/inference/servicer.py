@@ -42,6 +42,7 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
         Reason.PROMPT_TOO_LONG,
         Reason.UNSUPPORTED,
         Reason.PROVIDER_RATE_LIMITED,
+        Reason.PROVIDER_BUSY,
         Reason.PROVIDER_NOT_CONFIGURED,
         Reason.MODEL_UNAVAILABLE,
     }

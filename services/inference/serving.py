@@ -11,10 +11,12 @@ from pathlib import Path
 
 from mesh.catalog import CatalogError, read_file
 from mesh.server import Ping
+from services.inference.anthropic import AnthropicBackend, AnthropicClient
 from services.inference.backend import Backend
 from services.inference.models import Model, Provider, local_model, parse_catalog
-from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
+from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
+from services.inference.providers import Endpoint, ProviderClient
 from services.inference.servicer import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
@@ -46,7 +48,7 @@ async def open_models(
     stack: AsyncExitStack,
 ) -> tuple[dict[str, Served], dict[str, Ping]]:
     """A backend for every model, owned by the stack; and the pings that readiness waits for."""
-    clients: dict[str, OpenAiClient] = {}
+    clients: dict[str, ProviderClient] = {}
     engine: VllmBackend | None = None
     pings: dict[str, Ping] = {}
     if local is not None:
@@ -66,7 +68,7 @@ async def open_models(
     served: dict[str, Served] = {}
     for model in catalog.values():
         backend: Backend
-        if model.provider.backend == "openai":
+        if model.provider.backend != "vllm":
             backend = _remote(model, settings, clients, stack)
         elif engine is not None and local is not None and model.provider_model == local.provider_model:
             backend = engine
@@ -77,16 +79,17 @@ async def open_models(
 
 
 def _remote(
-    model: Model, settings: InferenceSettings, clients: dict[str, OpenAiClient], stack: AsyncExitStack
+    model: Model, settings: InferenceSettings, clients: dict[str, ProviderClient], stack: AsyncExitStack
 ) -> Backend:
     provider = model.provider
+    native = provider.backend == "anthropic"
     client = clients.get(provider.name)
     if client is None:
         key = key_reader(provider, os.environ, time.monotonic)
         sandbox = provider.wants_key and not key()
         if sandbox and not settings.sandbox_url:
             wanted = " or ".join(str(name) for name in (provider.key_env, provider.key_file) if name)
-            return UnavailableBackend(model, "openai", f"no key: set {wanted}, or TENTH_INFERENCE_SANDBOX_URL")
+            return UnavailableBackend(model, provider.backend, f"no key: set {wanted}, or TENTH_INFERENCE_SANDBOX_URL")
         if sandbox:
             log.warning("SANDBOX: %s has no key; %s plays it", provider.name, settings.sandbox_url)
         endpoint = Endpoint(
@@ -97,11 +100,23 @@ def _remote(
             retries=settings.retries,
             max_retry_wait_seconds=settings.max_retry_wait_seconds,
             sandbox=sandbox,
-            family=Family.OPENAI if sandbox else provider.family,  # The sandbox speaks OpenAI's format.
+            family=sandbox_family(provider.backend) if sandbox else provider.family,
+            silence_seconds=settings.stream_silence_seconds,
+            max_concurrent=provider.max_concurrent_requests,
+            api_version=provider.api_version,
         )
-        client = clients[provider.name] = OpenAiClient(endpoint, key)
+        client = clients[provider.name] = (AnthropicClient if native else OpenAiClient)(endpoint, key)
         stack.push_async_callback(client.close)
-    return OpenAiBackend(client, model.provider_model)
+    if isinstance(client, AnthropicClient):
+        return AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
+    assert isinstance(client, OpenAiClient)
+    return OpenAiBackend(client, model.provider_model, model.rules)
+
+
+def sandbox_family(backend: str) -> Family:
+    """How the sandbox counts when it plays a provider of this backend: it speaks OpenAI's format and the Messages
+    API's."""
+    return Family.ANTHROPIC if backend == "anthropic" else Family.OPENAI
 
 
 def key_reader(provider: Provider, environment: Mapping[str, str], clock: Callable[[], float]) -> Callable[[], str]:

@@ -48,6 +48,13 @@ class InferenceSettings(BaseSettings):
     max_retry_wait_seconds: float = Field(
         default=1.0, ge=0, description="Longest Retry-After that is waited for here instead of being passed on, seconds"
     )
+    stream_silence_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Longest time without a byte within an answer that has begun, seconds, 0..3600; 0: any, until the "
+        "deadline",
+    )
     circuit_failures: int = Field(default=3, ge=1, description="Failures in a row after which a model counts as down")
     circuit_open_seconds: float = Field(default=3.0, gt=0, description="Time before a model that is down is probed")
     delivery_interval_seconds: float = Field(

@@ -116,7 +116,9 @@ def anthropic(raw: Mapping[str, Any]) -> Usage:
     write_5m = max(write_5m, as_count(raw.get("cache_creation_input_tokens")) - write_1h)
     if "prompt_tokens" not in raw:
         prompt = as_count(raw.get("input_tokens")) + read + write_5m + write_1h
-        return _inside(prompt, as_count(raw.get("output_tokens")), cached=read, write_5m=write_5m, write_1h=write_1h)
+        thought = as_count(_object(raw.get("output_tokens_details")).get("thinking_tokens"))
+        output = as_count(raw.get("output_tokens"))
+        return _inside(prompt, output, cached=read, write_5m=write_5m, write_1h=write_1h, reasoning=thought)
     same = openai(raw)
     # Both names for the same tokens, where a gateway writes both.
     read, write_5m = max(read, same.cached), max(write_5m, same.write_5m - write_1h)

@@ -64,6 +64,10 @@ class Prompt:
     """Places in the request's tools of those that are not sent."""
     max_output_tokens: int = 0
     """A limit on the answer from its predicted length; 0: none but the request's."""
+    stable_messages: int = 0
+    """Leading messages that earlier requests began with byte for byte; 0: none, or not known."""
+    prefix_version: str = ""
+    """Of the rules that made them; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ class Generation:
             reservation_id=call.reservation_id,
             estimated_input_token_count=prompt.sent_tokens,
             project_id=call.identity.project_id,
+            stable_prefix_message_count=prompt.stable_messages,
+            prefix_version=prompt.prefix_version,
         )
         if prompt.max_output_tokens:
             request.sampling.max_output_tokens = prompt.max_output_tokens

@@ -231,6 +231,8 @@ class Steps:
                 estimated=short.estimated,
                 cut_tools=frozenset() if off else frozenset(short.cut_tool_indexes),
                 max_output_tokens=0 if off else short.max_output_token_count,
+                stable_messages=0 if off else short.stable_prefix_message_count,
+                prefix_version="" if off else short.prefix_version,
             )
 
     async def reserve(self, call: Call, route: Route, prompt: Prompt) -> ledger_pb2.ReserveFundsResponse:

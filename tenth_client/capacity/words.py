@@ -39,8 +39,8 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
     "t4": ("Note: {gpu} has no bfloat16; the 16-bit parts run as float16 (--dtype half).",
            "참고: {gpu}에는 bfloat16이 없어 16비트 부분은 float16으로 실행됩니다(--dtype half)."),
     "roofline": ("Output tokens per second, {gpus} GPU(s): at most {tps:,.0f}. An UPPER BOUND from the memory's "
-                 "bandwidth with {sequences:,} full sequences, not a measurement: computing, prefill and traffic between "
-                 "GPUs are not in it.",
+                 "bandwidth with {sequences:,} full sequences, not a measurement: computing, prefill and traffic "
+                 "between GPUs are not in it.",
                  "초당 출력 토큰, GPU {gpus}장: 최대 {tps:,.0f}. 시퀀스 {sequences:,}개일 때 메모리 대역폭에서 나온 "
                  "상한이며 측정값이 아닙니다(연산, 프리필, GPU 간 통신은 빠져 있음)."),
     "measured": ("Output tokens per second, {gpus} GPU(s): {tps:,.0f}, as given.",

@@ -21,8 +21,9 @@ from mesh.status import detail
 from mesh.testing import TEST_IDENTITY, dial, memory_metrics, metric_points, running
 from services.inference.attempts import AttemptLog
 from services.inference.models import Model, Provider
-from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
+from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Ability, Circuit
+from services.inference.providers import Endpoint
 from services.inference.servicer import InferenceServicer, Served
 from services.inference.tokens import count_tokens
 
