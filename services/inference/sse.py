@@ -33,14 +33,21 @@ async def events(
     if not kind.lower().startswith("text/event-stream"):
         raise garbage(f"a stream was asked for, the answer is {kind or 'of no type'}")
     chunks = response.aiter_bytes()
-    rest = b""
+    # Pieces of a line that is not over: joined once, as joining with each would be the square of a long line's length.
+    rest: list[bytes] = []
+    size = 0
     seen: set[bytes] = set()
     number = b""
     begun = False
     while True:
         chunk = await _next(chunks, until, silence_seconds if begun else 0.0)
         begun = True
-        *lines, rest = (rest + (chunk or b"\n")).split(b"\n")
+        first, *others = (chunk or b"\n").split(b"\n")
+        rest.append(first)
+        size += len(first)
+        lines = [b"".join(rest), *others[:-1]] if others else []
+        if others:
+            rest, size = [others[-1]], len(others[-1])
         for line in lines:
             if line.startswith(b"id:"):
                 number = line[3:].strip()
@@ -57,7 +64,7 @@ async def events(
             yield data, _event(data)
         if not chunk:
             return
-        if len(rest) > LONGEST_EVENT_BYTES:
+        if size > LONGEST_EVENT_BYTES:
             raise garbage("an event of the stream has no end")
 
 
