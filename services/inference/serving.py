@@ -19,7 +19,8 @@ from services.inference.servicer import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_load import EngineOptions
 
 log = logging.getLogger("tenth.inference")
 
