@@ -91,6 +91,7 @@ def generation_from_proto(
         estimated_input=max(request.estimated_input_token_count, 0),
         tenant_id=tenant_id,
         traceparent=traceparent,
+        batch=request.priority == inference_pb2.PRIORITY_BATCH,
     )
 
 

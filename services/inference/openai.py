@@ -108,6 +108,10 @@ class OpenAiBackend:
         """Empty: an endpoint is believed to work until calls fail."""
         return ""
 
+    def unavailable_error(self) -> TenthError | None:
+        """None, likewise."""
+        return None
+
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """The whole answer in one HTTP response."""
         until = _until()

@@ -98,6 +98,8 @@ class Generation:
     estimated_input: int = 0
     tenant_id: str = ""
     traceparent: str = ""
+    batch: bool = False
+    """True: nobody waits for it; interactive work goes first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from mesh.errors import Code, TenthError, invalid_argument
+from mesh import deadlines
+from mesh.errors import Code, TenthError, invalid_argument, unavailable
+from mesh.errors import Reason as MeshReason
+from services.inference.admission import Admission, QueueLimits
 from services.inference.backend import Answer
 from services.inference.errors import Reason, prompt_too_long, unsupported
 from services.inference.policy import (
@@ -26,14 +29,21 @@ from services.inference.policy import (
     room_for_output,
 )
 from services.inference.usage import Usage
-from services.inference.vllm_load import EngineOptions, is_quantized
-from services.inference.vllm_thread import EngineThread, Job
+from services.inference.vllm_load import EngineOptions, Loaded, is_quantized
+from services.inference.vllm_thread import RELOAD_SECONDS, EngineFailedError, EngineThread, Job, Signals, Unserved
+from services.inference.vllm_watch import watch
 from services.inference.work import WorkMeter
 
 log = logging.getLogger("tenth.inference.vllm")
 
 _THREAD_TEXT = 20_000
 """Characters from which tokenizing is worth a thread: below, it takes under a few milliseconds."""
+_ANSWER_SECONDS = 0.05
+"""Kept back of a deadline, so that the refusal still reaches the caller."""
+_INTERACTIVE, _BATCH = 0, 10
+"""Priorities as vLLM has them: the lower goes first, and the higher is preempted when the KV cache is full."""
+_GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine is starting again", RELOAD_SECONDS)
+"""Said when the engine went between two looks at it."""
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "stop"}
 
 
@@ -43,13 +53,18 @@ class VllmBackend:
     kind = "vllm"
     bills_abandoned = False
 
-    def __init__(self, model: str, provider: str, provider_model: str, options: EngineOptions) -> None:
+    def __init__(
+        self, model: str, provider: str, provider_model: str, options: EngineOptions, signals: Signals | None = None
+    ) -> None:
         self.model = model
         self.provider = provider
         self.provider_model = provider_model
         self.quantized = is_quantized(options.folder)
-        self.engine = EngineThread(model, options)
+        self.engine = EngineThread(model, options, signals)
+        self._limits = options.limits or QueueLimits(options.max_running)
+        self.admission = Admission(model, self._limits, self.engine.speed)
         self._options = options
+        self._watch: asyncio.Task[None] | None = None
         self._count = 0
 
     @property
@@ -60,22 +75,61 @@ class VllmBackend:
     def start(self) -> None:
         """Begin loading the model; ``unavailable_reason`` says how far it is."""
         self.engine.start()
+        self._watch = asyncio.create_task(watch(self.engine, self._options.step_seconds, time.monotonic))
 
     async def close(self) -> None:
         """Stop the engine; running generations fail."""
+        if self._watch is not None:
+            self._watch.cancel()
         await self.engine.close()
+
+    def drain(self, notice_seconds: float) -> None:
+        """This process is about to end: take nothing more, hand back at once what has not begun, and what still runs
+        after ``notice_seconds``. All of it fails as DRAINING, with what it has made.
+        """
+        self.engine.refuse(Unserved(MeshReason.DRAINING, "this replica is shutting down"))
+        handed_back = self._hand_back(begun=False)
+        log.info("%s: %d waiting sequences handed back, others get %g s", self.model, handed_back, notice_seconds)
+        asyncio.get_running_loop().call_later(notice_seconds, self._hand_back)
+
+    def _hand_back(self, *, begun: bool = True) -> int:
+        """``begun`` False: only those that wait."""
+        jobs = [job for job in self.engine.jobs() if begun or not job.begun]
+        for job in jobs:
+            job.outputs.put_nowait(
+                unavailable(f"{self.model}: this replica is shutting down", reason=MeshReason.DRAINING)
+            )
+        return len(jobs)
 
     def runs(self) -> bool:
         """True while the engine's thread is there: loading, idle or at work."""
         return self.engine.runs()
 
     async def ping(self) -> None:
-        """Raises while the engine is starting, and when it died."""
-        await self.engine.ping()
+        """Raises while the engine is starting, and when it is down. An engine that can never start here (no vLLM, no
+        model folder) does not count: the other providers are served without it.
+        """
+        unserved = self.engine.unserved
+        if unserved is not None and unserved.unready:
+            raise self._refusal(unserved)
 
     def unavailable_reason(self) -> str:
         """Why the model is not served now; empty when it is."""
-        return self.engine.reason
+        unserved = self.engine.unserved
+        return "" if unserved is None else unserved.message
+
+    def unavailable_error(self) -> TenthError | None:
+        """The same as an error with its reason; None when it is served."""
+        unserved = self.engine.unserved
+        return None if unserved is None else self._refusal(unserved)
+
+    def _refusal(self, unserved: Unserved) -> TenthError:
+        return TenthError(
+            Code.UNAVAILABLE,
+            unserved.reason,
+            f"{self.model}: {unserved.message}",
+            retry_after_seconds=unserved.retry_after_seconds,
+        )
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """The whole answer. The pieces are folded here, so that a cancelled one is charged what was made."""
@@ -94,34 +148,48 @@ class VllmBackend:
         return Answer(Delta(text=text, logprobs=logprobs), finished, first)
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
-        """Pieces as the engine makes them."""
-        if self.engine.reason:
-            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, f"{self.model}: {self.engine.reason}")
-        ids = await self._prompt_ids(generation)
+        """Pieces as the engine makes them.
+
+        Raises, before anything is spent: PROMPT_TOO_LONG, QUEUE_FULL, QUEUE_DEADLINE, and why the model is not served.
+        Raises ENGINE_FAILED and DRAINING at any time; the meter has what was made.
+        """
+        loaded = self.engine.loaded
+        if loaded is None or self.engine.unserved is not None:
+            raise self._refusal(self.engine.unserved or _GONE)
+        ids = await self._prompt_ids(generation, loaded)
         wanted = generation.sampling.max_output_tokens or self._options.context_window
         room = room_for_output(self.model, self._options.context_window, len(ids), wanted)
+        params = self._params(generation, room, loaded.defaults)
+        self.admission.kv_tokens = loaded.kv_tokens
+        ticket = self.admission.admit(len(ids), room, batch=generation.batch)
         self._count += 1
         job = Job(
             id=f"{generation.request_id}/{generation.attempt}#{self._count}",
             prompt_ids=ids,
-            params=self._params(generation, room),
+            params=params,
             cache_salt=generation.tenant_id,
             traceparent=generation.traceparent,
             outputs=asyncio.Queue(),
+            priority=_BATCH if generation.batch else _INTERACTIVE,
         )
-        self.engine.add(job)
-        output_count, finished = 0, False
+        finished = False
         try:
+            if not self.engine.add(job):
+                raise self._refusal(self.engine.unserved or _GONE)
             while not finished:
-                output = await job.outputs.get()
+                output = await (job.outputs.get() if job.begun else self._first(job))
                 if isinstance(output, BaseException):
-                    finished = True
                     raise self._typed(output) from output
                 part = output.outputs[0]
-                output_count += len(part.token_ids)
+                cached = output.num_cached_tokens or 0
+                if not job.begun:
+                    job.begun = ticket.begun = True
+                    self.engine.totals.prompt_tokens += len(ids)
+                    self.engine.totals.cached_tokens += cached
+                ticket.made += len(part.token_ids)
                 finished = output.finished
                 meter.reached = True
-                usage = Usage(input=len(ids), cached=output.num_cached_tokens or 0, output=output_count)
+                usage = Usage(input=len(ids), cached=cached, output=ticket.made)
                 meter.reported = usage
                 if part.text or part.logprobs:
                     yield Delta(text=part.text, logprobs=_logprobs(part, generation.sampling.top_logprobs))
@@ -131,11 +199,23 @@ class VllmBackend:
                         raise self._typed(RuntimeError(f"the engine ended with {part.finish_reason!r}"))
                     yield Finished(reason, usage)
         finally:
+            self.admission.leave(ticket)
             self.engine.remove(job, finished=finished)
 
-    async def _prompt_ids(self, generation: Generation) -> list[int]:
-        loaded = self.engine.loaded
-        assert loaded is not None
+    async def _first(self, job: Job) -> Any:
+        """The first output, while there is time to wait for it."""
+        left = deadlines.remaining()
+        seconds = self._limits.queue_seconds
+        late = left is not None and left - _ANSWER_SECONDS < seconds
+        if late and left is not None:
+            seconds = max(left - _ANSWER_SECONDS, 0.0)
+        try:
+            async with asyncio.timeout(seconds):
+                return await job.outputs.get()
+        except TimeoutError:
+            raise (self.admission.too_late() if late else self.admission.waited_out(seconds)) from None
+
+    async def _prompt_ids(self, generation: Generation, loaded: Loaded) -> list[int]:
         length = sum(len(message.text) for message in generation.messages)
         if length > self._options.context_window * loaded.longest_token:
             raise prompt_too_long(self.model, self._options.context_window)  # Certain without tokenizing megabytes.
@@ -144,11 +224,10 @@ class VllmBackend:
             return await asyncio.to_thread(loaded.tokenize, messages)
         return loaded.tokenize(messages)
 
-    def _params(self, generation: Generation, max_tokens: int) -> Any:
+    def _params(self, generation: Generation, max_tokens: int, defaults: Mapping[str, Any]) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         sampling = generation.sampling
-        defaults = self.engine.loaded.defaults if self.engine.loaded is not None else {}
         given: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -175,6 +254,9 @@ class VllmBackend:
     def _typed(self, error: BaseException) -> TenthError:
         if isinstance(error, TenthError):
             return error
+        if isinstance(error, EngineFailedError):
+            message = f"{self.model}: the engine failed while it worked on this; the service's log has it"
+            return unavailable(message, reason=Reason.ENGINE_FAILED)
         if isinstance(error, _refusals()):
             # The engine refuses at admission what it cannot do; of all we pass on only a schema can still be that.
             return unsupported(f"{self.model}: {error}", "generation.response_format.json_schema")

@@ -12,11 +12,26 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.inference.admission import QueueLimits
+from services.inference.errors import Reason
+from services.inference.model_folder import (
+    ModelUnusableError,
+    available_bytes,
+    check_memory,
+    check_scheme,
+    read_folder,
+    scheme_of,
+)
+from services.inference.restarts import RestartPolicy
+
 log = logging.getLogger("tenth.inference.vllm")
+
+_ENGINE_BYTES = 500 * 2**20
+"""What an engine takes beside weights and KV cache once vLLM is imported (measured: 450 MiB with the shipped model)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,11 @@ class EngineOptions:
     max_running: int
     compile: bool = False
     otlp_endpoint: str = ""
+    step_seconds: float = 60.0
+    """Longest that a step of the engine may take before it counts as hung."""
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    limits: QueueLimits | None = None
+    """None: the default bounds for ``max_running``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +71,26 @@ class Loaded:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        cache = self.engine.vllm_config.cache_config
+        return int((cache.num_gpu_blocks - 1) * cache.block_size)  # One block is vLLM's own.
+
+    def counts(self) -> tuple[int, int, float]:
+        """Sequences that run and wait, and the share of the KV cache in use. In the engine's thread only."""
+        scheduler = self.engine.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        return running, waiting, scheduler.get_kv_cache_usage()
+
 
 def load(model: str, options: EngineOptions) -> Loaded:
-    """An engine that is ready: it has really answered. Raises ImportError without vLLM, and whatever vLLM raises."""
+    """An engine that is ready: it has really answered.
+
+    Raises ImportError without vLLM, ModelUnusableError for what a person must change, and what else vLLM raises.
+    """
     started = time.monotonic()
+    folder = read_folder(options.folder)
     with _engine_environment(options):
         from vllm import EngineArgs, SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -64,14 +100,18 @@ def load(model: str, options: EngineOptions) -> Loaded:
         arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
         # Without it a small model spends its whole answer on the white space that a schema allows.
         arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+        check_scheme(folder, on_cpu=on_cpu)
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
+            growth = 2.0 if arguments["dtype"] == "float32" and not scheme_of(folder.config) else 1.0
+            check_memory(folder, options.kv_cache_bytes, _ENGINE_BYTES, growth, available_bytes())
         engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(options.folder),
                 max_model_len=options.context_window,
                 max_num_seqs=options.max_running,
                 enable_prefix_caching=True,
+                scheduling_policy="priority",
                 enforce_eager=not options.compile,
                 otlp_traces_endpoint=options.otlp_endpoint or None,
                 disable_log_stats=not options.otlp_endpoint,  # Its spans are made of its statistics.
@@ -81,6 +121,9 @@ def load(model: str, options: EngineOptions) -> Loaded:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
+        if not tokenizer.chat_template:
+            text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
+            raise ModelUnusableError(Reason.MODEL_INCOMPLETE, text)
         longest = max(len(token) for token in tokenizer.get_vocab())
         loaded = Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
         built = time.monotonic()
@@ -98,6 +141,14 @@ def load(model: str, options: EngineOptions) -> Loaded:
         options.threads,
     )
     return loaded
+
+
+def release(loaded: Loaded) -> None:
+    """Give back the memory of an engine that is stopped or has failed, so that another can be loaded."""
+    try:
+        loaded.engine.engine_core.shutdown()
+    except Exception:
+        log.exception("the old engine could not be put away whole; its memory may stay taken")
 
 
 def is_quantized(folder: Path) -> bool:
