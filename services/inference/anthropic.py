@@ -13,6 +13,7 @@ import anthropic
 import httpx2
 from anthropic._constants import RAW_RESPONSE_HEADER
 
+from mesh.errors import TenthError
 from services.inference import sse
 from services.inference.backend import Answer
 from services.inference.call import CallRules, fitted
@@ -65,6 +66,10 @@ class AnthropicBackend:
     def unavailable_reason(self) -> str:
         """Empty: an endpoint is believed to work until calls fail."""
         return ""
+
+    def unavailable_error(self) -> TenthError | None:
+        """None, likewise."""
+        return None
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """The whole answer in one HTTP response."""

@@ -93,6 +93,7 @@ def generation_from_proto(
         traceparent=traceparent,
         stable_messages=min(max(request.stable_prefix_message_count, 0), len(messages)),
         prefix_version=request.prefix_version,
+        batch=request.priority == inference_pb2.PRIORITY_BATCH,
     )
 
 

@@ -14,6 +14,21 @@ class Reason(StrEnum):
     """The catalogue has no such model."""
     MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
     """This replica cannot serve the local model: no engine, no model folder, or still starting."""
+    MODEL_CORRUPT = "MODEL_CORRUPT"
+    """A file of the local model's folder is damaged; the message names it and says how to build the folder again."""
+    MODEL_INCOMPLETE = "MODEL_INCOMPLETE"
+    """The local model's folder lacks a file (weights, tokenizer); the message names it."""
+    MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
+    """The local model does not fit this machine's memory; the message has the figures. It was not loaded."""
+    SCHEME_UNSUPPORTED = "SCHEME_UNSUPPORTED"
+    """The local model is quantized in a way that this hardware has no kernel for."""
+    ENGINE_RESTARTING = "ENGINE_RESTARTING"
+    """The local engine failed and is being started again; RetryInfo says when to come back. Nothing was spent."""
+    QUEUE_FULL = "QUEUE_FULL"
+    """The local engine has as much work as it may take, or gave this request no first token in the time that the queue
+    allows; RetryInfo says when a place is likely to be free. Nothing was spent."""
+    QUEUE_DEADLINE = "QUEUE_DEADLINE"
+    """The deadline passed while the request waited for the local engine. Nothing was spent."""
     UNSUPPORTED = "UNSUPPORTED"
     """The model or its engine cannot do what a field asks for; `field` names it."""
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
@@ -23,7 +38,8 @@ class Reason(StrEnum):
     ATTEMPT_RUNNING = "ATTEMPT_RUNNING"
     """The same attempt of the same request is running now."""
     ATTEMPT_LOG_UNAVAILABLE = "ATTEMPT_LOG_UNAVAILABLE"
-    """The attempt could not be written down, so the provider was not called: spend must never be lost."""
+    """The attempt could not be written down, so the provider was not called: spend must never be lost. A full disk is
+    named in the message."""
     PROVIDER_NOT_CONFIGURED = "PROVIDER_NOT_CONFIGURED"
     """The provider has no key and no sandbox plays it."""
     PROVIDER_UNHEALTHY = "PROVIDER_UNHEALTHY"
@@ -54,7 +70,7 @@ class Reason(StrEnum):
     PROVIDER_INCOMPLETE = "PROVIDER_INCOMPLETE"
     """The provider's stream ended before the answer did."""
     ENGINE_FAILED = "ENGINE_FAILED"
-    """The local engine failed; the log has it."""
+    """The local engine failed while it worked on this; the log has it. SpentDetail has what was made before."""
 
 
 def unsupported(message: str, field: str) -> TenthError:

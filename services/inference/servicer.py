@@ -18,6 +18,7 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh.auth import current_identity
 from mesh.errors import Code, TenthError
+from mesh.errors import Reason as MeshReason
 from mesh.telemetry import Telemetry, current_trace_id, traceparent
 from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
@@ -45,6 +46,12 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
         Reason.PROVIDER_BUSY,
         Reason.PROVIDER_NOT_CONFIGURED,
         Reason.MODEL_UNAVAILABLE,
+        # The local engine knows by itself whether it works; a circuit would keep callers off it after its restart.
+        Reason.ENGINE_FAILED,
+        Reason.ENGINE_RESTARTING,
+        Reason.QUEUE_FULL,
+        Reason.QUEUE_DEADLINE,
+        MeshReason.DRAINING,
     }
 )
 """Failures that say nothing about whether the next call will work."""
@@ -291,11 +298,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             span.end()
 
     def _admit(self, served: Served) -> None:
-        reason = served.backend.unavailable_reason()
         name = served.model.name
-        if reason:
-            code = Reason.MODEL_UNAVAILABLE if served.backend.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED
-            raise TenthError(Code.UNAVAILABLE, code, f"{name}: {reason}")
+        error = served.backend.unavailable_error()
+        if error is not None:
+            raise error
         wait = served.circuit.wait_seconds(self._clock())
         if wait:
             raise TenthError(

@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from mesh.catalog import CatalogError, read_file
 from mesh.server import Ping
+from services.inference.admission import QueueLimits
 from services.inference.anthropic import AnthropicBackend, AnthropicClient
 from services.inference.backend import Backend
 from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
 from services.inference.providers import Endpoint, ProviderClient
+from services.inference.restarts import RestartPolicy
 from services.inference.servicer import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_load import EngineOptions
+from services.inference.vllm_thread import Signals
 
 log = logging.getLogger("tenth.inference")
 
@@ -46,6 +50,7 @@ async def open_models(
     settings: InferenceSettings,
     otlp_endpoint: str,
     stack: AsyncExitStack,
+    signals: Signals | None = None,
 ) -> tuple[dict[str, Served], dict[str, Ping]]:
     """A backend for every model, owned by the stack; and the pings that readiness waits for."""
     clients: dict[str, ProviderClient] = {}
@@ -60,8 +65,17 @@ async def open_models(
             max_running=settings.max_running,
             compile=settings.compile,
             otlp_endpoint=otlp_endpoint,
+            step_seconds=settings.step_timeout_seconds,
+            restart=RestartPolicy(settings.engine_restarts, settings.restart_backoff_seconds),
+            limits=QueueLimits(
+                settings.max_running,
+                settings.max_waiting,
+                settings.kv_promise_ratio,
+                settings.batch_queue_share,
+                settings.queue_seconds,
+            ),
         )
-        engine = VllmBackend(local.name, local.provider.name, local.provider_model, options)
+        engine = VllmBackend(local.name, local.provider.name, local.provider_model, options, signals)
         stack.push_async_callback(engine.close)
         engine.start()
         pings["vllm"] = engine.ping
@@ -76,6 +90,23 @@ async def open_models(
             backend = UnavailableBackend(model, "vllm", "another replica's engine serves this model, not this one's")
         served[model.name] = Served(model, backend, Circuit(settings.circuit_failures, settings.circuit_open_seconds))
     return served, pings
+
+
+def local_engine(served: Iterable[Served]) -> VllmBackend | None:
+    """The backend of this replica's own engine, if it has one."""
+    return next((each.backend for each in served if isinstance(each.backend, VllmBackend)), None)
+
+
+def drain_local(served: Iterable[Served], notice_seconds: float) -> None:
+    """The process is about to end: have the local engine hand back its work. The providers' answers just go on."""
+    engine = local_engine(served)
+    if engine is not None:
+        engine.drain(notice_seconds)
+
+
+def drain_seconds(settings: InferenceSettings, mesh_drain_seconds: float) -> float:
+    """The notice of running generations: as set, but over before the server cancels what still runs."""
+    return max(min(settings.notice_seconds, mesh_drain_seconds - 0.5), 0.0)
 
 
 def _remote(

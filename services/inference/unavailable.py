@@ -21,6 +21,7 @@ class UnavailableBackend:
         self.kind = kind
         self.provider = model.provider.name
         self.provider_model = model.provider_model
+        self._model = model.name
         self._reason = reason
 
     def unavailable_reason(self) -> str:
@@ -29,12 +30,14 @@ class UnavailableBackend:
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """Raises."""
-        raise self._error()
+        raise self.unavailable_error()
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
         """Raises."""
-        raise self._error()
+        raise self.unavailable_error()
         yield  # Makes this a generator.
 
-    def _error(self) -> TenthError:
-        return TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, self._reason)
+    def unavailable_error(self) -> TenthError:
+        """Why, with a reason: a provider without a key is not configured, a local model not served here."""
+        reason = Reason.MODEL_UNAVAILABLE if self.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED
+        return TenthError(Code.UNAVAILABLE, reason, f"{self._model}: {self._reason}")

@@ -77,6 +77,7 @@ class Generation:
             project_id=call.identity.project_id,
             stable_prefix_message_count=prompt.stable_messages,
             prefix_version=prompt.prefix_version,
+            priority=_priority(call.request.policy),
         )
         if prompt.max_output_tokens:
             request.sampling.max_output_tokens = prompt.max_output_tokens
@@ -203,6 +204,13 @@ def broken() -> TenthError:
     return TenthError(
         Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the answer broke off and could not be continued"
     )
+
+
+def _priority(asked: chat_pb2.RequestPolicy) -> inference_pb2.Priority.ValueType:
+    """A caller who gave a window does not sit and wait."""
+    window = asked.completion_window
+    later = window.seconds > 0 or window.nanos > 0
+    return inference_pb2.PRIORITY_BATCH if later else inference_pb2.PRIORITY_INTERACTIVE
 
 
 def _away(error: TenthError) -> bool:

@@ -54,6 +54,34 @@ PURPOSE_SUMMARY: Purpose.ValueType  # 4
 """A summary of a conversation's older turns, for the compressor."""
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not set; INTERACTIVE."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Goes first, and may fill the whole queue."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """Goes when no interactive work waits, may fill a part of the queue only, and is the first to make room when the KV
+    cache is full: it waits then, its prompt is read again, and its answer goes on where it was.
+    """
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Whether somebody waits for the answer."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not set; INTERACTIVE."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Goes first, and may fill the whole queue."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""Goes when no interactive work waits, may fill a part of the queue only, and is the first to make room when the KV
+cache is full: it waits then, its prompt is read again, and its answer goes on where it was.
+"""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 @_typing.final
 class GenerateTextRequest(_message.Message):
     """One generation."""
@@ -76,6 +104,7 @@ class GenerateTextRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     STABLE_PREFIX_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request it serves; with attempt it identifies the attempt."""
     attempt: _builtins.int
@@ -100,6 +129,8 @@ class GenerateTextRequest(_message.Message):
     """
     prefix_version: _builtins.str
     """Version of the rules that made that part, as the compressor said; empty where not known."""
+    priority: Global___Priority.ValueType
+    """Its place in the local engine's queue; a provider is not told. Unknown values count as INTERACTIVE."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]:
         """The prompt's messages, after compression."""
@@ -143,10 +174,11 @@ class GenerateTextRequest(_message.Message):
         project_id: _builtins.str = ...,
         stable_prefix_message_count: _builtins.int = ...,
         prefix_version: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "estimated_input_token_count", b"estimated_input_token_count", "messages", b"messages", "model", b"model", "prefix_version", b"prefix_version", "price_book_version", b"price_book_version", "project_id", b"project_id", "purpose", b"purpose", "request_id", b"request_id", "reservation_id", b"reservation_id", "response_format", b"response_format", "retrieved_chunks", b"retrieved_chunks", "sampling", b"sampling", "stable_prefix_message_count", b"stable_prefix_message_count", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "estimated_input_token_count", b"estimated_input_token_count", "messages", b"messages", "model", b"model", "prefix_version", b"prefix_version", "price_book_version", b"price_book_version", "priority", b"priority", "project_id", b"project_id", "purpose", b"purpose", "request_id", b"request_id", "reservation_id", b"reservation_id", "response_format", b"response_format", "retrieved_chunks", b"retrieved_chunks", "sampling", b"sampling", "stable_prefix_message_count", b"stable_prefix_message_count", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
