@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -24,6 +25,7 @@ from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
 from services.inference.backend import Backend
 from services.inference.errors import Reason
+from services.inference.hedging import NUMBER_OFFSET
 from services.inference.metrics import CANCELLED, OTHER, GenerationMetrics
 from services.inference.models import Model
 from services.inference.policy import (
@@ -90,6 +92,31 @@ class _Attempt:
     def first_token(self, now: float) -> None:
         if self.first_token_seconds is None:
             self.first_token_seconds = now - self.started
+
+    @property
+    def answered_beside(self) -> int:
+        """The number of the attempt that answered, where it was the second one; else 0."""
+        return self.generation.attempt + NUMBER_OFFSET if self.meter.second_won else 0
+
+    def beside(self) -> list[receipt_pb2.OverheadItem]:
+        """What an attempt that lost against the answer's has spent."""
+        loser = self.meter.loser
+        number = self.generation.attempt + (0 if self.meter.second_won else NUMBER_OFFSET)
+        return self.spent(loser, number, "hedged_attempt") if loser is not None else []
+
+    def spent(self, meter: Meter, number: int, kind: str) -> list[receipt_pb2.OverheadItem]:
+        """One item, or nothing where nothing was spent."""
+        usage = meter.usage()
+        if usage == Usage():
+            return []
+        item = receipt_pb2.OverheadItem(
+            kind=kind,
+            model=self.generation.model,
+            usage=convert.usage_to_proto(usage),
+            attempt=number,
+            quantized=self.served.backend.quantized,
+        )
+        return [item]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -161,6 +188,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 ),
                 quantized=backend.quantized,
                 provider_model=backend.provider_model,
+                overheads=attempt.beside(),
+                attempt=attempt.answered_beside,
             )
             seconds = answer.first_token_seconds
             elapsed = self._clock() - attempt.started
@@ -188,6 +217,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                             finish_reason=convert.FINISH_REASONS[event.finish_reason],
                             usage=convert.usage_to_proto(event.usage),
                             quantized=backend.quantized,
+                            overheads=attempt.beside(),
+                            attempt=attempt.answered_beside,
                         )
                         if attempt.first_token_seconds is not None:
                             finished.time_to_first_token.CopyFrom(_duration(attempt.first_token_seconds))
@@ -259,6 +290,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._admit(served)
             if not sandbox:
                 self._record(attempt, event)
+                attempt.meter.on_second = partial(self._second, attempt, event)
             served.running += 1
             kind, error_type = ledger_pb2.ATTEMPT_KIND_CANCELLED, CANCELLED
             try:
@@ -274,28 +306,45 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 if kind == ledger_pb2.ATTEMPT_KIND_CANCELLED:
                     served.circuit.left()
                     span.set_attribute("tenth.cancelled", True)
-                usage = attempt.meter.usage()
-                _put_usage(span, usage)
+                _put_usage(span, attempt.meter.winner.usage())
                 if not sandbox:
-                    end = ledger_pb2.AttemptEvent()
-                    end.CopyFrom(event)
-                    end.kind = kind
-                    end.usage.CopyFrom(convert.usage_to_proto(usage))
-                    end.event_time.CopyFrom(timestamp(self._now()))
-                    self._attempts.end(end)
-                    self._metrics.record(
-                        _provider_name(served.backend),
-                        served.backend.provider_model,
-                        usage,
-                        self._clock() - attempt.started,
-                        sandbox=_is_sandbox(served.backend),
-                        error_type=error_type,
-                    )
+                    self._ended(attempt, event, kind, error_type)
         except TenthError as error:
             span.set_status(Status(StatusCode.ERROR, error.reason))
             raise
         finally:
             span.end()
+
+    def _second(self, attempt: _Attempt, event: ledger_pb2.AttemptEvent) -> None:
+        """Write down that an attempt beside this one begins, at its own worst case."""
+        self._attempts.start(_numbered(event, event.attempt + NUMBER_OFFSET, self._now()))
+        attempt.span.set_attribute("tenth.hedged", True)
+
+    def _ended(
+        self,
+        attempt: _Attempt,
+        event: ledger_pb2.AttemptEvent,
+        kind: ledger_pb2.AttemptKind.ValueType,
+        error_type: str,
+    ) -> None:
+        """Record how the attempt ended, and the one beside it, which is cancelled where the other answered."""
+        meter, backend = attempt.meter, attempt.served.backend
+        beside = [(meter.second, event.attempt + NUMBER_OFFSET)] if meter.second is not None else []
+        for each, number in [(meter, event.attempt), *beside]:
+            lost = each is meter.loser and kind == ledger_pb2.ATTEMPT_KIND_FINISHED
+            usage = each.usage()
+            end = _numbered(event, number, self._now())
+            end.kind = ledger_pb2.ATTEMPT_KIND_CANCELLED if lost else kind
+            end.usage.CopyFrom(convert.usage_to_proto(usage))
+            self._attempts.end(end)
+            self._metrics.record(
+                _provider_name(backend),
+                backend.provider_model,
+                usage,
+                self._clock() - attempt.started,
+                sandbox=_is_sandbox(backend),
+                error_type=CANCELLED if lost else error_type,
+            )
 
     def _admit(self, served: Served) -> None:
         name = served.model.name
@@ -358,23 +407,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             # Said to every tenant that asks next: the provider's own words may quote this one's prompt.
             status = error.metadata.get("http_status", "")
             circuit.failed(self._clock(), error.reason + (f" (HTTP {status})" if status else ""))
-        usage = attempt.meter.usage()
-        if usage == Usage():
+        number, second = attempt.generation.attempt, attempt.meter.second
+        items = attempt.spent(attempt.meter, number, "failed_attempt")
+        if second is not None:
+            items += attempt.spent(second, number + NUMBER_OFFSET, "hedged_attempt")
+        if not items:
             return error
-        item = receipt_pb2.OverheadItem(
-            kind="failed_attempt",
-            model=attempt.generation.model,
-            usage=convert.usage_to_proto(usage),
-            attempt=attempt.generation.attempt,
-            quantized=attempt.served.backend.quantized,
-        )
-        detail = receipt_pb2.SpentDetail(request_id=attempt.generation.request_id, attempts=[item])
+        detail = receipt_pb2.SpentDetail(request_id=attempt.generation.request_id, attempts=items)
         error.details = (*error.details, detail)
         return error
 
     def _finished(self, attempt: _Attempt, finished: Finished, text: str) -> None:
         # The backend has the last word, also where it counted for a provider that did not.
-        attempt.meter.reported = finished.usage
+        attempt.meter.winner.reported = finished.usage
         attempt.span.set_attribute("gen_ai.response.finish_reasons", (finished.finish_reason,))
         if self._telemetry.record_content:
             attempt.span.set_attribute("gen_ai.output.messages", _content([("assistant", text)]))
@@ -402,6 +447,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if self._telemetry.record_content:
             attributes["gen_ai.input.messages"] = _content([(m.role, m.text) for m in attempt.generation.messages])
         span.set_attributes(attributes)
+
+
+def _numbered(event: ledger_pb2.AttemptEvent, number: int, now: float) -> ledger_pb2.AttemptEvent:
+    """The same event of another attempt, at another time (seconds since 1970)."""
+    other = ledger_pb2.AttemptEvent()
+    other.CopyFrom(event)
+    other.attempt = number
+    other.event_time.CopyFrom(timestamp(now))
+    return other
 
 
 def _provider_name(backend: Backend) -> str:

@@ -14,6 +14,7 @@ from mesh.server import Ping
 from services.inference.admission import QueueLimits
 from services.inference.anthropic import AnthropicBackend, AnthropicClient
 from services.inference.backend import Backend
+from services.inference.hedging import HedgedBackend, HedgeDelay
 from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
@@ -138,10 +139,14 @@ def _remote(
         )
         client = clients[provider.name] = (AnthropicClient if native else OpenAiClient)(endpoint, key)
         stack.push_async_callback(client.close)
+    backend: Backend
     if isinstance(client, AnthropicClient):
-        return AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
-    assert isinstance(client, OpenAiClient)
-    return OpenAiBackend(client, model.provider_model, model.rules)
+        backend = AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
+    else:
+        assert isinstance(client, OpenAiClient)
+        backend = OpenAiBackend(client, model.provider_model, model.rules)
+    after = model.rules.hedge_after_seconds
+    return HedgedBackend(backend, HedgeDelay(after), time.monotonic) if after else backend
 
 
 def sandbox_family(backend: str) -> Family:

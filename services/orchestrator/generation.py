@@ -89,7 +89,9 @@ class Generation:
         started = time.perf_counter()
         reply = await self._inference.GenerateText(request)
         reply.completion.model = route.model
-        return Generated(reply.completion, reply.quantized, request.attempt, time.perf_counter() - started)
+        call.note_overheads(reply.overheads)
+        attempt = reply.attempt or request.attempt
+        return Generated(reply.completion, reply.quantized, attempt, time.perf_counter() - started)
 
     async def _stream(
         self, call: Call, route: Route, request: inference_pb2.GenerateTextRequest, emit: Emit
@@ -113,8 +115,11 @@ class Generation:
                     if skip and answer.text != skip:
                         raise broken()  # The second answer ended before the part that the caller has already read.
                     whole = answer.completion(route.model, event.finished)
+                    call.note_overheads(event.finished.overheads)
                     seconds = time.perf_counter() - started
-                    return Generated(whole, event.finished.quantized, request.attempt, seconds)
+                    return Generated(
+                        whole, event.finished.quantized, event.finished.attempt or request.attempt, seconds
+                    )
         raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
 
 

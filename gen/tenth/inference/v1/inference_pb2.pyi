@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tenth.type.v1 import chat_pb2 as _chat_pb2
+from tenth.type.v1 import receipt_pb2 as _receipt_pb2
 from tenth.type.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -194,10 +195,14 @@ class GenerateTextResponse(_message.Message):
     QUANTIZED_FIELD_NUMBER: _builtins.int
     PROVIDER_MODEL_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    OVERHEADS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     quantized: _builtins.bool
     """True when it ran quantized on own hardware."""
     provider_model: _builtins.str
     """The model's name at the provider."""
+    attempt: _builtins.int
+    """Which attempt answered, where it was not the request's own but one made beside it; 0, the default: its own."""
     @_builtins.property
     def completion(self) -> _chat_pb2.Completion:
         """The answer."""
@@ -206,6 +211,10 @@ class GenerateTextResponse(_message.Message):
     def time_to_first_token(self) -> _duration_pb2.Duration:
         """From the request to the first token."""
 
+    @_builtins.property
+    def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
+        """What was spent beside the answer, without prices: a hedged attempt that lost."""
+
     def __init__(
         self,
         *,
@@ -213,10 +222,12 @@ class GenerateTextResponse(_message.Message):
         quantized: _builtins.bool = ...,
         provider_model: _builtins.str = ...,
         time_to_first_token: _duration_pb2.Duration | None = ...,
+        overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "provider_model", b"provider_model", "quantized", b"quantized", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completion", b"completion", "overheads", b"overheads", "provider_model", b"provider_model", "quantized", b"quantized", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,10 +327,14 @@ class GenerationFinished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     QUANTIZED_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    OVERHEADS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     finish_reason: _chat_pb2.FinishReason.ValueType
     """Why it ended."""
     quantized: _builtins.bool
     """True when it ran quantized on own hardware."""
+    attempt: _builtins.int
+    """Which attempt answered, where it was not the request's own but one made beside it; 0, the default: its own."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """What it used."""
@@ -328,6 +343,10 @@ class GenerationFinished(_message.Message):
     def time_to_first_token(self) -> _duration_pb2.Duration:
         """From the request to the first token."""
 
+    @_builtins.property
+    def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
+        """What was spent beside the answer, without prices: a hedged attempt that lost."""
+
     def __init__(
         self,
         *,
@@ -335,10 +354,12 @@ class GenerationFinished(_message.Message):
         usage: _usage_pb2.Usage | None = ...,
         quantized: _builtins.bool = ...,
         time_to_first_token: _duration_pb2.Duration | None = ...,
+        overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "quantized", b"quantized", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "finish_reason", b"finish_reason", "overheads", b"overheads", "quantized", b"quantized", "time_to_first_token", b"time_to_first_token", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
