@@ -29,6 +29,8 @@ class Reason(StrEnum):
     allows; RetryInfo says when a place is likely to be free. Nothing was spent."""
     QUEUE_DEADLINE = "QUEUE_DEADLINE"
     """The deadline passed while the request waited for the local engine. Nothing was spent."""
+    ADAPTER_UNAVAILABLE = "ADAPTER_UNAVAILABLE"
+    """The LoRA adapter of the model's catalogue entry is not there, or is none that the engine takes."""
     UNSUPPORTED = "UNSUPPORTED"
     """The model or its engine cannot do what a field asks for; `field` names it."""
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG"

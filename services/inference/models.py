@@ -87,7 +87,8 @@ def local_model(models: Mapping[str, Model], wanted: str) -> Model | None:
     if len({model.provider_model for model in local}) > 1:
         names = ", ".join(model.name for model in local)
         raise ValueError(f"the catalogue has several local models ({names}) and a replica serves one: name it")
-    return local[0] if local else None
+    # The engine has the plain model's name, where the catalogue has one beside those with adapters.
+    return next((model for model in local if not model.adapter), local[0] if local else None)
 
 
 def _provider(name: str, entry: Entry) -> Provider:

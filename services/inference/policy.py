@@ -101,6 +101,8 @@ class Generation:
     stable_messages: int = 0
     """Leading messages that earlier requests began with byte for byte, by the compressor; 0: none, or not known."""
     prefix_version: str = ""
+    adapter: str = ""
+    """The LoRA adapter that the local engine puts on; empty: none."""
     batch: bool = False
     """True: nobody waits for it; interactive work goes first."""
 

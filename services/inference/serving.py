@@ -11,10 +11,13 @@ from pathlib import Path
 
 from mesh.catalog import CatalogError, read_file
 from mesh.server import Ping
+from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
 from services.inference.admission import QueueLimits
 from services.inference.anthropic import AnthropicBackend, AnthropicClient
 from services.inference.backend import Backend
+from services.inference.errors import Reason
 from services.inference.hedging import HedgedBackend, HedgeDelay
+from services.inference.model_folder import ModelUnusableError
 from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
@@ -57,8 +60,10 @@ async def open_models(
     clients: dict[str, ProviderClient] = {}
     engine: VllmBackend | None = None
     pings: dict[str, Ping] = {}
+    adapters, unusable = _adapters(catalog, local, settings.models_dir)
     if local is not None:
         options = EngineOptions(
+            adapters=adapters,
             folder=settings.models_dir / local.provider_model,
             context_window=local.context_window,
             threads=settings.threads,
@@ -85,17 +90,40 @@ async def open_models(
         backend: Backend
         if model.provider.backend != "vllm":
             backend = _remote(model, settings, clients, stack)
+        elif model.name in unusable:
+            backend = UnavailableBackend(model, "vllm", unusable[model.name], Reason.ADAPTER_UNAVAILABLE)
         elif engine is not None and local is not None and model.provider_model == local.provider_model:
-            backend = engine
+            backend = AdaptedBackend(engine, model.adapter) if model.adapter else engine
         else:
             backend = UnavailableBackend(model, "vllm", "another replica's engine serves this model, not this one's")
         served[model.name] = Served(model, backend, Circuit(settings.circuit_failures, settings.circuit_open_seconds))
     return served, pings
 
 
+def _adapters(
+    catalog: Mapping[str, Model], local: Model | None, models_dir: Path
+) -> tuple[tuple[Adapter, ...], dict[str, str]]:
+    """The adapters of the models that the local engine serves, and by model why one cannot be used."""
+    adapters: dict[str, Adapter] = {}
+    unusable: dict[str, str] = {}
+    for model in catalog.values():
+        mine = local is not None and model.provider.backend == "vllm" and model.provider_model == local.provider_model
+        if not mine or not model.adapter or model.adapter in adapters:
+            continue
+        try:
+            found = read_adapter(model.adapter, models_dir / model.adapter, len(adapters) + 1)
+        except ModelUnusableError as error:
+            unusable[model.name] = str(error)
+            log.error("%s is not served: %s", model.name, error)
+        else:
+            adapters[model.adapter] = found
+    return tuple(adapters.values()), unusable
+
+
 def local_engine(served: Iterable[Served]) -> VllmBackend | None:
     """The backend of this replica's own engine, if it has one."""
-    return next((each.backend for each in served if isinstance(each.backend, VllmBackend)), None)
+    backends = (each.backend.inner if isinstance(each.backend, AdaptedBackend) else each.backend for each in served)
+    return next((each for each in backends if isinstance(each, VllmBackend)), None)
 
 
 def drain_local(served: Iterable[Served], notice_seconds: float) -> None:

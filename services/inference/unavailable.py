@@ -17,7 +17,9 @@ class UnavailableBackend:
     quantized = False
     bills_abandoned = False
 
-    def __init__(self, model: Model, kind: str, reason: str) -> None:
+    def __init__(self, model: Model, kind: str, reason: str, code: Reason | None = None) -> None:
+        """``reason`` is for people; ``code`` None: by ``kind``."""
+        self._code = code
         self.kind = kind
         self.provider = model.provider.name
         self.provider_model = model.provider_model
@@ -39,5 +41,5 @@ class UnavailableBackend:
 
     def unavailable_error(self) -> TenthError:
         """Why, with a reason: a provider without a key is not configured, a local model not served here."""
-        reason = Reason.MODEL_UNAVAILABLE if self.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED
+        reason = self._code or (Reason.MODEL_UNAVAILABLE if self.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED)
         return TenthError(Code.UNAVAILABLE, reason, f"{self._model}: {self._reason}")

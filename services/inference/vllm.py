@@ -168,6 +168,7 @@ class VllmBackend:
             prompt_ids=ids,
             params=params,
             cache_salt=generation.tenant_id,
+            adapter=generation.adapter,
             traceparent=generation.traceparent,
             outputs=asyncio.Queue(),
             priority=_BATCH if generation.batch else _INTERACTIVE,

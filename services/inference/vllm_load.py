@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.inference.adapters import Adapter, engine_rank
 from services.inference.admission import QueueLimits
 from services.inference.errors import Reason
 from services.inference.model_folder import (
@@ -50,6 +51,8 @@ class EngineOptions:
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     limits: QueueLimits | None = None
     """None: the default bounds for ``max_running``."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that requests may have put on; all are kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ def load(model: str, options: EngineOptions) -> Loaded:
             arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
             growth = 2.0 if arguments["dtype"] == "float32" and not scheme_of(folder.config) else 1.0
             check_memory(folder, options.kv_cache_bytes, _ENGINE_BYTES, growth, available_bytes())
+        if options.adapters:
+            # vLLM's CPU kernels take "no adapter" (-1) for the last place, so that a plain sequence in a batch with
+            # others got that one's adapter: one place more, which stays empty, is what -1 then means.
+            places = len(options.adapters) + (1 if on_cpu else 0)
+            arguments.update(enable_lora=True, max_loras=places, max_lora_rank=engine_rank(options.adapters))
         engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(options.folder),
@@ -164,6 +172,16 @@ def prompt_of(ids: list[int], cache_salt: str) -> Any:
     from vllm.inputs.engine import tokens_input
 
     return tokens_input(ids, cache_salt=cache_salt or None)
+
+
+def lora_of(adapters: tuple[Adapter, ...], name: str) -> Any:
+    """The adapter as vLLM takes it; None for none."""
+    if not name:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    found = next(adapter for adapter in adapters if adapter.name == name)
+    return LoRARequest(found.name, found.number, str(found.folder.resolve()))
 
 
 def _has_cuda() -> bool:

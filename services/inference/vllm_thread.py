@@ -23,7 +23,7 @@ from services.inference.admission import Speed
 from services.inference.errors import Reason
 from services.inference.model_folder import ModelUnusableError
 from services.inference.restarts import Restarts
-from services.inference.vllm_load import EngineOptions, Loaded, load, prompt_of, release
+from services.inference.vllm_load import EngineOptions, Loaded, load, lora_of, prompt_of, release
 from services.inference.work import WorkMeter
 
 log = logging.getLogger("tenth.inference.vllm")
@@ -60,6 +60,8 @@ class Job:
     cache_salt: str
     traceparent: str
     outputs: asyncio.Queue[Any]
+    adapter: str = ""
+    """The LoRA adapter to put on; empty: none."""
     priority: int = 0
     """vLLM's: the lower, the earlier."""
     begun: bool = False
@@ -325,7 +327,10 @@ class EngineThread:
         headers = {"traceparent": job.traceparent} if job.traceparent else None
         prompt = prompt_of(job.prompt_ids, job.cache_salt)
         try:
-            engine.add_request(job.id, prompt, job.params, trace_headers=headers, priority=job.priority)
+            lora = lora_of(self._options.adapters, job.adapter)
+            engine.add_request(
+                job.id, prompt, job.params, lora_request=lora, trace_headers=headers, priority=job.priority
+            )
         except Exception as error:
             # Refused at admission: that sequence's problem alone, the engine goes on.
             self._hand_over([(job, error)])

@@ -78,7 +78,6 @@ async def test_the_second_answers_for_a_first_that_hangs_and_both_are_paid(tmp_p
             1: [STARTED, ("CANCELLED", 40, 2, True)],
             SECOND: [STARTED, ("FINISHED", 9, 2, False)],
         }
-        await asyncio.wait_for(mesh.provider.left.wait(), 5)
 
 
 async def test_the_first_may_still_win(tmp_path: Path) -> None:
