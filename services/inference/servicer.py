@@ -24,6 +24,7 @@ from mesh.telemetry import Telemetry, current_trace_id, traceparent
 from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
 from services.inference.backend import Backend
+from services.inference.circuits import SharedCircuit
 from services.inference.errors import Reason
 from services.inference.hedging import NUMBER_OFFSET
 from services.inference.metrics import CANCELLED, OTHER, GenerationMetrics
@@ -72,7 +73,7 @@ class Served:
 
     model: Model
     backend: Backend
-    circuit: Circuit
+    circuit: Circuit | SharedCircuit
     running: int = 0
 
 

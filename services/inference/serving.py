@@ -15,6 +15,7 @@ from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
 from services.inference.admission import QueueLimits
 from services.inference.anthropic import AnthropicBackend, AnthropicClient
 from services.inference.backend import Backend
+from services.inference.circuits import SharedCircuit
 from services.inference.errors import Reason
 from services.inference.hedging import HedgedBackend, HedgeDelay
 from services.inference.model_folder import ModelUnusableError
@@ -86,6 +87,7 @@ async def open_models(
         engine.start()
         pings["vllm"] = engine.ping
     served: dict[str, Served] = {}
+    circuits: dict[str, Circuit] = {}
     for model in catalog.values():
         backend: Backend
         if model.provider.backend != "vllm":
@@ -96,7 +98,12 @@ async def open_models(
             backend = AdaptedBackend(engine, model.adapter) if model.adapter else engine
         else:
             backend = UnavailableBackend(model, "vllm", "another replica's engine serves this model, not this one's")
-        served[model.name] = Served(model, backend, Circuit(settings.circuit_failures, settings.circuit_open_seconds))
+        own = Circuit(settings.circuit_failures, settings.circuit_open_seconds)
+        circuit: Circuit | SharedCircuit = own
+        if model.provider.backend != "vllm":
+            whole = Circuit(settings.circuit_failures, settings.circuit_open_seconds)
+            circuit = SharedCircuit(own, circuits.setdefault(model.provider.name, whole))
+        served[model.name] = Served(model, backend, circuit)
     return served, pings
 
 
