@@ -38,8 +38,8 @@ log = logging.getLogger("tenth.inference.vllm")
 
 _THREAD_TEXT = 20_000
 """Characters from which tokenizing is worth a thread: below, it takes under a few milliseconds."""
-_ANSWER_SECONDS = 0.05
-"""Kept back of a deadline, so that the refusal still reaches the caller."""
+_ANSWER_SHARE, _ANSWER_SECONDS = 0.1, 0.5
+"""Kept back of a deadline, so that the refusal still reaches the caller: a share of what is left, but no more."""
 _INTERACTIVE, _BATCH = 0, 10
 """Priorities as vLLM has them: the lower goes first, and the higher is preempted when the KV cache is full."""
 _GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine is starting again", RELOAD_SECONDS)
@@ -207,9 +207,9 @@ class VllmBackend:
         """The first output, while there is time to wait for it."""
         left = deadlines.remaining()
         seconds = self._limits.queue_seconds
-        late = left is not None and left - _ANSWER_SECONDS < seconds
-        if late and left is not None:
-            seconds = max(left - _ANSWER_SECONDS, 0.0)
+        useful = seconds if left is None else max(left - min(left * _ANSWER_SHARE, _ANSWER_SECONDS), 0.0)
+        late = useful < seconds
+        seconds = min(useful, seconds)
         try:
             async with asyncio.timeout(seconds):
                 return await job.outputs.get()

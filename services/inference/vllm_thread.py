@@ -117,6 +117,9 @@ class _Shared:
     )
 
 
+_GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine failed", RELOAD_SECONDS)
+
+
 class EngineThread:
     """Loads a model and steps its engine, again after a failure. ``start`` it, and ``close`` it at the end."""
 
@@ -147,6 +150,7 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._ended = False
         self._shared = _Shared()
 
     @property
@@ -209,9 +213,12 @@ class EngineThread:
 
     def fail(self, unserved: Unserved) -> None:
         """The engine is lost: end every sequence with EngineFailedError. From any thread."""
-        self.totals.failures += 1
         self._put(unserved)
         self._hand_over([(job, EngineFailedError()) for job in self.jobs()])
+
+    def died(self) -> bool:
+        """True when the thread is not there any more, although nobody told it to end."""
+        return self._thread is not None and not self._thread.is_alive() and not self._ended
 
     def respawn(self) -> None:
         """The thread died: end its sequences and start another, while the restarts last."""
@@ -225,6 +232,7 @@ class EngineThread:
         text = f"a step of the engine has not come back for {self._options.step_seconds:g} s; the process ends"
         log.critical("%s: %s", self._model, text)
         self.hung = True
+        self.totals.failures += 1
         self.stopping.set()
         self.fail(Unserved(Reason.ENGINE_RESTARTING, text, RELOAD_SECONDS))
         self._signals.hung()
@@ -237,10 +245,12 @@ class EngineThread:
 
     def _spawn(self, wait_seconds: float) -> None:
         self._thread = threading.Thread(target=self._run, args=(wait_seconds,), name="vllm-engine", daemon=True)
+        self._ended = False
         self._thread.start()
 
     def _next_try(self) -> float | None:
         """Seconds to wait before the next start; None: it stays down. Every sequence is ended either way."""
+        self.totals.failures += 1
         if self.stopping.is_set():
             self.fail(self.unserved or Unserved(Reason.ENGINE_RESTARTING, "the engine failed while it was stopped"))
             return None
@@ -256,6 +266,10 @@ class EngineThread:
     # What follows runs in the engine's thread.
 
     def _run(self, wait_seconds: float) -> None:
+        self._load_and_serve(wait_seconds)
+        self._ended = True
+
+    def _load_and_serve(self, wait_seconds: float) -> None:
         wait: float | None = wait_seconds
         while wait is not None and not self.stopping.wait(wait):
             try:
@@ -284,6 +298,9 @@ class EngineThread:
         except Exception:
             log.exception("%s: the engine failed", self._model)
             return self._next_try()  # Ends the sequences at once, and not after the engine has been put away.
+        except BaseException:  # The thread dies of it; ``respawn`` is called then.
+            self.fail(_GONE)
+            raise
         finally:
             self.busy_since = 0.0
             self.work.working(False)

@@ -17,5 +17,7 @@ async def watch(engine: EngineThread, step_seconds: float, clock: Callable[[], f
         began = engine.busy_since
         if began and clock() - began > step_seconds:
             engine.hang()
-        elif engine.unserved is None and not engine.runs():
+        elif engine.died():
             engine.respawn()
+            if engine.died():
+                return  # It stays down: the restarts are used up.
