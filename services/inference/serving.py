@@ -13,7 +13,6 @@ from mesh.catalog import CatalogError, read_file
 from mesh.server import Ping
 from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
 from services.inference.admission import QueueLimits
-from services.inference.anthropic import AnthropicBackend, AnthropicClient
 from services.inference.backend import Backend
 from services.inference.circuits import SharedCircuit
 from services.inference.errors import Reason
@@ -149,7 +148,6 @@ def _remote(
     model: Model, settings: InferenceSettings, clients: dict[str, ProviderClient], stack: AsyncExitStack
 ) -> Backend:
     provider = model.provider
-    native = provider.backend == "anthropic"
     client = clients.get(provider.name)
     if client is None:
         key = key_reader(provider, os.environ, time.monotonic)
@@ -172,16 +170,29 @@ def _remote(
             max_concurrent=provider.max_concurrent_requests,
             api_version=provider.api_version,
         )
-        client = clients[provider.name] = (AnthropicClient if native else OpenAiClient)(endpoint, key)
+        client = clients[provider.name] = _client(provider.backend, endpoint, key)
         stack.push_async_callback(client.close)
-    backend: Backend
-    if isinstance(client, AnthropicClient):
-        backend = AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
-    else:
-        assert isinstance(client, OpenAiClient)
-        backend = OpenAiBackend(client, model.provider_model, model.rules)
+    backend = _backend(client, model)
     after = model.rules.hedge_after_seconds
     return HedgedBackend(backend, HedgeDelay(after), time.monotonic) if after else backend
+
+
+def _client(backend: str, endpoint: Endpoint, key: Callable[[], str]) -> ProviderClient:
+    if backend != "anthropic":
+        return OpenAiClient(endpoint, key)
+    # 38 MiB and a second that only those pay for who have such a provider.
+    from services.inference.anthropic import AnthropicClient
+
+    return AnthropicClient(endpoint, key)
+
+
+def _backend(client: ProviderClient, model: Model) -> Backend:
+    if isinstance(client, OpenAiClient):
+        return OpenAiBackend(client, model.provider_model, model.rules)
+    from services.inference.anthropic import AnthropicBackend, AnthropicClient
+
+    assert isinstance(client, AnthropicClient)
+    return AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
 
 
 def sandbox_family(backend: str) -> Family:
