@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from services.inference.servicer import Served
+from services.inference.served import Served
 from services.inference.serving import local_engine
 from services.inference.vllm import VllmBackend
 

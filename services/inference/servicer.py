@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,20 +23,17 @@ from mesh.telemetry import Telemetry, current_trace_id, traceparent
 from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
 from services.inference.backend import Backend
-from services.inference.circuits import SharedCircuit
 from services.inference.errors import Reason
 from services.inference.hedging import NUMBER_OFFSET
 from services.inference.metrics import CANCELLED, OTHER, GenerationMetrics
-from services.inference.models import Model
 from services.inference.policy import (
-    Circuit,
     CountTokens,
     Finished,
-    Generation,
     Meter,
     check_abilities,
     worst_case,
 )
+from services.inference.served import Attempt, Served, numbered
 from services.inference.usage import Usage
 
 _NOT_THE_PROVIDERS_FAULT = frozenset(
@@ -65,59 +61,6 @@ _SANDBOX = " (sandbox)"
 """How a provider's name ends that the sandbox plays."""
 _FAIR_SECONDS = 2.0
 """A provider that does not answer within a caller's shorter deadline is not taken for dead."""
-
-
-@dataclass(slots=True)
-class Served:
-    """A catalogue model, what runs it, and how it is doing."""
-
-    model: Model
-    backend: Backend
-    circuit: Circuit | SharedCircuit
-    running: int = 0
-
-
-class _Attempt:
-    """One attempt in progress: its span, its meter, its records."""
-
-    __slots__ = ("first_token_seconds", "generation", "meter", "served", "span", "started")
-
-    def __init__(self, generation: Generation, served: Served, span: Span, meter: Meter, started: float) -> None:
-        self.generation = generation
-        self.served = served
-        self.span = span
-        self.started = started
-        self.meter = meter
-        self.first_token_seconds: float | None = None
-
-    def first_token(self, now: float) -> None:
-        if self.first_token_seconds is None:
-            self.first_token_seconds = now - self.started
-
-    @property
-    def answered_beside(self) -> int:
-        """The number of the attempt that answered, where it was the second one; else 0."""
-        return self.generation.attempt + NUMBER_OFFSET if self.meter.second_won else 0
-
-    def beside(self) -> list[receipt_pb2.OverheadItem]:
-        """What an attempt that lost against the answer's has spent."""
-        loser = self.meter.loser
-        number = self.generation.attempt + (0 if self.meter.second_won else NUMBER_OFFSET)
-        return self.spent(loser, number, "hedged_attempt") if loser is not None else []
-
-    def spent(self, meter: Meter, number: int, kind: str) -> list[receipt_pb2.OverheadItem]:
-        """One item, or nothing where nothing was spent."""
-        usage = meter.usage()
-        if usage == Usage():
-            return []
-        item = receipt_pb2.OverheadItem(
-            kind=kind,
-            model=self.generation.model,
-            usage=convert.usage_to_proto(usage),
-            attempt=number,
-            quantized=self.served.backend.quantized,
-        )
-        return [item]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -256,7 +199,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return response
 
     @contextmanager
-    def _attempt(self, request: inference_pb2.GenerateTextRequest) -> Iterator[_Attempt]:
+    def _attempt(self, request: inference_pb2.GenerateTextRequest) -> Iterator[Attempt]:
         """The frame around one attempt: admission, span, and a record of it whichever way it ends.
 
         A context manager and not a decorator, so that CancelledError and GeneratorExit pass through it too.
@@ -282,7 +225,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
             assert served is not None
             check_abilities(generation, served.model.ability)
-            attempt = _Attempt(
+            attempt = Attempt(
                 generation, served, span, Meter(generation.estimated_input, self._count_tokens), self._clock()
             )
             self._describe(attempt, request)
@@ -316,14 +259,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             span.end()
 
-    def _second(self, attempt: _Attempt, event: ledger_pb2.AttemptEvent) -> None:
+    def _second(self, attempt: Attempt, event: ledger_pb2.AttemptEvent) -> None:
         """Write down that an attempt beside this one begins, at its own worst case."""
-        self._attempts.start(_numbered(event, event.attempt + NUMBER_OFFSET, self._now()))
+        self._attempts.start(numbered(event, event.attempt + NUMBER_OFFSET, self._now()))
         attempt.span.set_attribute("tenth.hedged", True)
 
     def _ended(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         event: ledger_pb2.AttemptEvent,
         kind: ledger_pb2.AttemptKind.ValueType,
         error_type: str,
@@ -334,7 +277,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         for each, number in [(meter, event.attempt), *beside]:
             lost = each is meter.loser and kind == ledger_pb2.ATTEMPT_KIND_FINISHED
             usage = each.usage()
-            end = _numbered(event, number, self._now())
+            end = numbered(event, number, self._now())
             end.kind = ledger_pb2.ATTEMPT_KIND_CANCELLED if lost else kind
             end.usage.CopyFrom(convert.usage_to_proto(usage))
             self._attempts.end(end)
@@ -361,7 +304,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 retry_after_seconds=wait,
             )
 
-    def _record(self, attempt: _Attempt, event: ledger_pb2.AttemptEvent) -> None:
+    def _record(self, attempt: Attempt, event: ledger_pb2.AttemptEvent) -> None:
         try:
             self._attempts.start(event)
         except TenthError:
@@ -371,7 +314,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _event(
         self,
         request: inference_pb2.GenerateTextRequest,
-        attempt: _Attempt,
+        attempt: Attempt,
         tenant_id: str,
         user_id: str,
         project_id: str,
@@ -394,7 +337,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             trace_id=current_trace_id(),
         )
 
-    def _failed(self, attempt: _Attempt, error: Exception) -> Exception:
+    def _failed(self, attempt: Attempt, error: Exception) -> Exception:
         """The error to raise: with what was spent, when the provider was reached."""
         circuit = attempt.served.circuit
         if not isinstance(error, TenthError):
@@ -418,14 +361,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         error.details = (*error.details, detail)
         return error
 
-    def _finished(self, attempt: _Attempt, finished: Finished, text: str) -> None:
+    def _finished(self, attempt: Attempt, finished: Finished, text: str) -> None:
         # The backend has the last word, also where it counted for a provider that did not.
         attempt.meter.winner.reported = finished.usage
         attempt.span.set_attribute("gen_ai.response.finish_reasons", (finished.finish_reason,))
         if self._telemetry.record_content:
             attempt.span.set_attribute("gen_ai.output.messages", _content([("assistant", text)]))
 
-    def _describe(self, attempt: _Attempt, request: inference_pb2.GenerateTextRequest) -> None:
+    def _describe(self, attempt: Attempt, request: inference_pb2.GenerateTextRequest) -> None:
         span = attempt.span
         if not span.is_recording():
             return
@@ -448,15 +391,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if self._telemetry.record_content:
             attributes["gen_ai.input.messages"] = _content([(m.role, m.text) for m in attempt.generation.messages])
         span.set_attributes(attributes)
-
-
-def _numbered(event: ledger_pb2.AttemptEvent, number: int, now: float) -> ledger_pb2.AttemptEvent:
-    """The same event of another attempt, at another time (seconds since 1970)."""
-    other = ledger_pb2.AttemptEvent()
-    other.CopyFrom(event)
-    other.attempt = number
-    other.event_time.CopyFrom(timestamp(now))
-    return other
 
 
 def _provider_name(backend: Backend) -> str:

@@ -23,7 +23,7 @@ from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
 from services.inference.providers import Endpoint, ProviderClient
 from services.inference.restarts import RestartPolicy
-from services.inference.servicer import Served
+from services.inference.served import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family

@@ -33,7 +33,8 @@ from services.inference.attempts import AttemptLog
 from services.inference.engine_metrics import observe_engine
 from services.inference.models import Model, Provider
 from services.inference.policy import Ability, Circuit
-from services.inference.servicer import InferenceServicer, Served
+from services.inference.served import Served
+from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
 from services.inference.vllm import VllmBackend
 from services.inference.vllm_load import EngineOptions

@@ -27,7 +27,8 @@ from services.inference.models import Model, Provider
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Ability, Circuit
 from services.inference.providers import Chances, Endpoint, ProviderClient
-from services.inference.servicer import InferenceServicer, Served
+from services.inference.served import Served
+from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
 
 Handler = Callable[[dict[str, Any], dict[str, str], asyncio.StreamWriter], Awaitable[None]]
