@@ -60,10 +60,13 @@ _HOSTS = {
 }
 
 
+_BACKENDS = {"vllm": Family.VLLM, "anthropic": Family.ANTHROPIC, "azure": Family.OPENAI}
+
+
 def family_of(backend: str, host: str) -> Family:
     """The family of a provider whose catalogue entry names none: by its backend and its URL's host."""
-    if backend == "vllm":
-        return Family.VLLM
+    if backend in _BACKENDS:
+        return _BACKENDS[backend]
     for known, family in _HOSTS.items():
         if host == known or host.endswith(("." + known, "-" + known)):  # "-": Vertex's regions.
             return family

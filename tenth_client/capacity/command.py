@@ -51,7 +51,7 @@ def capacity_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, help="hub id of a known model, or a folder with a config.json")
     sub.add_argument("--gpu", required=True, help="a100-80gb, h100-80gb, l4, ...; the price book's gpu:KIND too")
     sub.add_argument(
-        "--scheme", default="", help=f"{', '.join(SCHEMES)} (default: bf16; for a folder with weights, as they are)"
+        "--scheme", default="", help=f"{', '.join(SCHEMES)} (default: as published; for a folder, as its weights are)"
     )
     sub.add_argument("--context", type=int, required=True, metavar="TOKENS", help="prompt and answer of one sequence")
     sub.add_argument("--count", type=int, default=0, help="GPUs at hand (default: as few as it takes, up to 8)")
@@ -90,7 +90,7 @@ def report(arguments: argparse.Namespace, hour_usd: float | None, hour_source: s
     """The plan that the arguments ask for. Raises ValueError naming the flag."""
     model, shape, on_disk = _model(arguments.model, arguments.scheme)
     gpu_name, gpu = gpu_of(arguments.gpu)
-    scheme_name, scheme = scheme_of(arguments.scheme or "bf16")
+    scheme_name, scheme = scheme_of(arguments.scheme or known.PUBLISHED.get(model, "bf16"))
     for flag, value in (("--context", arguments.context), ("--max-sequences", arguments.max_sequences)):
         if value < 1:
             raise ValueError(f"{flag} {value}: at least 1 is needed")

@@ -86,6 +86,14 @@ ALIASES: Mapping[str, str] = {
     "deepseek-ai/DeepSeek-R1": "deepseek-ai/DeepSeek-V3",
 }
 
+PUBLISHED: Mapping[str, str] = {
+    "deepseek-ai/DeepSeek-V3": "fp8",
+    "deepseek-ai/DeepSeek-R1": "fp8",
+    "openai/gpt-oss-20b": "mxfp4",
+    "openai/gpt-oss-120b": "mxfp4",
+}
+"""The scheme in which a model is published, where that is not 16 bits."""
+
 
 def find(name: str) -> tuple[str, Shape] | None:
     """The full id and shape of a known model, by its id or the id's last part, in any case; None: not known."""

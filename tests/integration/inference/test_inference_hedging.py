@@ -183,6 +183,19 @@ async def test_a_caller_who_leaves_ends_both(tmp_path: Path) -> None:
         assert [rows[-1] for rows in records(mesh).values()] == [("CANCELLED", 40, 0, True)] * 2
 
 
+async def test_a_request_that_waits_for_its_turn_is_not_asked_twice(tmp_path: Path) -> None:
+    opened = asyncio.Event()
+    script = after(opened, reply(200, ANSWER)), reply(200, ANSWER)
+    async with mesh_over(tmp_path, *script, make=partial(hedged, seconds=0.2), max_concurrent=1) as mesh:
+        first = asyncio.ensure_future(mesh.stub.GenerateText(mesh.request(), timeout=20))
+        await _until(lambda: len(mesh.provider.bodies) == 1)
+        second = asyncio.ensure_future(mesh.stub.GenerateText(mesh.request(request_id="r2"), timeout=20))
+        await asyncio.sleep(0.4)
+        opened.set()
+        await asyncio.gather(first, second)
+        assert {record.attempt for record in mesh.records() if record.request_id == "r2"} == {1}
+
+
 def test_the_delay_becomes_the_95th_percentile_of_what_was_seen() -> None:
     delay = HedgeDelay(2.0)
     for number in range(19):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenth_client.capacity.hardware import GPUS, gpu_of
-from tenth_client.capacity.known import ALIASES, SHAPES, find
+from tenth_client.capacity.known import ALIASES, PUBLISHED, SHAPES, find
 from tenth_client.capacity.plan import Wanted, cost, fit, parallel_degrees, roofline, smallest
 from tenth_client.capacity.schemes import SCHEMES, scheme_of, weight_bytes
 from tenth_client.capacity.shapes import Shape, shape_of
@@ -139,6 +139,8 @@ def test_known_models_are_found_by_short_names_and_other_names() -> None:
         assert found == ("meta-llama/Llama-3.1-70B-Instruct", SEVENTY)
     assert find("nobody/none") is None
     assert set(ALIASES.values()) <= SHAPES.keys()
+    assert PUBLISHED.keys() <= SHAPES.keys() | ALIASES.keys()
+    assert set(PUBLISHED.values()) <= SCHEMES.keys()
 
 
 def test_what_is_not_known_names_the_flag() -> None:

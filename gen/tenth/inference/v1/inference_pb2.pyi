@@ -110,7 +110,7 @@ class GenerateTextRequest(_message.Message):
     """The request it serves; with attempt it identifies the attempt."""
     attempt: _builtins.int
     """Which attempt of that request, from 1. The classifier's attempts are counted from 1001,
-    those of summaries from 1501.
+    those of summaries from 1501; one made beside another, because that was late, has 250 more.
     """
     model: _builtins.str
     """The catalogue model."""
