@@ -42,8 +42,6 @@ _ANSWER_SHARE, _ANSWER_SECONDS = 0.1, 0.5
 """Kept back of a deadline, so that the refusal still reaches the caller: a share of what is left, but no more."""
 _INTERACTIVE, _BATCH = 0, 10
 """Priorities as vLLM has them: the lower goes first, and the higher is preempted when the KV cache is full."""
-_GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine is starting again", RELOAD_SECONDS)
-"""Said when the engine went between two looks at it."""
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "stop"}
 
 
@@ -123,6 +121,15 @@ class VllmBackend:
         unserved = self.engine.unserved
         return None if unserved is None else self._refusal(unserved)
 
+    def _gone(self) -> TenthError:
+        """Said when the engine went, and came, between two looks at it."""
+        return TenthError(
+            Code.UNAVAILABLE,
+            Reason.ENGINE_RESTARTING,
+            f"{self.model}: the engine is starting again",
+            retry_after_seconds=RELOAD_SECONDS,
+        )
+
     def _refusal(self, unserved: Unserved) -> TenthError:
         return TenthError(
             Code.UNAVAILABLE,
@@ -155,7 +162,7 @@ class VllmBackend:
         """
         loaded = self.engine.loaded
         if loaded is None or self.engine.unserved is not None:
-            raise self._refusal(self.engine.unserved or _GONE)
+            raise self.unavailable_error() or self._gone()
         ids = await self._prompt_ids(generation, loaded)
         wanted = generation.sampling.max_output_tokens or self._options.context_window
         room = room_for_output(self.model, self._options.context_window, len(ids), wanted)
@@ -175,7 +182,7 @@ class VllmBackend:
         finished = False
         try:
             if not self.engine.add(job):
-                raise self._refusal(self.engine.unserved or _GONE)
+                raise self.unavailable_error() or self._gone()
             while not finished:
                 output = await (job.outputs.get() if job.begun else self._first(job))
                 if isinstance(output, BaseException):

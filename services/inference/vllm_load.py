@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mesh.errors import Code, TenthError
 from services.inference.admission import QueueLimits
 from services.inference.errors import Reason
 from services.inference.model_folder import (
-    ModelUnusableError,
     available_bytes,
     check_memory,
     check_scheme,
@@ -87,7 +87,7 @@ class Loaded:
 def load(model: str, options: EngineOptions) -> Loaded:
     """An engine that is ready: it has really answered.
 
-    Raises ImportError without vLLM, ModelUnusableError for what a person must change, and what else vLLM raises.
+    Raises ImportError without vLLM, TenthError for what a person must change, and what else vLLM raises.
     """
     started = time.monotonic()
     folder = read_folder(options.folder)
@@ -123,7 +123,7 @@ def load(model: str, options: EngineOptions) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
         if not tokenizer.chat_template:
             text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
-            raise ModelUnusableError(Reason.MODEL_INCOMPLETE, text)
+            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, text)
         longest = max(len(token) for token in tokenizer.get_vocab())
         loaded = Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
         built = time.monotonic()

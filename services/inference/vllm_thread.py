@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mesh.errors import TenthError
 from services.inference.admission import Speed
 from services.inference.errors import Reason
-from services.inference.model_folder import ModelUnusableError
 from services.inference.restarts import Restarts
 from services.inference.vllm_load import EngineOptions, Loaded, load, prompt_of, release
 from services.inference.work import WorkMeter
@@ -276,8 +276,8 @@ class EngineThread:
                 self._put(Unserved(Reason.MODEL_UNAVAILABLE, _MISSING, unready=False))
                 log.warning("%s is not served: %s (%s)", self._model, _MISSING, error)
                 return
-            except ModelUnusableError as error:
-                self._put(Unserved(error.reason, str(error)))
+            except TenthError as error:  # Somebody must do something first: trying again is of no use.
+                self._put(Unserved(error.reason, error.message))
                 log.error("%s is not served: %s", self._model, error)
                 return
             except Exception:
