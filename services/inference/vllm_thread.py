@@ -304,7 +304,8 @@ class EngineThread:
             self.work.working(False)
             self.counts = EngineCounts()
             self.loaded = None
-            release(loaded)
+            if not self.stopping.is_set():  # Before the end of the process it would only take time.
+                release(loaded)
         return None
 
     def _step(self, engine: Any) -> bool:
