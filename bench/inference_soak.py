@@ -76,6 +76,8 @@ class Soak:
     samples: list[dict[str, float]] = field(default_factory=list)
     events: list[tuple[float, str]] = field(default_factory=list)
     recovery_seconds: list[float] = field(default_factory=list)
+    down: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds from a kill or fault to readiness."""
     steady_from: float = 0.0
     """Second in which the process that ran to the end was ready."""
     open: int = 0
@@ -162,12 +164,13 @@ async def trouble(soak: Soak, target: Soaked, began: float, minutes: float) -> N
     """Kills and faults at random, one at a time, each followed by the wait for readiness."""
     kills_until = began + minutes * 60 * KILLS_SHARE
     pause = min(45.0, minutes * 60 / 12)
+    troubles = itertools.cycle(("kill -9", "fault", "SIGTERM"))
     while True:
         await asyncio.sleep(soak.random.uniform(0.5, 1.5) * pause)
         now = time.monotonic()
         if now > soak.until - 30:
             return
-        what = soak.random.choice(("kill -9", "SIGTERM", "fault")) if now < kills_until else "fault"
+        what = next(troubles) if now < kills_until else "fault"
         soak.events.append((now - began, what))
         if what == "fault":
             target.service.fault.touch()
@@ -181,6 +184,7 @@ async def trouble(soak: Soak, target: Soaked, began: float, minutes: float) -> N
             while len(target.service.exits) == exits:  # noqa: ASYNC110  (another process)
                 await asyncio.sleep(0.05)
         soak.recovery_seconds.append(await target.until_ready())
+        soak.down.append((now - began, time.monotonic() - began))
         if what != "fault":
             soak.steady_from = time.monotonic() - began
 
@@ -244,11 +248,15 @@ def compare(soak: Soak, target: Soaked) -> dict[str, float]:
 
 
 def steady(soak: Soak) -> tuple[list[dict[str, float]], float]:
-    """The samples since the last start of the process (its first minute, or sixth, left out), and their slope in MB per
-    hour (least squares)."""
+    """The samples since the last start of the process, and their slope in MB per hour (least squares).
+
+    Its first minute, or sixth, is left out, and so is every restart of the engine with the 15 s after it, in which the
+    memory goes down and comes back.
+    """
     first, end = soak.steady_from, soak.samples[-1]["second"]
     first += min(60.0, (end - first) / 6)
     rows = [row for row in soak.samples if row["second"] > first and row["rss_mb"] > 0]
+    rows = [row for row in rows if not any(down <= row["second"] <= up + 15 for down, up in soak.down)]
     if len(rows) < 2:
         return rows, 0.0
     middle = sum(row["second"] for row in rows) / len(rows)
