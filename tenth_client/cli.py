@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("request", metavar="FILE|TEXT", help="a JSON file in OpenAI's format, or a question")
 
-    text = "what compression would cut of a prompt, in colours, with tokens and dollars; spends nothing"
+    text = "what compression would cut of a prompt, in colours, with tokens and dollars; only --tokenwise spends"
     compress_command.add_arguments(_connected(add("compress", with_rpc(compress_command.compress), text)))
 
     receipt = _connected(add("receipt", with_rpc(commands.receipt), "the receipt of a request"))

@@ -71,6 +71,9 @@ def _diff(
     after = {
         at: _text_of(message) for at, message in zip(found.message_indexes, found.compression.messages, strict=True)
     }
+    if -1 in after:  # A summary, which the request did not have.
+        yield _head(f"[+] {role('system', lang)}", False, lang)
+        yield from _changes("", after[-1], lang)
     same = 0
     for at, message in enumerate(request.messages):
         name = role(chat_pb2.Role.Name(message.role).removeprefix("ROLE_").lower(), lang)

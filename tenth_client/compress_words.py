@@ -24,10 +24,17 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
     "chunk": ("chunk", "문서 조각"),
     "same": ("{count} unchanged", "그대로 {count}개"),
     "cut": ("cut", "삭제"),
+    "each": ("each use saves {saving} at {price} per million input tokens",
+             "쓸 때마다 {saving} 절감 (입력 백만 토큰에 {price})"),
+    "scored": ("asking {model} cost about {cost}, once", "{model}에 묻는 비용 약 {cost}, 한 번"),
+    "paid": ("paid back after {count:,} uses", "{count:,}번 쓰면 회수"),
+    "partly": ("The target is not reached: the rest must stay.", "목표에 못 미침: 나머지는 남겨야 합니다."),
+    "kept": ("Nothing may be cut.", "지울 수 있는 것이 없습니다."),
     "lines": ("... {count} unchanged lines", "... 그대로인 {count}줄"),
 }  # fmt: skip
 _ROLES: Mapping[str, str] = {"system": "시스템", "user": "사용자", "assistant": "모델", "tool": "도구"}
 _STRATEGIES: Mapping[str, str] = {
+    "summary": "요약",
     "cleanup": "정리",
     "dedupe": "중복 제거",
     "history": "대화 기록",

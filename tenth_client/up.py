@@ -363,7 +363,7 @@ _CALLS: Mapping[str, tuple[str, ...]] = {
     "orchestrator": ("cache", "router", "compressor", "inference", "ledger"),
     "router": ("inference",),
     "cache": ("inference",),
-    "compressor": ("cache",),
+    "compressor": ("cache", "inference"),
     "inference": ("ledger",),
 }
 """Whose address each service is given."""

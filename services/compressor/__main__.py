@@ -17,14 +17,14 @@ from mesh.process import run
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
-from services.compressor import weights
+from services.compressor import weights, wiring
 from services.compressor.catalog import parse_catalog
 from services.compressor.correction_file import CorrectionFile
 from services.compressor.corrections import Corrections
 from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
 from services.compressor.history_weights import history_settings
-from services.compressor.modes import OUTPUT, TOOLS, plans
+from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settings import CompressorSettings
@@ -44,9 +44,8 @@ async def main() -> None:
     async with AsyncExitStack() as stack:
         telemetry = start_telemetry("compressor", mesh)
         stack.callback(telemetry.close)
-        channel = await stack.enter_async_context(
-            connect(settings.cache_address, mesh, telemetry, Signer(key, "compressor"))
-        )
+        signer = Signer(key, "compressor")
+        channel = await stack.enter_async_context(connect(settings.cache_address, mesh, telemetry, signer))
         watcher = asyncio.create_task(catalog.watch(settings.catalog_check_seconds))
         stack.callback(watcher.cancel)
         store = CorrectionFile(settings.corrections_file) if settings.corrections_file else None
@@ -62,7 +61,8 @@ async def main() -> None:
         )
         chunk_bytes = settings.chunk_cache_mebibytes * 2**20
         memory, rough = Documents(counters.plain, chunk_bytes), Documents(rough_tokens, chunk_bytes)
-        also = [name for name, on in ((TOOLS, settings.tools), (OUTPUT, settings.output)) if on]
+        also = wiring.strategies_of(settings)
+        inference = await wiring.inference_of(settings, mesh, telemetry, signer, stack)
         servicer = CompressorServicer(
             catalog,
             counters,
@@ -72,6 +72,8 @@ async def main() -> None:
             PrefixTracker(time.monotonic, settings.prefix_cache_entries),
             SettledUsage(corrections, store),
             lambda: datetime.now(UTC),
+            wiring.summary_step(settings, inference, catalog, stack),
+            wiring.tokenwise(settings, inference),
         )
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), {})
         register = compressor_pb2_grpc.add_CompressorServiceServicer_to_server

@@ -43,11 +43,13 @@ _HOSTS = {"openai.com": "openai", "anthropic.com": "anthropic", "googleapis.com"
 
 @dataclass(frozen=True, slots=True)
 class DatedPrice:
-    """The input prices of a model from one instant up to another; None is open."""
+    """The prices of a model from one instant up to another; None is open."""
 
     starts: datetime
     ends: datetime | None
     price: InputPrice
+    output: int | None = None
+    """Nano-USD per million output tokens; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,18 @@ class Model:
     """What an hour of one core costs; 0: not known."""
 
     def price(self, at: datetime) -> InputPrice | None:
-        """The price that holds at an instant."""
+        """The input price that holds at an instant."""
+        row = self._row(at)
+        return None if row is None else row.price
+
+    def output_price(self, at: datetime) -> int | None:
+        """The price of output tokens that holds at an instant, nano-USD per million."""
+        row = self._row(at)
+        return None if row is None else row.output
+
+    def _row(self, at: datetime) -> DatedPrice | None:
         held = (row for row in self.prices if row.starts <= at and (row.ends is None or at < row.ends))
-        return next((row.price for row in held), None)
+        return next(held, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,7 @@ class _Row:
     input: int
     cached: int | None
     written: int | None
+    output: int | None
 
 
 def parse_catalog(text: str, name: str) -> dict[str, Model]:
@@ -156,7 +168,7 @@ def _multipliers(own: Entry, style: str) -> tuple[_Multiplier, _Multiplier]:
 
 def _dated(row: _Row, read: _Multiplier, written: _Multiplier) -> DatedPrice:
     price = InputPrice(row.input, read.of(row.input, row.cached), written.of(row.input, row.written))
-    return DatedPrice(row.starts, row.ends, price)
+    return DatedPrice(row.starts, row.ends, price, row.output)
 
 
 def _prices(root: Entry) -> tuple[Mapping[str, Sequence[_Row]], int]:
@@ -177,6 +189,7 @@ def _prices(root: Entry) -> tuple[Mapping[str, Sequence[_Row]], int]:
                     row.usd("input"),
                     row.usd("cached_input") if "cached_input" in row else None,
                     row.usd("cache_write_5m") if "cache_write_5m" in row else None,
+                    row.usd("output") if "output" in row else None,
                 )
             )
     for them in rows.values():

@@ -22,24 +22,29 @@ _LEANING = re.compile(
 )
 # What the next word belongs to: negations, abbreviated titles and numbers' marks, prepositions of a name's parts.
 _LEADING = re.compile(
-    r"(?:(?<![가-힣])(?:안|못|제|약|총|각|매|첫|단|딱|더|덜|가장)|\b(?:not|no|never|without|cannot|n['’]t|an?|the)"
+    r"(?:(?<![가-힣])(?:안|못|제|약|총|각|매|첫|단|딱|더|덜|가장)|\b(?:not|no|never|without|cannot|n['’]t)"
     r"|\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|Nos|Fig|Figs|Vol|Art|Sec|Ch|pp?|vs|approx|ca)\.)\s+",
     re.IGNORECASE,
 )
 
+_ARTICLE = re.compile(r"\b(?:an?|the)\s+", re.IGNORECASE)
 
-def safe_cuts(text: str) -> tuple[int, ...]:
+
+def safe_cuts(text: str, *, lone_articles: bool = False) -> tuple[int, ...]:
     """Positions, in order, where ``text[:at]`` and ``text[at:]`` are both whole words.
 
     A position is after the blanks between two words, or after a stop of a script without blanks. Never within a hard
     span or a number with its unit, between the parts of a date, between a negation and its word, or before a Korean
     particle, dependent noun or auxiliary, so that no particle is cut from its noun; with the blanks between words alone
-    no grapheme (emoji, combining mark, surrogate pair) is cut either. The text's ends are not among the positions.
+    no grapheme (emoji, combining mark, surrogate pair) is cut either. The text's ends are not among the positions. Nor,
+    unless ``lone_articles``, is a place between an English article and its word.
     """
     cuts = {match.end() for match in _BLANKS.finditer(text)}
     cuts.update(match.end() for match in _STOPS.finditer(text))
     cuts.difference_update(match.end() for match in _LEANING.finditer(text))
     cuts.difference_update(match.end() for match in _LEADING.finditer(text))
+    if not lone_articles:
+        cuts.difference_update(match.end() for match in _ARTICLE.finditer(text))
     cuts.discard(0)
     cuts.discard(len(text))
     closed = [(span.start, span.end) for span in hard_spans(text)]

@@ -16,3 +16,7 @@ class Reason(StrEnum):
     """What must stay of the prompt is more than the token budget; `over_token_count` says by how much."""
     UNKNOWN_STRATEGY = "UNKNOWN_STRATEGY"
     """A strategy was turned on or off that there is not, or twice."""
+    SUMMARY_NOT_SET_UP = "SUMMARY_NOT_SET_UP"
+    """The strategy `summary` was asked for by name, and no inference service or no summarising model is set."""
+    TOKENWISE_NOT_SET_UP = "TOKENWISE_NOT_SET_UP"
+    """A text was to be pruned, and no inference service or no model that tells its prompt's probabilities is set."""

@@ -14,9 +14,10 @@ from services.compressor.output import OutputSettings
 from services.compressor.tools import ToolSettings
 
 CLEANUP, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT = "cleanup", "retrieval", "history", "dedupe", "tools", "output"
+SUMMARY = "summary"
 ORDERING = "order"
 """No strategy: under this name the caller is told what in the order of the prompt costs money."""
-ORDER = (CLEANUP, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT)
+ORDER = (SUMMARY, CLEANUP, RETRIEVAL, HISTORY, DEDUPE, TOOLS, OUTPUT)
 """The strategies in the order they run. ``dedupe`` is after ``history``, which might drop the first of two copies."""
 USUAL = frozenset((CLEANUP, RETRIEVAL, HISTORY, DEDUPE))
 """Those that every mode but ``off`` has. The others run when they are turned on by name."""
@@ -44,6 +45,8 @@ class Plan:
     tools: ToolSettings = field(default_factory=ToolSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     strategies: frozenset[str] = USUAL
+    summary_over_tokens: int | None = None
+    """Tokens of messages above which old turns are summarised; None: only where the window demands it."""
 
     def runs(self, strategy: str) -> bool:
         """True when the strategy may run."""
@@ -66,8 +69,16 @@ def plans(
     return {
         Mode.OFF: Plan(Mode.OFF),
         Mode.SAFE: Plan(Mode.SAFE, None, history, strategies=strategies),
-        Mode.BALANCED: Plan(Mode.BALANCED, balanced_history, history, strategies=strategies),
-        Mode.AGGRESSIVE: Plan(Mode.AGGRESSIVE, aggressive_history, shortening, strategies=strategies),
+        Mode.BALANCED: Plan(
+            Mode.BALANCED, balanced_history, history, strategies=strategies, summary_over_tokens=balanced_history
+        ),
+        Mode.AGGRESSIVE: Plan(
+            Mode.AGGRESSIVE,
+            aggressive_history,
+            shortening,
+            strategies=strategies,
+            summary_over_tokens=aggressive_history,
+        ),
     }
 
 
@@ -84,6 +95,12 @@ def overridden(plan: Plan, switches: Mapping[str, bool], modes: Mapping[Mode, Pl
                 reason=Reason.UNKNOWN_STRATEGY,
             )
     wanted = {strategy for strategy, on in switches.items() if on}
+    if SUMMARY in wanted and plan.summary_over_tokens is None:
+        # Named, it shall do something: safe and off have no budget of their own.
+        modes = {
+            mode: replace(one, summary_over_tokens=modes[Mode.BALANCED].history_tokens) for mode, one in modes.items()
+        }
+        plan = replace(plan, summary_over_tokens=modes[Mode.SAFE].summary_over_tokens)
     if plan.mode is Mode.OFF:
         return replace(modes[Mode.SAFE], strategies=frozenset(wanted)) if wanted else plan
     dropped = {strategy for strategy, on in switches.items() if not on}

@@ -37,7 +37,19 @@ from services.compressor.prompt import ASSISTANT, SYSTEM, USER, Message, Prompt,
 from services.compressor.tools import select_tools
 from services.compressor.work import Compressed, Counter, Edits, Free, Step, Verdict, Weigher, Work
 
-__all__ = ["Chunks", "Compressed", "Counter", "Edits", "Free", "Hints", "Step", "Verdict", "Weigher", "compress"]
+__all__ = [
+    "Chunks",
+    "Compressed",
+    "Counter",
+    "Edits",
+    "Free",
+    "Hints",
+    "Step",
+    "Verdict",
+    "Weigher",
+    "compress",
+    "room_of",
+]
 
 DEFAULT_OUTPUT_TOKENS = 1024
 """Room kept for the answer when the request does not say, at most a quarter of the window."""
@@ -92,9 +104,7 @@ def compress(
     """
     work = Work(prompt, counter, weigher or Free())
     hints = hints or Hints()
-    room = _room(window_tokens, max_output_tokens)
-    if token_budget is not None:
-        room = token_budget if room is None else min(room, token_budget)
+    room = room_of(window_tokens, max_output_tokens, token_budget)
     if plan.runs(CLEANUP):
         _cleanup(work)
     if plan.runs(RETRIEVAL) and prompt.chunks and chunks is not None:
@@ -313,11 +323,14 @@ def _point_out(work: Work) -> None:
             return
 
 
-def _room(window_tokens: int, max_output_tokens: int | None) -> int | None:
-    """Tokens that the prompt may have beside the answer."""
-    if not window_tokens:
-        return None
-    return max(1, window_tokens - (max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, window_tokens // 4)))
+def room_of(window_tokens: int, max_output_tokens: int | None, token_budget: int | None) -> int | None:
+    """Tokens that the prompt may have beside the answer, and within its budget; None: no limit is known."""
+    room = None
+    if window_tokens:
+        room = max(1, window_tokens - (max_output_tokens or min(DEFAULT_OUTPUT_TOKENS, window_tokens // 4)))
+    if token_budget is None:
+        return room
+    return token_budget if room is None else min(room, token_budget)
 
 
 def _clean(messages: Sequence[Message], counter: Counter) -> tuple[tuple[Message, ...], int]:

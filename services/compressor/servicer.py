@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -17,13 +18,16 @@ from mesh.errors import invalid_argument, required
 from mesh.telemetry import annotate
 from services.compressor.catalog import Model
 from services.compressor.errors import Reason
-from services.compressor.modes import HISTORY, Mode, Plan, overridden
+from services.compressor.modes import HISTORY, SUMMARY, Mode, Plan, overridden
 from services.compressor.money import InputPrice, compute_cost
-from services.compressor.policy import Compressed, Hints, compress
+from services.compressor.policy import Compressed, Hints, compress, room_of
 from services.compressor.prefixes import PrefixTracker, prefix_version
 from services.compressor.prompt import Prompt
 from services.compressor.settled import SettledUsage
+from services.compressor.summarising import SummaryStep, due, named, not_set_up, overheads_of, spent_on
+from services.compressor.summary_step import Decision, Told, with_summary_step
 from services.compressor.tokens import ModelCounter, TokenCounters
+from services.compressor.tokenwise_rpc import Tokenwise
 from services.compressor.translation import chunks_of, messages_of, prompt_of, result_of
 from services.compressor.vectors import Found, Given, PromptVectors
 from services.compressor.weighing import Facts, Scales
@@ -52,8 +56,12 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         prefixes: PrefixTracker,
         usage: SettledUsage,
         now: Callable[[], datetime],
+        summaries: SummaryStep,
+        tokenwise: Tokenwise | None = None,
     ) -> None:
-        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold."""
+        """Prompts of more than ``thread_bytes`` are worked on in a thread; ``now`` says which prices hold. Without
+        ``tokenwise`` no text is pruned.
+        """
         self._catalog = catalog
         self._counters = counters
         self._plans = plans
@@ -62,6 +70,8 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         self._prefixes = prefixes
         self._usage = usage
         self._now = now
+        self._summaries = summaries
+        self._tokenwise = tokenwise or Tokenwise(None, str)
 
     async def CompressPrompt(
         self, request: compressor_pb2.CompressPromptRequest, context: Any
@@ -108,6 +118,18 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         counted = self._prefixes.record(_scope(model), request.request_id, cached, model.cache)
         return compressor_pb2.RecordUsageResponse(counted=counted)
 
+    async def PruneText(
+        self, request: compressor_pb2.PruneTextRequest, context: Any
+    ) -> compressor_pb2.PruneTextResponse:
+        """Leave out the words of a text that tell least."""
+        if not request.model:
+            raise required("model")
+        model, now = self._model(request.model, "model"), self._now()
+        scoring = self._catalog.current.get(self._tokenwise.scoring_model)
+        scoring_price = scoring.price(now) if scoring is not None else None
+        counter = await self._counters.counter(model)
+        return await self._tokenwise.prune(request, counter, model.price(now), scoring_price)
+
     async def _compress(
         self, request: compressor_pb2.CompressPromptRequest, path: str, *, remember: bool
     ) -> tuple[compressor_pb2.CompressPromptResponse, Compressed, InputPrice | None]:
@@ -128,35 +150,48 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         prompt = prompt_of(asked)
         meter = _Meter()
         counter, baseline_counter = await self._counters.counter(model), await self._counters.counter(baseline)
-        found = await self._find(request, prompt, plan, counter, meter)
-        chunks, why_not = self._vectors.chunks(prompt, found), found.failure
-        hints = Hints(
-            found.question,
-            found.messages,
-            asked.tool_choice.name,
-            request.predicted_output_token_count,
-            asked.response_format.kind == chat_pb2.RESPONSE_FORMAT_KIND_JSON_OBJECT,
-        )
         sampling = asked.sampling
         max_output = sampling.max_output_tokens if sampling.HasField("max_output_tokens") else None
         window = request.context_window_tokens or model.context_window_tokens
         price = model.price(self._now())
-        spent = compute_cost(meter.micros, model.cpu_hour_nano_usd)
-        facts, scope = Facts(price, model.cache, spent, watches=remember), _scope(model)
+        facts, scope = Facts(price, model.cache, watches=remember), _scope(model)
 
-        def work() -> tuple[Compressed, int, float]:
-            if price is None:
-                scales, done = None, compress(prompt, plan, counter, chunks, window, max_output, None, budget, hints)
-            else:
-                scales = Scales(facts, self._prefixes, scope, prompt, counter)
-                done = compress(prompt, plan, counter, chunks, window, max_output, scales, budget, hints)
-                if remember:
+        def weigh() -> Decision | None:
+            if not due(prompt, plan, counter, room_of(window, max_output, budget)):
+                return None
+            held = 0.0 if price is None else Scales(facts, self._prefixes, scope, prompt, counter).probability
+            return self._summaries.decide(prompt, counter, facts, held, preview=not remember)
+
+        told = Told(prompt)
+        if plan.runs(SUMMARY):
+            if named(request) and self._summaries.why_not():
+                raise not_set_up(self._summaries.why_not(), path)
+            decision = await self._run(weigh, prompt, meter)
+            told = told if decision is None else await self._summaries.finish(decision, request)
+        with spent_on(told, asked.request_id):
+            found = await self._find(request, told.prompt, plan, counter, meter)
+            chunks, why_not = self._vectors.chunks(told.prompt, found), found.failure
+            hints = Hints(
+                found.question,
+                found.messages,
+                asked.tool_choice.name,
+                request.predicted_output_token_count,
+                asked.response_format.kind == chat_pb2.RESPONSE_FORMAT_KIND_JSON_OBJECT,
+            )
+            facts = replace(facts, compute_nano_usd=compute_cost(meter.micros, model.cpu_hour_nano_usd))
+
+            def work() -> tuple[Compressed, int, float]:
+                # Weighed against the prompt as it was asked; a summary is part of what is sent.
+                scales = None if price is None else Scales(facts, self._prefixes, scope, prompt, counter)
+                done = compress(told.prompt, plan, counter, chunks, window, max_output, scales, budget, hints)
+                done = with_summary_step(done, told)
+                if scales is not None and remember:
                     scales.finish(done.prompt, asked.request_id)
-            same = baseline_counter == counter
-            baseline_count = done.original_token_count if same else baseline_counter.prompt(prompt)
-            return done, baseline_count, scales.probability if scales is not None else 0.0
+                same = baseline_counter == counter
+                baseline_count = done.original_token_count if same else baseline_counter.prompt(prompt)
+                return done, baseline_count, scales.probability if scales is not None else 0.0
 
-        done, baseline_count, probability = await self._run(work, prompt, meter)
+            done, baseline_count, probability = await self._run(work, prompt, meter)
         saving = round(sum(step.saving_nano_usd for step in done.steps))
         annotate(
             {
@@ -188,6 +223,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
             max_output_token_count=done.max_output_tokens,
             cut_tool_indexes=[at for at in range(len(prompt.tools)) if at not in done.tool_positions],
             token_correction=counter.correction,
+            overheads=overheads_of(told),
         )
         return response, done, price
 

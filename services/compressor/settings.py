@@ -60,3 +60,39 @@ class CompressorSettings(BaseSettings):
     aggressive_history_tokens: int = Field(
         default=3_000, ge=1, description="Tokens of messages kept in mode aggressive, system messages included"
     )
+    summary: bool = Field(
+        default=False, description="Whether old turns of long talks are told in a summary, in every mode but off"
+    )
+    summary_model: str = Field(default="", description="Catalogue model that makes summaries; empty: none are made")
+    inference_address: str = Field(
+        default="", description="host:port of inference, for summaries and tokenwise; empty: neither"
+    )
+    summary_wait_seconds: float = Field(
+        default=3.0,
+        ge=0,
+        le=60,
+        description="Longest wait for a summary, and never over half of the time left; later ones serve the next turn",
+    )
+    summary_timeout_seconds: float = Field(
+        default=20.0, gt=0, le=300, description="Deadline of the summarising model's call, seconds"
+    )
+    summary_pause_seconds: float = Field(
+        default=60.0, ge=0, description="Time before a summary whose model failed is tried again, seconds"
+    )
+    summary_cache_mebibytes: int = Field(default=32, ge=1, description="Summaries kept, MiB of text")
+    summary_keep_turns: int = Field(default=4, ge=1, description="Newest turns that no summary covers")
+    summary_step_turns: int = Field(default=4, ge=1, description="Turns by which a summary grows")
+    summary_most_output_tokens: int = Field(default=300, ge=50, le=4000, description="Longest summary, tokens")
+    tokenwise_model: str = Field(
+        default="smollm2-135m",
+        description="Catalogue model of a vllm provider that scores texts for tokenwise; empty: no tokenwise",
+    )
+    tokenwise_timeout_seconds: float = Field(
+        default=60.0, gt=0, le=600, description="Deadline of one call of the scoring model, seconds"
+    )
+    tokenwise_window_characters: int = Field(
+        default=4_000,
+        ge=500,
+        le=100_000,
+        description="Text scored in one call, characters, a quarter of it context; halved where a model holds less",
+    )

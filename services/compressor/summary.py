@@ -1,4 +1,4 @@
-"""The running summary: old turns told in a few sentences by a cheap model. Pure but for the ``Summarizer`` it awaits.
+"""The running summary, old turns told in a few sentences by a cheap model: what it covers, how it is asked for. Pure.
 
 Off unless a policy asks for it. What it covers is a function of the conversation alone: whole turns from the
 beginning, in steps of ``step_turn_count``, all but the newest ``keep_turn_count``. So while a conversation grows, the
@@ -7,8 +7,9 @@ is folded in, from the summary before and the turns that it did not cover yet.
 
 A summary is filed under a digest of the scope (the tenant), the prompt's version, the language and every covered
 message, chained step by step. System messages are never covered, nor is a turn with a pinned message, or with a tool
-exchange that reaches beyond the covered turns. When no summary can be had the covered messages go out as they are, for
-the ``history`` strategy to cut (plain truncation), and the outcome says why.
+exchange that reaches beyond the covered turns. Where the newest summary is not there and cannot be had, the one before
+stands (``SummaryPlan.older``); without any the covered messages go out as they are, for the ``history`` strategy to cut
+(plain truncation). ``summary_step.py`` decides.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 from services.compressor.exchanges import exchanges, protected_positions, turn_numbers
@@ -63,6 +65,8 @@ class SummaryAnswer:
     text: str
     failure: str = ""
     overheads: tuple[object, ...] = ()
+    useless: bool = False
+    """True for a failure that asking again would only pay for again."""
 
 
 class Summarizer(Protocol):
@@ -84,48 +88,48 @@ class SummaryPlan:
     korean: bool = False
     text: str = ""
     request: SummaryRequest | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SummaryOutcome:
-    """The history with its summary, or as it was."""
-
-    messages: tuple[Message, ...]
-    covered: tuple[int, ...] = ()
-    digest: str = ""
-    made: bool = False
-    """True when a model was asked."""
-    failure: str = ""
-    """Why there is no summary although one was due: plain truncation is left."""
-    overheads: tuple[object, ...] = ()
+    turn_count: int = 0
+    """Turns of the conversation so far, the one to be answered included."""
+    lasting_turn_count: int = 0
+    """Requests that the summary stands in, this one included, before the next step is folded in."""
+    older: SummaryPlan | None = None
+    """The longest summary that is there, when this one's text is not."""
 
 
 class SummaryStore:
-    """Summaries by digest, least recently used out first, bounded by their characters."""
+    """Summaries by digest, least recently used out first, bounded by their characters. Safe to use from threads."""
 
     def __init__(self, capacity_chars: int) -> None:
         """Keep at most ``capacity_chars`` of text."""
         self._capacity = capacity_chars
         self._texts: OrderedDict[str, str] = OrderedDict()
         self._chars = 0
+        self._lock = Lock()
+
+    def look(self, digest: str) -> str:
+        """The summary, or an empty text; looking at it does not count as a use."""
+        with self._lock:
+            return self._texts.get(digest, "")
 
     def get(self, digest: str) -> str:
         """The summary, or an empty text."""
-        text = self._texts.get(digest, "")
-        if text:
-            self._texts.move_to_end(digest)
-        return text
+        with self._lock:
+            text = self._texts.get(digest, "")
+            if text:
+                self._texts.move_to_end(digest)
+            return text
 
     def keep(self, digest: str, text: str) -> str:
         """Keep a summary; of two made at the same time the first stands, so that prompts stay the same."""
         kept = self.get(digest)
         if kept or len(text) > self._capacity:
             return kept or text
-        self._texts[digest] = text
-        self._chars += len(text)
-        while self._chars > self._capacity:
-            _, old = self._texts.popitem(last=False)
-            self._chars -= len(old)
+        with self._lock:
+            self._texts[digest] = text
+            self._chars += len(text)
+            while self._chars > self._capacity:
+                _, old = self._texts.popitem(last=False)
+                self._chars -= len(old)
         return text
 
 
@@ -150,7 +154,7 @@ def plan_summary(
     korean = _is_korean(messages, [at for at in coverable if turns[at] < ends[0]])
     digests = _chain(messages, turns, coverable, ends, korean, scope)
     text = known(digests[-1])
-    request = None
+    request, older = None, None
     if not text:
         # The longest summary that there is, and all that it does not cover.
         step = next((at for at in range(steps - 2, -1, -1) if known(digests[at])), None)
@@ -158,7 +162,10 @@ def plan_summary(
         start = ends[step] if step is not None else 0
         new = [messages[at] for at in coverable if turns[at] >= start]
         request = _request(before, new, settings, KOREAN if korean else ENGLISH, digests[-1])
-    return SummaryPlan(digests[-1], coverable, tokens, korean, text, request)
+        if step is not None:
+            older = _older(messages, [at for at in coverable if turns[at] < start], cost, digests[step], korean, before)
+    lasting = settings.step_turn_count - count % settings.step_turn_count
+    return SummaryPlan(digests[-1], coverable, tokens, korean, text, request, turns[-1] + 1, lasting, older)
 
 
 def with_summary(messages: Sequence[Message], plan: SummaryPlan, text: str) -> tuple[Message, ...]:
@@ -171,31 +178,18 @@ def with_summary(messages: Sequence[Message], plan: SummaryPlan, text: str) -> t
     return (*messages[:front], told, *rest)
 
 
-async def summarised(
+def _older(
     messages: Sequence[Message],
-    settings: SummarySettings,
+    covered: Sequence[int],
     cost: Callable[[Message], int],
-    store: SummaryStore,
-    scope: str,
-    summarizer: Summarizer,
-) -> SummaryOutcome:
-    """The history with its running summary, asking the model only where none is kept for these turns."""
-    plan = plan_summary(messages, settings, cost, store.get, scope)
-    if not plan.digest:
-        return SummaryOutcome(tuple(messages))
-    if plan.text or plan.request is None:
-        return SummaryOutcome(with_summary(messages, plan, plan.text), plan.covered, plan.digest)
-    answer = await summarizer.summarize(plan.request)
-    text = answer.text.strip()
-    failure = answer.failure or ("" if text else "the model said nothing")
-    told = with_summary(messages, plan, text)
-    if not failure and sum(map(cost, told)) >= sum(map(cost, messages)):
-        failure = "the summary is no shorter than what it stands for"
-    if failure:
-        return SummaryOutcome(tuple(messages), made=True, failure=failure, overheads=answer.overheads)
-    kept = store.keep(plan.digest, text)
-    told = with_summary(messages, plan, kept)
-    return SummaryOutcome(told, plan.covered, plan.digest, made=True, overheads=answer.overheads)
+    digest: str,
+    korean: bool,
+    text: str,
+) -> SummaryPlan | None:
+    groups, inside = exchanges(messages), set(covered)
+    if any(not groups[at] <= inside for at in covered):
+        return None  # A tool's result came in late: its call may not go without it.
+    return SummaryPlan(digest, tuple(covered), sum(cost(messages[at]) for at in covered), korean, text)
 
 
 def _coverable(messages: Sequence[Message], turns: Sequence[int], end: int) -> tuple[int, ...]:

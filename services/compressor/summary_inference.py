@@ -65,7 +65,7 @@ class InferenceSummarizer:
         text = "".join(part.text for part in completion.message.parts)
         # Half a summary would be kept, and read as a whole one.
         cut = completion.finish_reason == chat_pb2.FINISH_REASON_LENGTH
-        return SummaryAnswer("" if cut else text, "the summary was cut off" if cut else "", (item,))
+        return SummaryAnswer("" if cut else text, "the summary was cut off" if cut else "", (item,), useless=cut)
 
 
 def _message(role: chat_pb2.Role.ValueType, text: str) -> chat_pb2.ChatMessage:

@@ -57,9 +57,10 @@ def result_of(step: Step, why_not: str) -> compressor_pb2.StrategyResult:
         before_token_count=step.before_token_count,
         after_token_count=step.before_token_count - step.removed_token_count,
         expected_saving_nano_usd=round(step.saving_nano_usd),
-        cut_message_indexes=step.cut_messages,
+        cut_message_indexes=[at for at in step.cut_messages if at >= 0],
         cut_chunk_indexes=step.cut_chunks,
-        edited_message_indexes=step.edited_messages,
+        # A summary has no place in the request.
+        edited_message_indexes=[at for at in step.edited_messages if at >= 0],
         edited_chunk_indexes=step.edited_chunks,
     )
 

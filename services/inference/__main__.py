@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import AsyncExitStack
@@ -27,7 +28,7 @@ from services.inference.utilization import start_reporting
 from services.inference.vllm_thread import Signals
 
 HUNG = 75
-"""Exit code of a process whose engine hangs (EX_TEMPFAIL of sysexits.h): started again, it works."""
+"""Exit code of a process whose engine hangs (EX_TEMPFAIL of sysexits.h): its supervisor starts it again."""
 
 
 async def main() -> None:
@@ -67,8 +68,11 @@ async def main() -> None:
             "tenth.inference.v1.InferenceService",
         )
         await server.serve(stop)
-    if (engine := local_engine(served.values())) is not None and engine.engine.hung:
-        os._exit(HUNG)  # Everything is closed; an orderly exit would wait for the thread that hangs.
+    if (engine := local_engine(served.values())) is not None:
+        # Everything is closed. An orderly exit would wait for a thread that hangs, and else spend ten seconds of a spot
+        # machine's notice on collecting the engine's garbage.
+        logging.shutdown()
+        os._exit(HUNG if engine.engine.hung else 0)
 
 
 if __name__ == "__main__":

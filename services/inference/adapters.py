@@ -7,10 +7,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mesh.errors import TenthError
+from mesh.errors import Code, TenthError
 from services.inference.backend import Answer, Backend
 from services.inference.errors import Reason
-from services.inference.model_folder import ModelUnusableError
 from services.inference.policy import Event, Generation, Meter
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -28,10 +27,10 @@ class Adapter:
 
 
 def read_adapter(name: str, folder: Path, number: int) -> Adapter:
-    """The adapter in a folder. Raises ModelUnusableError saying what to do."""
+    """The adapter in a folder. Raises ADAPTER_UNAVAILABLE saying what to do."""
 
-    def unusable(said: str) -> ModelUnusableError:
-        return ModelUnusableError(Reason.ADAPTER_UNAVAILABLE, f"the adapter {name!r}: {said}")
+    def unusable(said: str) -> TenthError:
+        return TenthError(Code.UNAVAILABLE, Reason.ADAPTER_UNAVAILABLE, f"the adapter {name!r}: {said}")
 
     file = folder / "adapter_config.json"
     try:

@@ -10,6 +10,7 @@ from tenth.type.v1 import chat_pb2, usage_pb2
 
 from mesh.errors import invalid_argument, required
 from services.inference.policy import (
+    PROMPT_LOGPROBS_FIELD,
     Delta,
     Generation,
     Image,
@@ -76,6 +77,8 @@ def generation_from_proto(
         raise invalid_argument("unknown mode", field="generation.tool_choice.mode")
     if choice == "named" and request.tool_choice.name not in {tool.name for tool in request.tools}:
         raise invalid_argument("names no tool of the request", field="generation.tool_choice.name")
+    if request.prompt_logprobs:
+        _check_plain(request, messages, kind)
     return Generation(
         request_id=request.request_id,
         attempt=request.attempt,
@@ -89,6 +92,7 @@ def generation_from_proto(
         schema=schema,
         sampling=_sampling(request.sampling),
         estimated_input=max(request.estimated_input_token_count, 0),
+        prompt_logprobs=request.prompt_logprobs,
         tenant_id=tenant_id,
         traceparent=traceparent,
         stable_messages=min(max(request.stable_prefix_message_count, 0), len(messages)),
@@ -132,6 +136,14 @@ def logprobs_to_proto(delta: Delta) -> list[chat_pb2.TokenLogprob]:
     ]
 
 
+def prompt_tokens_to_proto(delta: Delta) -> list[inference_pb2.PromptToken]:
+    """The prompt's tokens as messages."""
+    return [
+        inference_pb2.PromptToken(start_character=token.start, end_character=token.end, logprob=token.logprob)
+        for token in delta.prompt
+    ]
+
+
 def answer_to_proto(delta: Delta) -> chat_pb2.ChatMessage:
     """A whole answer as the assistant's message."""
     message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, reasoning=delta.reasoning)
@@ -140,6 +152,19 @@ def answer_to_proto(delta: Delta) -> chat_pb2.ChatMessage:
     for call in delta.tool_calls:
         message.tool_calls.add(id=call.id, name=call.name, arguments_json=call.arguments)
     return message
+
+
+def _check_plain(request: inference_pb2.GenerateTextRequest, messages: tuple[Message, ...], kind: ResponseKind) -> None:
+    """Refuse what a prompt without a chat template has no place for."""
+    plain = len(messages) == 1 and all(isinstance(part, str) for part in messages[0].parts) and messages[0].text
+    if (
+        not plain
+        or messages[0].tool_calls
+        or request.retrieved_chunks
+        or request.tools
+        or kind is not ResponseKind.TEXT
+    ):
+        raise invalid_argument("needs one message of text, and nothing beside it", field=PROMPT_LOGPROBS_FIELD)
 
 
 def _message(message: chat_pb2.ChatMessage, index: int) -> Message:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mesh.errors import Code, TenthError
 from services.inference.errors import Reason
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -23,14 +24,6 @@ _ONLY_CUDA = frozenset({"bitsandbytes", "gguf", "modelopt", "modelopt_fp4", "fp8
 """Methods of ``quantization_config`` for which vLLM has no CPU kernel (fp8: none that is of use, 1.6 tokens/s)."""
 
 
-class ModelUnusableError(Exception):
-    """The model cannot be served here until somebody does something: ``reason`` and the message say what."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class Folder:
     """What is known of a folder that looks whole."""
@@ -40,7 +33,7 @@ class Folder:
 
 
 def read_folder(path: Path) -> Folder:
-    """Check that a folder holds a whole model. Raises ModelUnusableError."""
+    """Check that a folder holds a whole model. Raises MODEL_CORRUPT and MODEL_INCOMPLETE."""
     config = _json(path / "config.json")
     weights = sorted(path.glob("*.safetensors"))
     _check_index(path, {file.name for file in weights})
@@ -49,17 +42,20 @@ def read_folder(path: Path) -> Folder:
     if not weights:
         weights = [file for pattern in _OTHER_WEIGHTS for file in path.glob(pattern)]
     if not weights:
-        raise ModelUnusableError(Reason.MODEL_INCOMPLETE, f"{path} has no weight file; {_AGAIN}")
+        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no weight file; {_AGAIN}")
     if not any((path / name).is_file() for name in _TOKENIZERS):
-        raise ModelUnusableError(Reason.MODEL_INCOMPLETE, f"{path} has no tokenizer (tokenizer.json); {_AGAIN}")
+        raise TenthError(
+            Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no tokenizer (tokenizer.json); {_AGAIN}"
+        )
     return Folder(sum(file.stat().st_size for file in weights), config)
 
 
 def check_scheme(folder: Folder, *, on_cpu: bool) -> None:
-    """Refuse a quantization that this hardware has no kernel for. Raises ModelUnusableError."""
+    """Refuse a quantization that this hardware has no kernel for. Raises SCHEME_UNSUPPORTED."""
     scheme = scheme_of(folder.config)
     if on_cpu and (scheme in _ONLY_CUDA or scheme.endswith("float8")):
-        raise ModelUnusableError(
+        raise TenthError(
+            Code.UNAVAILABLE,
             Reason.SCHEME_UNSUPPORTED,
             f"the weights are quantized as {scheme}, which needs a GPU; on the CPU serve an int8 (W8A8), int4 (AWQ, "
             "GPTQ) or unquantized folder of the model, or point the catalogue at a GPU server (backend: openai)",
@@ -83,7 +79,7 @@ def scheme_of(config: Mapping[str, Any]) -> str:
 def check_memory(
     folder: Folder, kv_cache_bytes: int, overhead_bytes: int, growth: float, available: int | None
 ) -> None:
-    """Refuse a model that does not fit, instead of being killed for it. Raises ModelUnusableError with the figures.
+    """Refuse a model that does not fit, instead of being killed for it. Raises MODEL_TOO_LARGE with the figures.
 
     ``growth``: bytes in memory for each byte of weights on disk (2 where 16-bit weights run as float32).
     ``available`` None: not known, nothing is refused.
@@ -92,7 +88,8 @@ def check_memory(
     needed = weights + kv_cache_bytes + overhead_bytes
     if available is None or needed <= available:
         return
-    raise ModelUnusableError(
+    raise TenthError(
+        Code.UNAVAILABLE,
         Reason.MODEL_TOO_LARGE,
         f"about {_mib(needed)} are needed ({_mib(weights)} of weights, {_mib(kv_cache_bytes)} of KV cache, "
         f"{_mib(overhead_bytes)} for the engine) and {_mib(available)} are available; lower "
@@ -129,7 +126,7 @@ def _check_index(path: Path, present: set[str]) -> None:
     shards = _json(index).get("weight_map")
     missing = sorted(set(shards.values()) - present) if isinstance(shards, Mapping) else []
     if missing:
-        raise ModelUnusableError(Reason.MODEL_INCOMPLETE, f"{path} lacks {', '.join(missing)}; {_AGAIN}")
+        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} lacks {', '.join(missing)}; {_AGAIN}")
 
 
 def _check_safetensors(file: Path) -> None:
@@ -144,10 +141,14 @@ def _check_safetensors(file: Path) -> None:
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             wanted = 8 + length + max(ends, default=0)
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ModelUnusableError(Reason.MODEL_CORRUPT, f"{file} is no safetensors file ({error}); {_AGAIN}") from error
+        raise TenthError(
+            Code.UNAVAILABLE, Reason.MODEL_CORRUPT, f"{file} is no safetensors file ({error}); {_AGAIN}"
+        ) from error
     if size != wanted:
-        raise ModelUnusableError(
-            Reason.MODEL_CORRUPT, f"{file} has {size} bytes and its header says {wanted}: it is damaged; {_AGAIN}"
+        raise TenthError(
+            Code.UNAVAILABLE,
+            Reason.MODEL_CORRUPT,
+            f"{file} has {size} bytes and its header says {wanted}: it is damaged; {_AGAIN}",
         )
 
 
@@ -157,7 +158,9 @@ def _json(file: Path) -> dict[str, Any]:
         if not isinstance(read, dict):
             raise ValueError("no object")
     except (OSError, ValueError) as error:
-        raise ModelUnusableError(Reason.MODEL_CORRUPT, f"{file} cannot be read ({error}); {_AGAIN}") from error
+        raise TenthError(
+            Code.UNAVAILABLE, Reason.MODEL_CORRUPT, f"{file} cannot be read ({error}); {_AGAIN}"
+        ) from error
     return read
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from services.inference.errors import prompt_too_long, unsupported
 from services.inference.usage import Usage
 
+PROMPT_LOGPROBS_FIELD = "generation.prompt_logprobs"
+
 
 @dataclass(frozen=True, slots=True)
 class Image:
@@ -96,6 +98,8 @@ class Generation:
     schema: dict[str, Any] | None = None
     sampling: Sampling = field(default_factory=Sampling)
     estimated_input: int = 0
+    prompt_logprobs: bool = False
+    """The prompt is the one message's text, without the chat template, and each of its tokens is scored."""
     tenant_id: str = ""
     traceparent: str = ""
     stable_messages: int = 0
@@ -117,6 +121,19 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptToken:
+    """One token of a prompt: its characters in the text, end exclusive, and the natural logarithm of its probability
+    given those before it; None for the first, which has none before it.
+
+    Tokens that share a character (bytes of one) each have the whole of it in their place.
+    """
+
+    start: int
+    end: int
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """The next piece of an answer (or, whole, the answer itself)."""
 
@@ -124,6 +141,8 @@ class Delta:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt: tuple[PromptToken, ...] = ()
+    """The prompt's tokens, once per answer, where the generation asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +263,16 @@ def check_abilities(generation: Generation, ability: Ability) -> None:
         raise unsupported(f"{name} does not write JSON to a schema", "generation.response_format")
     if not ability.vision and any(isinstance(part, Image) for m in generation.messages for part in m.parts):
         raise unsupported(f"{name} does not see pictures", "generation.messages")
+
+
+def check_prompt_logprobs(generation: Generation, backend: str) -> None:
+    """Refuse prompt log probabilities of a backend other than "vllm", before anything is spent. Raises UNSUPPORTED.
+
+    OpenAI-compatible servers tell them, if at all, of the prompt as their chat template makes it and without places in
+    the text, so that nothing could be said of a character.
+    """
+    if generation.prompt_logprobs and backend != "vllm":
+        raise unsupported(f"{generation.model} does not tell the prompt's probabilities", PROMPT_LOGPROBS_FIELD)
 
 
 def room_for_output(model: str, context_window: int, prompt_tokens: int, wanted: int) -> int:

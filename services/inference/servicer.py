@@ -23,14 +23,16 @@ from mesh.telemetry import Telemetry, current_trace_id, traceparent
 from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
 from services.inference.backend import Backend
-from services.inference.errors import Reason
+from services.inference.errors import Reason, unsupported
 from services.inference.hedging import NUMBER_OFFSET
 from services.inference.metrics import CANCELLED, OTHER, GenerationMetrics
 from services.inference.policy import (
+    PROMPT_LOGPROBS_FIELD,
     CountTokens,
     Finished,
     Meter,
     check_abilities,
+    check_prompt_logprobs,
     worst_case,
 )
 from services.inference.served import Attempt, Served, numbered
@@ -55,7 +57,11 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
 )
 """Failures that say nothing about whether the next call will work."""
 
-_BOOKED_AS = {inference_pb2.PURPOSE_CLASSIFIER: "classifier", inference_pb2.PURPOSE_SUMMARY: "summary"}
+_BOOKED_AS = {
+    inference_pb2.PURPOSE_CLASSIFIER: "classifier",
+    inference_pb2.PURPOSE_SUMMARY: "summary",
+    inference_pb2.PURPOSE_TOKENWISE: "tokenwise",
+}
 """What the ledger calls a purpose; any other is an answer's."""
 _SANDBOX = " (sandbox)"
 """How a provider's name ends that the sandbox plays."""
@@ -134,6 +140,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 provider_model=backend.provider_model,
                 overheads=attempt.beside(),
                 attempt=attempt.answered_beside,
+                prompt_tokens=convert.prompt_tokens_to_proto(answer.delta),
             )
             seconds = answer.first_token_seconds
             elapsed = self._clock() - attempt.started
@@ -144,6 +151,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.StreamGenerateTextRequest, context: Any
     ) -> AsyncIterator[inference_pb2.StreamGenerateTextResponse]:
         """Started, pieces, exactly one finished."""
+        if request.generation.prompt_logprobs:
+            raise unsupported("a stream does not tell the prompt's probabilities", PROMPT_LOGPROBS_FIELD)
         with self._attempt(request.generation) as attempt:
             backend = attempt.served.backend
             last: inference_pb2.StreamGenerateTextResponse | None = None
@@ -225,6 +234,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             )
             assert served is not None
             check_abilities(generation, served.model.ability)
+            check_prompt_logprobs(generation, served.backend.kind)
             attempt = Attempt(
                 generation, served, span, Meter(generation.estimated_input, self._count_tokens), self._clock()
             )

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from mesh.catalog import CatalogError, read_file
+from mesh.errors import TenthError
 from mesh.server import Ping
 from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
 from services.inference.admission import QueueLimits
@@ -17,7 +18,6 @@ from services.inference.backend import Backend
 from services.inference.circuits import SharedCircuit
 from services.inference.errors import Reason
 from services.inference.hedging import HedgedBackend, HedgeDelay
-from services.inference.model_folder import ModelUnusableError
 from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
@@ -118,8 +118,8 @@ def _adapters(
             continue
         try:
             found = read_adapter(model.adapter, models_dir / model.adapter, len(adapters) + 1)
-        except ModelUnusableError as error:
-            unusable[model.name] = str(error)
+        except TenthError as error:
+            unusable[model.name] = error.message
             log.error("%s is not served: %s", model.name, error)
         else:
             adapters[model.adapter] = found

@@ -19,11 +19,13 @@ from services.inference.admission import Admission, QueueLimits
 from services.inference.backend import Answer
 from services.inference.errors import Reason, prompt_too_long, unsupported
 from services.inference.policy import (
+    PROMPT_LOGPROBS_FIELD,
     Delta,
     Event,
     Finished,
     Generation,
     Meter,
+    PromptToken,
     ResponseKind,
     TokenLogprob,
     room_for_output,
@@ -42,8 +44,6 @@ _ANSWER_SHARE, _ANSWER_SECONDS = 0.1, 0.5
 """Kept back of a deadline, so that the refusal still reaches the caller: a share of what is left, but no more."""
 _INTERACTIVE, _BATCH = 0, 10
 """Priorities as vLLM has them: the lower goes first, and the higher is preempted when the KV cache is full."""
-_GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine is starting again", RELOAD_SECONDS)
-"""Said when the engine went between two looks at it."""
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "stop"}
 
 
@@ -123,6 +123,15 @@ class VllmBackend:
         unserved = self.engine.unserved
         return None if unserved is None else self._refusal(unserved)
 
+    def _gone(self) -> TenthError:
+        """Said when the engine went, and came, between two looks at it."""
+        return TenthError(
+            Code.UNAVAILABLE,
+            Reason.ENGINE_RESTARTING,
+            f"{self.model}: the engine is starting again",
+            retry_after_seconds=RELOAD_SECONDS,
+        )
+
     def _refusal(self, unserved: Unserved) -> TenthError:
         return TenthError(
             Code.UNAVAILABLE,
@@ -145,7 +154,8 @@ class VllmBackend:
         assert finished is not None
         text = "".join(delta.text for delta in deltas)
         logprobs = tuple(item for delta in deltas for item in delta.logprobs)
-        return Answer(Delta(text=text, logprobs=logprobs), finished, first)
+        prompt = tuple(token for delta in deltas for token in delta.prompt)
+        return Answer(Delta(text=text, logprobs=logprobs, prompt=prompt), finished, first)
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
         """Pieces as the engine makes them.
@@ -155,7 +165,7 @@ class VllmBackend:
         """
         loaded = self.engine.loaded
         if loaded is None or self.engine.unserved is not None:
-            raise self._refusal(self.engine.unserved or _GONE)
+            raise self.unavailable_error() or self._gone()
         ids = await self._prompt_ids(generation, loaded)
         wanted = generation.sampling.max_output_tokens or self._options.context_window
         room = room_for_output(self.model, self._options.context_window, len(ids), wanted)
@@ -176,7 +186,7 @@ class VllmBackend:
         finished = False
         try:
             if not self.engine.add(job):
-                raise self._refusal(self.engine.unserved or _GONE)
+                raise self.unavailable_error() or self._gone()
             while not finished:
                 output = await (job.outputs.get() if job.begun else self._first(job))
                 if isinstance(output, BaseException):
@@ -192,8 +202,11 @@ class VllmBackend:
                 meter.reached = True
                 usage = Usage(input=len(ids), cached=cached, output=ticket.made)
                 meter.reported = usage
-                if part.text or part.logprobs:
-                    yield Delta(text=part.text, logprobs=_logprobs(part, generation.sampling.top_logprobs))
+                prompt = self._prompt_tokens(generation, loaded, output.prompt_logprobs, ids)
+                if part.text or part.logprobs or prompt:
+                    yield Delta(
+                        text=part.text, logprobs=_logprobs(part, generation.sampling.top_logprobs), prompt=prompt
+                    )
                 if finished:
                     reason = _FINISH_REASONS.get(part.finish_reason)
                     if reason is None:
@@ -220,10 +233,31 @@ class VllmBackend:
         length = sum(len(message.text) for message in generation.messages)
         if length > self._options.context_window * loaded.longest_token:
             raise prompt_too_long(self.model, self._options.context_window)  # Certain without tokenizing megabytes.
+        if generation.prompt_logprobs:
+            plain: list[int] = (await asyncio.to_thread(self._encode_plain, generation, loaded))["input_ids"]
+            return plain
         messages = [{"role": message.role, "content": message.text} for message in generation.messages]
         if length > _THREAD_TEXT:
             return await asyncio.to_thread(loaded.tokenize, messages)
         return loaded.tokenize(messages)
+
+    def _encode_plain(self, generation: Generation, loaded: Loaded) -> Any:
+        """The one message's text as it stands, with each token's place in it."""
+        if not loaded.tokenizer.is_fast:
+            raise unsupported(f"{self.model}: its tokenizer does not tell places in the text", PROMPT_LOGPROBS_FIELD)
+        text = generation.messages[0].text
+        return loaded.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+
+    def _prompt_tokens(
+        self, generation: Generation, loaded: Loaded, told: Any, ids: list[int]
+    ) -> tuple[PromptToken, ...]:
+        if not generation.prompt_logprobs or not told:
+            return ()
+        places = self._encode_plain(generation, loaded)["offset_mapping"]
+        return tuple(
+            PromptToken(start, end, None if found is None else min(found[token_id].logprob, 0.0))
+            for (start, end), found, token_id in zip(places, told, ids, strict=True)
+        )
 
     def _params(self, generation: Generation, max_tokens: int, defaults: Mapping[str, Any]) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -236,6 +270,7 @@ class VllmBackend:
             "frequency_penalty": sampling.frequency_penalty,
             "presence_penalty": sampling.presence_penalty,
             "logprobs": sampling.top_logprobs or None,
+            "prompt_logprobs": 0 if generation.prompt_logprobs else None,
         }
         if generation.response is not ResponseKind.TEXT:
             schema = generation.schema if generation.response is ResponseKind.JSON_SCHEMA else None

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mesh.errors import Code, TenthError
 from services.inference.adapters import Adapter, engine_rank
 from services.inference.admission import QueueLimits
 from services.inference.errors import Reason
 from services.inference.model_folder import (
-    ModelUnusableError,
     available_bytes,
     check_memory,
     check_scheme,
@@ -90,7 +90,7 @@ class Loaded:
 def load(model: str, options: EngineOptions) -> Loaded:
     """An engine that is ready: it has really answered.
 
-    Raises ImportError without vLLM, ModelUnusableError for what a person must change, and what else vLLM raises.
+    Raises ImportError without vLLM, TenthError for what a person must change, and what else vLLM raises.
     """
     started = time.monotonic()
     folder = read_folder(options.folder)
@@ -131,7 +131,7 @@ def load(model: str, options: EngineOptions) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
         if not tokenizer.chat_template:
             text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
-            raise ModelUnusableError(Reason.MODEL_INCOMPLETE, text)
+            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, text)
         longest = max(len(token) for token in tokenizer.get_vocab())
         loaded = Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
         built = time.monotonic()

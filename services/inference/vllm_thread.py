@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mesh.errors import TenthError
 from services.inference.admission import Speed
 from services.inference.errors import Reason
-from services.inference.model_folder import ModelUnusableError
 from services.inference.restarts import Restarts
 from services.inference.vllm_load import EngineOptions, Loaded, load, lora_of, prompt_of, release
 from services.inference.work import WorkMeter
@@ -278,8 +278,8 @@ class EngineThread:
                 self._put(Unserved(Reason.MODEL_UNAVAILABLE, _MISSING, unready=False))
                 log.warning("%s is not served: %s (%s)", self._model, _MISSING, error)
                 return
-            except ModelUnusableError as error:
-                self._put(Unserved(error.reason, str(error)))
+            except TenthError as error:  # Somebody must do something first: trying again is of no use.
+                self._put(Unserved(error.reason, error.message))
                 log.error("%s is not served: %s", self._model, error)
                 return
             except Exception:
@@ -306,7 +306,8 @@ class EngineThread:
             self.work.working(False)
             self.counts = EngineCounts()
             self.loaded = None
-            release(loaded)
+            if not self.stopping.is_set():  # Before the end of the process it would only take time.
+                release(loaded)
         return None
 
     def _step(self, engine: Any) -> bool:

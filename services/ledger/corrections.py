@@ -136,7 +136,7 @@ def apply_truths(facts: receipt_pb2.ReceiptFacts, truths: Truths) -> bool:
     for item in facts.overheads:
         if not item.usage.estimated or not item.attempt:
             continue
-        purpose = item.kind if item.kind in ("classifier", "summary") else "answer"
+        purpose = item.kind if item.kind in ("classifier", "summary", "tokenwise") else "answer"
         truth = truths.get((item.kind, item.attempt)) or truths.get((purpose, item.attempt))
         if truth is not None and truth.model == item.model:
             item.usage.CopyFrom(usage_to_proto(truth.usage))

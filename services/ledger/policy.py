@@ -344,6 +344,6 @@ def spent_by_attempts(attempts: Sequence[Attempt], *, assume_worst: bool) -> tup
 
 
 def _overhead_kind(record: Attempt) -> str:
-    if record.purpose in ("classifier", "summary"):
+    if record.purpose in ("classifier", "summary", "tokenwise"):
         return record.purpose
     return "cancelled_attempt" if record.kind is AttemptKind.CANCELLED else "failed_attempt"

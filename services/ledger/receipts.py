@@ -325,7 +325,8 @@ def _counted_model(facts: receipt_pb2.ReceiptFacts) -> str:
     """The model that a request counts for: the one that answered; of a failed one the last that was asked."""
     if facts.model or not facts.failed:
         return facts.model
-    asked = [item for item in facts.overheads if item.model and item.kind not in ("classifier", "summary")]
+    beside = ("classifier", "summary", "tokenwise")
+    asked = [item for item in facts.overheads if item.model and item.kind not in beside]
     return max(asked, key=lambda item: item.attempt).model if asked else ""
 
 

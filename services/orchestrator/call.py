@@ -109,6 +109,7 @@ class Call:
     compute_micros: int = 0
     attempts: int = 0
     selections: int = 0
+    compressions: int = 0
     attempts_unknown: bool = False
     reservation_id: str = ""
     downgraded: bool = False
@@ -212,13 +213,23 @@ class Call:
         self.selections += 1
         return self.attempt_base + 500 + self.selections
 
+    def next_summary_attempt(self) -> int:
+        """The number for the compressor's own model call, if it makes one; of the same unique range."""
+        self.compressions += 1
+        return self.attempt_base + 750 + self.compressions
+
     def note_failed_attempt(self, model: str, error: TenthError) -> None:
         """Put what a failed attempt spent on the receipt; without word of it, the ledger asks inference's records."""
-        spent = detail(error, receipt_pb2.SpentDetail)
-        if isinstance(spent, receipt_pb2.SpentDetail):
-            self.note_overheads(spent.attempts)
-        else:
+        if not self.note_spent(error):
             self.attempts_unknown = True
+
+    def note_spent(self, error: TenthError) -> bool:
+        """Put what an error says was spent on the receipt; False when it says nothing."""
+        spent = detail(error, receipt_pb2.SpentDetail)
+        if not isinstance(spent, receipt_pb2.SpentDetail):
+            return False
+        self.note_overheads(spent.attempts)
+        return True
 
     def note_overheads(self, items: Iterable[receipt_pb2.OverheadItem]) -> None:
         """Put what was spent beside the answer on the receipt.

@@ -194,6 +194,7 @@ class Steps:
             context_window_tokens=route.context_window_tokens,
             baseline_model=call.tenant.baseline_model,
             predicted_output_token_count=route.expected_output_tokens,
+            summary_attempt=call.next_summary_attempt(),
         )
         if off:
             request.request.policy.compression_mode = chat_pb2.COMPRESSION_MODE_OFF
@@ -207,12 +208,14 @@ class Steps:
             try:
                 short = await self._stubs.compressor.CompressPrompt(request, timeout=cap)
             except TenthError as error:
+                call.note_spent(error)  # On a summary; of one that went on alone the ledger hears from inference.
                 check_deadline(error, deadlines.remaining())
                 if not is_down(error):
                     raise
                 hop.outcome, hop.reason = DEGRADED, f"unchanged: {error.reason}"
                 # The upper guess is for the reservation; in the baseline it would show up as a saving.
                 return replace(unchanged, baseline_tokens=0)
+            call.note_overheads(short.overheads)
             call.compute_micros += short.compute_micros
             call.compressed_for, call.token_correction = route.model, short.token_correction
             call.told_tokens = short.original_input_token_count if off else short.compressed_input_token_count

@@ -208,3 +208,27 @@ async def test_what_the_model_cannot_do_is_refused_unspent(own: Mesh, asking: Cl
     receipts = await books.final_receipts(asking, [long.request_id, tools.request_id])
     assert all(receipt.facts.failed for receipt in receipts)
     assert not [item for receipt in receipts for item in receipt.facts.overheads if item.usage.input_token_count]
+
+
+async def test_a_text_is_pruned_by_it_once_and_the_ledger_hears_of_it(own: Mesh) -> None:
+    """The last test of the module: the attempt is no request's, so the books do not rest before the ledger's sweep."""
+    text = (
+        "The lighthouse keeper of the island climbed the old stairs of the tower every single evening, and then he lit "
+        "the big lamp at the top with a long match. He did not sleep before 5 a.m. in the winter of 1923. Who would?\n"
+    )
+    before = (await books.status(own)).unreceipted_request_count
+    async with Rpc(own.connection) as rpc:
+        stub = compressor_pb2_grpc.CompressorServiceStub
+        asked = compressor_pb2.PruneTextRequest(text=text, model="gpt-4o", share=0.2)
+        found = await rpc.call("compressor", stub, "PruneText", asked, seconds=60)
+    assert found.reached
+    assert found.pruned_token_count <= found.original_token_count * 0.8 + 1
+    assert found.saving_nano_usd == (found.original_token_count - found.pruned_token_count) * 2500
+    assert all(each in found.text for each in ("did not sleep before 5 a.m.", "1923", "Who would?\n"))
+    (item,) = found.overheads
+    assert (item.kind, item.model, item.attempt, item.usage.output_token_count) == ("tokenwise", MODEL, 1601, 1)
+    assert found.scoring_cost_nano_usd > 0
+    until = time.monotonic() + 20
+    while (await books.status(own)).unreceipted_request_count <= before:
+        assert time.monotonic() < until, "the attempt did not come to the ledger"
+        await asyncio.sleep(0.2)

@@ -77,7 +77,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_all_that_is_there_is_measured_and_the_rest_is_named(run: Run, data: Path, tmp_path: Path) -> None:
-    parts = [part for part in compressor.PARTS if part not in ("speed", "local_model")]
+    parts = [part for part in compressor.PARTS if part not in ("speed", "local_model", "tokenwise")]
     status, result = run("--data", data, "--plots", tmp_path / "plots", "--only", *parts)
     assert status == 0
     assert result["bench"] == "compressor"
@@ -122,9 +122,10 @@ def test_nothing_to_measure_is_exit_code_1(run: Run, tmp_path: Path) -> None:
     assert status == 1
     assert result["metrics"] == {}
     assert "everything else: no --data" in result["skipped"]
-    status, result = run("--data", tmp_path, "--only", "speed", "net_dollars", "local_model", models=tmp_path)
+    parts = ("speed", "net_dollars", "local_model", "tokenwise")
+    status, result = run("--data", tmp_path, "--only", *parts, models=tmp_path)
     assert status == 1
-    assert "speed: no nq_gold_passages" in result["skipped"]
+    assert {f"{part}: no nq_gold_passages" for part in ("speed", "local_model", "tokenwise")} <= {*result["skipped"]}
 
 
 def test_an_unknown_part_is_refused(run: Run) -> None:

@@ -22,7 +22,7 @@ from mesh.catalog import WatchedFile
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings
 from mesh.testing import KEY, dial, memory_telemetry
-from services.compressor.catalog import parse_catalog
+from services.compressor.catalog import Model, parse_catalog
 from services.compressor.corrections import Corrections
 from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
@@ -31,6 +31,9 @@ from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settled import SettledUsage
+from services.compressor.summarising import SummaryStep, SummaryTimes
+from services.compressor.summary import SummarySettings, SummaryStore
+from services.compressor.summary_step import Summaries
 from services.compressor.tokens import TokenCounters
 from services.compressor.vectors import PromptVectors
 from services.compressor.weights import load
@@ -71,6 +74,12 @@ class Mesh:
         return str(self.folder / name)
 
 
+def no_summaries(catalog: WatchedFile[dict[str, Model]]) -> SummaryStep:
+    """As where no inference service is set."""
+    made = Summaries(SummarySettings(), SummaryStore(1), 0.0, lambda: 0.0)
+    return SummaryStep(None, "", made, catalog, SummaryTimes(0.0, 1.0), lambda: datetime(2026, 11, 26, tzinfo=UTC), str)
+
+
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     callers = tmp_path / "callers.yaml"
@@ -93,6 +102,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             PrefixTracker(lambda: 0.0, 100),
             SettledUsage(Corrections(), None),
             lambda: datetime(2026, 11, 26, tzinfo=UTC),
+            no_summaries(catalog),
         )
         settings = MeshSettings(unready_seconds=0, drain_seconds=0.5)
         server = MeshServer(settings, memory_telemetry()[0], Authenticator(callers, KEY), {})

@@ -17,7 +17,7 @@ from tenth.type.v1 import chat_pb2, usage_pb2
 from mesh.catalog import WatchedFile
 from mesh.errors import Code, TenthError
 from mesh.testing import dial, running
-from services.compressor.catalog import parse_catalog
+from services.compressor.catalog import Model, parse_catalog
 from services.compressor.corrections import Corrections
 from services.compressor.documents import Documents
 from services.compressor.embeddings import Embeddings
@@ -26,6 +26,9 @@ from services.compressor.modes import plans
 from services.compressor.prefixes import PrefixTracker
 from services.compressor.servicer import CompressorServicer
 from services.compressor.settled import SettledUsage
+from services.compressor.summarising import SummaryStep, SummaryTimes
+from services.compressor.summary import SummarySettings, SummaryStore
+from services.compressor.summary_step import Summaries
 from services.compressor.tokens import TokenCounters
 from services.compressor.vectors import PromptVectors, rough_tokens
 from services.compressor.weights import load
@@ -78,6 +81,12 @@ class Mesh:
         return await self.stub.CompressPrompt(ask(question, **more), timeout=20)
 
 
+def no_summaries(catalog: WatchedFile[dict[str, Model]]) -> SummaryStep:
+    """As where no inference service is set."""
+    made = Summaries(SummarySettings(), SummaryStore(1), 0.0, lambda: 0.0)
+    return SummaryStep(None, "", made, catalog, SummaryTimes(0.0, 1.0), lambda: datetime(2026, 11, 26, tzinfo=UTC), str)
+
+
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     async with AsyncExitStack() as stack:
@@ -105,6 +114,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             prefixes,
             SettledUsage(corrections, None),
             lambda: AT,
+            no_summaries(catalog),
         )
         target = await stack.enter_async_context(
             running(

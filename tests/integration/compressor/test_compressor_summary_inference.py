@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.asked: list[inference_pb2.GenerateTextRequest] = []
         self.finish_reason: chat_pb2.FinishReason.ValueType = chat_pb2.FINISH_REASON_STOP
         self.error: TenthError | None = None
+        self.before: Callable[[], Awaitable[Any]] | None = None
 
     async def GenerateText(
         self, request: inference_pb2.GenerateTextRequest, context: Any
     ) -> inference_pb2.GenerateTextResponse:
         self.asked.append(request)
+        if self.before is not None:
+            await self.before()
         if self.error is not None:
             raise self.error
         return inference_pb2.GenerateTextResponse(

@@ -15,7 +15,6 @@ import pytest_asyncio
 
 from mesh.errors import TenthError
 from services.inference.adapters import AdaptedBackend, engine_rank, read_adapter
-from services.inference.model_folder import ModelUnusableError
 from services.inference.policy import Generation, Message, Meter, Sampling
 from services.inference.vllm import VllmBackend
 from services.inference.vllm_load import EngineOptions
@@ -105,7 +104,7 @@ async def test_an_adapter_answers_beside_the_plain_model(engine: VllmBackend) ->
 def test_an_adapter_that_cannot_be_used_says_what_to_do(tmp_path: Path, files: dict[str, str], said: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ModelUnusableError, match=said) as caught:
+    with pytest.raises(TenthError, match=said) as caught:
         read_adapter("a", tmp_path, 1)
     assert caught.value.reason == "ADAPTER_UNAVAILABLE"
 

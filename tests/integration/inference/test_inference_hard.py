@@ -322,7 +322,7 @@ async def test_a_drain_hands_back_what_waits_and_lets_the_rest_run_for_its_notic
     assert quick.task is not None
     await quick.task
     assert quick.error is None, "it finished within the notice"
-    reasons = Counter()
+    reasons: Counter[str] = Counter()
     for stream in full[1:]:
         error = await stream.end()
         reasons[error.reason] += 1

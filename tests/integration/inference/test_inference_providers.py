@@ -148,11 +148,11 @@ class Mesh:
         request = inference_pb2.StreamGenerateTextRequest(generation=self.request(**changes))
         return [event async for event in self.stub.StreamGenerateText(request, timeout=seconds)]
 
-    async def ask(self, seconds: float, *, streamed: bool) -> None:
+    async def ask(self, seconds: float, *, streamed: bool, **changes: Any) -> None:
         if streamed:
-            await self.stream(seconds)
+            await self.stream(seconds, **changes)
         else:
-            await self.stub.GenerateText(self.request(), timeout=seconds)
+            await self.stub.GenerateText(self.request(**changes), timeout=seconds)
 
     def records(self) -> list[ledger_pb2.AttemptEvent]:
         return [ledger_pb2.AttemptEvent.FromString(blob) for _, blob in self.log.pending()]

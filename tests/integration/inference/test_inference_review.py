@@ -96,6 +96,16 @@ async def test_a_purpose_of_a_newer_revision_does_not_close_a_model_for_ever(tmp
         await mesh.stub.GenerateText(mesh.request(request_id="r3"), timeout=5)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_prompts_probabilities_are_refused_before_anything_is_spent(tmp_path: Path, streamed: bool) -> None:
+    async with mesh_over(tmp_path, reply(200, ANSWER)) as mesh:
+        with pytest.raises(TenthError) as caught:
+            await mesh.ask(5, streamed=streamed, prompt_logprobs=True)
+        assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED", "generation.prompt_logprobs")
+        assert mesh.provider.bodies == []
+        assert mesh.log.pending_count() == 0
+
+
 def test_a_delivery_that_cannot_be_marked_leaves_no_transaction_open(tmp_path: Path) -> None:
     log = AttemptLog(tmp_path / "attempts.db", lambda: 1.0)
     event = ledger_pb2.AttemptEvent(request_id="r", attempt=1, kind=ledger_pb2.ATTEMPT_KIND_STARTED)

@@ -236,6 +236,59 @@ async def test_a_cascades_check_can_read_them(backend: VllmBackend, temperature:
     assert 0.0 < read_confidence().of(tokens, "smollm2-135m") < 1.0
 
 
+SCORED = (
+    "The lighthouse keeper climbed the stairs every evening, lit the lamp, and wrote the weather in a book. "
+    "서울의 봄은 짧고, 벚꽃은 사월 초에 핍니다. 🙂 In winter nobody came."
+)
+
+
+async def test_a_prompts_log_probabilities_are_those_of_the_model(backend: VllmBackend) -> None:
+    """Against transformers on the same weights, and never from the prefix cache, which has no probabilities."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    asked = generation(SCORED, prompt_logprobs=True, sampling={"max_output_tokens": 1})
+    answer = await backend.generate(asked, meter())
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
+    ids = tokenizer(SCORED, add_special_tokens=False, return_tensors="pt").input_ids
+    assert answer.finished.usage.input == len(answer.delta.prompt) == ids.shape[1]
+    assert answer.finished.usage.output == 1
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32, local_files_only=True)
+        logits = model(ids).logits[0, :-1]
+        expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    first, *rest = answer.delta.prompt
+    assert first.logprob is None
+    found = [token.logprob for token in rest if token.logprob is not None]
+    assert len(found) == len(rest)
+    assert sum(found) == pytest.approx(float(expected.sum()), rel=0.03)
+    correlation = torch.corrcoef(torch.stack([torch.tensor(found), expected]))[0, 1]
+    assert correlation > 0.99, "each token's, not only their sum"
+    again = await backend.generate(asked, meter())
+    assert again.finished.usage.cached == 0
+    assert again.delta.prompt == answer.delta.prompt
+
+
+async def test_a_prompts_tokens_cover_its_characters_in_order(backend: VllmBackend) -> None:
+    """Korean syllables and pictures are several tokens each; every one of those has the whole character."""
+    asked = generation(SCORED, prompt_logprobs=True, sampling={"max_output_tokens": 1})
+    tokens = (await backend.generate(asked, meter())).delta.prompt
+    at = 0
+    for token in tokens:
+        assert token.start <= at <= token.end, "no character is left out"
+        assert token.start < token.end
+        at = token.end
+    assert at == len(SCORED)
+    places = [(token.start, token.end) for token in tokens]
+    assert len(set(places)) < len(places), "a syllable of three bytes is more than one token"
+    first = SCORED.index("서")
+    assert sum(start <= first < end for start, end in places) >= 2
+    assert SCORED[slice(*next(place for place in places if "evening" in SCORED[slice(*place)]))] == " evening"
+    plain = await backend.generate(generation(SCORED, sampling={"max_output_tokens": 1}), meter())
+    assert plain.delta.prompt == ()
+    assert plain.finished.usage.input > len(tokens), "the chat template is left out only here"
+
+
 @pytest.mark.parametrize(("words", "counted"), [(2500, True), (2_000_000, False)])
 async def test_a_prompt_that_does_not_fit_is_refused(backend: VllmBackend, words: int, counted: bool) -> None:
     started = time.monotonic()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tenth.cache.v1 import cache_pb2
+from tenth.compressor.v1 import compressor_pb2
 from tenth.inference.v1 import inference_pb2
 from tenth.ledger.v1 import ledger_pb2
 from tenth.router.v1 import router_pb2
@@ -22,6 +23,7 @@ from tests.integration.orchestrator.orchestrator_fakes import (
     LOCAL,
     MINI,
     OPUS,
+    PRICES,
     Mesh,
     adds_up,
     ask,
@@ -552,6 +554,42 @@ async def test_an_overhead_without_a_price_still_leaves_a_receipt(mesh: Mesh) ->
     receipt = await mesh.settled(request.request_id)
     assert receipt.facts.failed
     assert receipt.facts.attempts_unknown, "the ledger adds it from inference's records"
+
+
+SUMMARY = receipt_pb2.OverheadItem(kind="summary", model=LOCAL, attempt=7)
+SUMMARY.usage.input_token_count = 1000
+
+
+async def test_what_a_summary_cost_is_on_the_receipt(mesh: Mesh) -> None:
+    short = mesh.fakes._CompressPrompt(compressor_pb2.CompressPromptRequest(model=MINI))
+    short.overheads.append(SUMMARY)
+    mesh.fakes.on("CompressPrompt", short)
+    reply = await mesh.generate(ask())
+    (item,) = [each for each in reply.receipt.facts.overheads if each.kind == "summary"]
+    assert (item.model, item.attempt, item.cost_nano_usd) == (LOCAL, 7, 1000 * PRICES[LOCAL][0])
+    assert adds_up(reply.receipt)
+    (asked,) = mesh.fakes.requests("CompressPrompt")
+    (generated,) = mesh.fakes.requests("GenerateText")
+    assert asked.summary_attempt // 1000 == generated.attempt // 1000, "of the request's own range"
+    assert asked.summary_attempt != generated.attempt
+
+
+@pytest.mark.parametrize("code", [Code.INVALID_ARGUMENT, Code.UNAVAILABLE], ids=["refused", "down"])
+async def test_what_a_summary_cost_is_on_the_receipt_though_compression_failed(mesh: Mesh, code: Code) -> None:
+    detail_of = receipt_pb2.SpentDetail(attempts=[SUMMARY])
+    mesh.fakes.on("CompressPrompt", TenthError(code, "PROMPT_TOO_LONG", "no", details=(detail_of,)))
+    request = ask()
+    if code is Code.UNAVAILABLE:
+        receipt = (await mesh.generate(request)).receipt
+    else:
+        with pytest.raises(TenthError) as raised:
+            await mesh.generate(request)
+        assert [item.kind for item in spent_detail(raised.value).attempts if item.model] == ["summary"]
+        receipt = await mesh.settled(request.request_id)
+        assert receipt.facts.failed
+    (item,) = [each for each in receipt.facts.overheads if each.kind == "summary"]
+    assert item.cost_nano_usd == 1000 * PRICES[LOCAL][0]
+    assert adds_up(receipt)
 
 
 async def test_a_tenant_over_its_rate_is_told_when_to_come_back(mesh: Mesh) -> None:

@@ -65,6 +65,13 @@ def test_prices_of_the_cache_come_from_the_row_else_from_the_provider(
     assert found.price(datetime(2024, 1, 1, tzinfo=UTC)) is None
 
 
+def test_the_price_of_output_is_that_of_its_time() -> None:
+    models = parse_catalog(Path("deploy/catalog.yaml").read_text(), "catalog.yaml")
+    assert models["claude-opus-4-7"].output_price(datetime(2026, 1, 1, tzinfo=UTC)) == 75_000_000_000
+    assert models["claude-opus-4-7"].output_price(NOW) == 25_000_000_000
+    assert models["claude-opus-4-7"].output_price(datetime(2024, 1, 1, tzinfo=UTC)) is None
+
+
 def test_an_unknown_provider_caches_where_its_row_says_so() -> None:
     assert model("gateway").cache is None
     assert model("gateway", row=', cached_input: "0.5"').cache == CacheTerms(1024, 1024, 128)

@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 
 from services.compressor.prompt import ASSISTANT, SYSTEM, TOOL, USER, Call, Message
 from services.compressor.summary import (
-    NEW,
-    SummaryAnswer,
-    SummaryRequest,
     SummarySettings,
     SummaryStore,
     plan_summary,
-    summarised,
     with_summary,
 )
 from services.compressor.summary_prompts import ENGLISH, KOREAN
@@ -41,18 +37,6 @@ def chat(turns: int, text: str = "We spoke at length of the matter") -> list[Mes
     for turn in range(turns):
         talk += [say(USER, f"{text}, part {turn}."), say(ASSISTANT, f"{text}, answer {turn}.")]
     return [*talk, say(USER, "And now?")]
-
-
-class Told:
-    """Answers with what it is given, and keeps what it was asked."""
-
-    def __init__(self, *answers: SummaryAnswer) -> None:
-        self.answers = list(answers)
-        self.asked: list[SummaryRequest] = []
-
-    async def summarize(self, request: SummaryRequest) -> SummaryAnswer:
-        self.asked.append(request)
-        return self.answers.pop(0)
 
 
 @pytest.mark.parametrize(("turns", "covered"), [(0, 0), (2, 0), (3, 4), (4, 4), (5, 8), (6, 8), (7, 12)])
@@ -134,35 +118,30 @@ def test_messages_cannot_end_the_list_of_messages() -> None:
     assert plan.request.user.count(tag) == 1
 
 
-async def test_a_summary_is_made_once_and_stands_while_the_conversation_grows() -> None:
-    store, model = SummaryStore(10_000), Told(SummaryAnswer("They met.", "", ("item",)))
-    first = await summarised(chat(3), SETTINGS, cost, store, "t", model)
-    assert first.made
-    assert first.overheads == ("item",)
-    assert [message.role for message in first.messages] == [SYSTEM, SYSTEM, USER, ASSISTANT, USER]
-    assert first.messages[1] == Message(NEW, SYSTEM, ("Summary of the earlier conversation:\nThey met.",))
-    later = await summarised(chat(4), SETTINGS, cost, store, "t", model)
-    assert not later.made
-    assert later.overheads == ()
-    assert later.messages[:3] == first.messages[:3]
-    assert len(model.asked) == 1
+def test_the_summary_before_stands_until_the_new_one_is_there() -> None:
+    first = plan_summary(chat(3), SETTINGS, cost, nothing, "tenant")
+    known = {first.digest: "They met."}
+    grown = plan_summary(chat(5), SETTINGS, cost, lambda digest: known.get(digest, ""), "tenant")
+    assert grown.older is not None
+    assert (grown.older.digest, grown.older.text, grown.older.covered) == (first.digest, "They met.", first.covered)
+    assert with_summary(chat(5), grown.older, grown.older.text)[:2] == with_summary(chat(3), first, "They met.")[:2]
+    assert first.older is None
 
 
-@pytest.mark.parametrize(
-    ("answer", "failure"),
-    [
-        (SummaryAnswer("", "small failed (UNREACHABLE)", ("item",)), "small failed (UNREACHABLE)"),
-        (SummaryAnswer(" \n"), "the model said nothing"),
-        (SummaryAnswer("long " * 500, "", ("item",)), "the summary is no shorter than what it stands for"),
-    ],
-)
-async def test_failure_is_plain_truncation_marked_and_still_billed(answer: SummaryAnswer, failure: str) -> None:
-    talk, store = chat(3), SummaryStore(10_000)
-    outcome = await summarised(talk, SETTINGS, cost, store, "t", Told(answer))
-    assert outcome.messages == tuple(talk)
-    assert outcome.failure == failure
-    assert outcome.overheads == answer.overheads
-    assert not store.get(plan_summary(talk, SETTINGS, cost, nothing, "t").digest)
+@pytest.mark.parametrize(("turns", "lasting"), [(3, 2), (4, 1), (5, 2), (6, 1)])
+def test_it_says_how_many_requests_it_stands_in(turns: int, lasting: int) -> None:
+    plan = plan_summary(chat(turns), SETTINGS, cost, nothing, "tenant")
+    assert (plan.turn_count, plan.lasting_turn_count) == (turns + 1, lasting)
+
+
+def test_a_late_tool_result_takes_the_summary_before_away() -> None:
+    talk = chat(5)
+    talk[2] = replace(talk[2], calls=(Call("1", "f", "{}"),))
+    early = plan_summary([*talk[:7], say(USER, "And?")], SETTINGS, cost, nothing, "t")
+    assert early.covered  # No result has come: a call by itself.
+    late = [*talk[:7], say(TOOL, "result", answers="1"), *talk[7:]]
+    plan = plan_summary(late, SETTINGS, cost, lambda digest: "Old." if digest == early.digest else "", "t")
+    assert plan.older is None
 
 
 def test_the_store_is_bounded_and_the_first_of_two_stands() -> None:

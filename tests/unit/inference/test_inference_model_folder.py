@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mesh.errors import TenthError
 from services.inference.model_folder import (
-    ModelUnusableError,
     available_bytes,
     check_memory,
     check_scheme,
@@ -33,9 +33,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> tuple[str, str]:
-    with pytest.raises(ModelUnusableError) as caught:
+    with pytest.raises(TenthError) as caught:
         read_folder(folder)
-    return caught.value.reason, str(caught.value)
+    assert caught.value.code.name == "UNAVAILABLE"
+    return caught.value.reason, caught.value.message
 
 
 def test_a_whole_folder(folder: Path) -> None:
@@ -99,7 +100,7 @@ def test_schemes_that_need_a_gpu(folder: Path, quantization: dict[str, Any] | No
     if on_cpu:
         check_scheme(read, on_cpu=True)
         return
-    with pytest.raises(ModelUnusableError, match="needs a GPU") as caught:
+    with pytest.raises(TenthError, match="needs a GPU") as caught:
         check_scheme(read, on_cpu=True)
     assert caught.value.reason == "SCHEME_UNSUPPORTED"
 
@@ -109,7 +110,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_figures(folder: Path) -> 
     read = read_folder(folder)
     check_memory(read, 2**20, 2**20, 1.0, None)
     check_memory(read, 2**20, 2**20, 1.0, 6 * 2**20)
-    with pytest.raises(ModelUnusableError, match=r"about 8 MiB.*6 MiB of weights, 1 MiB of KV.*6 MiB are") as caught:
+    with pytest.raises(TenthError, match=r"about 8 MiB.*6 MiB of weights, 1 MiB of KV.*6 MiB are") as caught:
         check_memory(read, 2**20, 2**20, 2.0, 6 * 2**20)
     assert caught.value.reason == "MODEL_TOO_LARGE"
 

@@ -150,6 +150,14 @@ def test_each_attempt_counts_once_by_its_end() -> None:
     assert found == [("failed_attempt", 3, False), ("cancelled_attempt", 7, False), ("classifier", 1, False)]
 
 
+@pytest.mark.parametrize("purpose", ["classifier", "summary", "tokenwise"])
+def test_what_was_asked_beside_an_answer_is_called_so_however_it_ended(purpose: str) -> None:
+    for kind in ("finished", "failed", "cancelled"):
+        spent = spent_by_attempts([attempt(1601, kind, purpose=purpose)], assume_worst=False)
+        assert spent is not None
+        assert [each.kind for each in spent] == [purpose]
+
+
 def test_one_that_never_ended_is_waited_for_and_then_counts_with_its_worst_case() -> None:
     records = [attempt(1, "started", output=99), attempt(2, "failed")]
     assert spent_by_attempts(records, assume_worst=False) is None

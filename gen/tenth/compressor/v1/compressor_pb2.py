@@ -23,38 +23,45 @@ _sym_db = _symbol_database.Default()
 
 
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
+from tenth.type.v1 import receipt_pb2 as tenth_dot_type_dot_v1_dot_receipt__pb2
 from tenth.type.v1 import usage_pb2 as tenth_dot_type_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tenth/compressor/v1/compressor.proto\x12\x13tenth.compressor.v1\x1a\x18tenth/type/v1/chat.proto\x1a\x19tenth/type/v1/usage.proto\"\xd2\x02\n\x15\x43ompressPromptRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\tembedding\x18\x03 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x03\x12\x16\n\x0e\x62\x61seline_model\x18\x05 \x01(\t\x12\x41\n\x12strategy_overrides\x18\x06 \x03(\x0b\x32%.tenth.compressor.v1.StrategyOverride\x12\x19\n\x0ctoken_budget\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12$\n\x1cpredicted_output_token_count\x18\x08 \x01(\x01\x42\x0f\n\r_token_budget\"5\n\x10StrategyOverride\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\"\x9e\x02\n\x0eStrategyResult\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x1b\n\x13removed_token_count\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x1a\n\x12\x62\x65\x66ore_token_count\x18\x04 \x01(\x03\x12\x19\n\x11\x61\x66ter_token_count\x18\x05 \x01(\x03\x12 \n\x18\x65xpected_saving_nano_usd\x18\x06 \x01(\x03\x12\x1b\n\x13\x63ut_message_indexes\x18\x07 \x03(\x05\x12\x19\n\x11\x63ut_chunk_indexes\x18\x08 \x03(\x05\x12\x1e\n\x16\x65\x64ited_message_indexes\x18\t \x03(\x05\x12\x1c\n\x14\x65\x64ited_chunk_indexes\x18\n \x03(\x05\"\xfd\x04\n\x16\x43ompressPromptResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.tenth.type.v1.ChatMessage\x12\x37\n\x10retrieved_chunks\x18\x02 \x03(\x0b\x32\x1d.tenth.type.v1.RetrievedChunk\x12\"\n\x1aoriginal_input_token_count\x18\x03 \x01(\x03\x12$\n\x1c\x63ompressed_input_token_count\x18\x04 \x01(\x03\x12\"\n\x1a\x62\x61seline_input_token_count\x18\x05 \x01(\x03\x12\x11\n\testimated\x18\x06 \x01(\x08\x12\x37\n\nstrategies\x18\x07 \x03(\x0b\x32#.tenth.compressor.v1.StrategyResult\x12#\n\x1bstable_prefix_message_count\x18\x08 \x01(\x05\x12\x16\n\x0e\x63ompute_micros\x18\t \x01(\x03\x12 \n\x18\x65xpected_saving_nano_usd\x18\n \x01(\x03\x12\x35\n\x08\x64\x65\x63lined\x18\x0b \x03(\x0b\x32#.tenth.compressor.v1.StrategyResult\x12 \n\x18prompt_cache_probability\x18\x0c \x01(\x01\x12\x16\n\x0eprefix_version\x18\r \x01(\t\x12#\n\x16max_output_token_count\x18\x0e \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10\x63ut_tool_indexes\x18\x0f \x03(\x05\x12\x18\n\x10token_correction\x18\x10 \x01(\x01\x42\x19\n\x17_max_output_token_count\"\\\n\x19PreviewCompressionRequest\x12?\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32*.tenth.compressor.v1.CompressPromptRequest\"\xeb\x01\n\x1aPreviewCompressionResponse\x12@\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32+.tenth.compressor.v1.CompressPromptResponse\x12\x17\n\x0fmessage_indexes\x18\x02 \x03(\x05\x12\x15\n\rchunk_indexes\x18\x03 \x03(\x05\x12)\n!input_nano_usd_per_million_tokens\x18\x04 \x01(\x03\x12\x30\n(cached_input_nano_usd_per_million_tokens\x18\x05 \x01(\x03\"\x96\x01\n\x12RecordUsageRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x1e\n\x16told_input_token_count\x18\x04 \x01(\x03\x12\x18\n\x10token_correction\x18\x05 \x01(\x01\"&\n\x13RecordUsageResponse\x12\x0f\n\x07\x63ounted\x18\x01 \x01(\x08\"W\n\x12\x43ountTokensRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x0e\n\x06models\x18\x02 \x03(\t\"I\n\nTokenCount\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11input_token_count\x18\x02 \x01(\x03\x12\x11\n\testimated\x18\x03 \x01(\x08\"F\n\x13\x43ountTokensResponse\x12/\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1f.tenth.compressor.v1.TokenCount2\xb9\x03\n\x11\x43ompressorService\x12i\n\x0e\x43ompressPrompt\x12*.tenth.compressor.v1.CompressPromptRequest\x1a+.tenth.compressor.v1.CompressPromptResponse\x12`\n\x0b\x43ountTokens\x12\'.tenth.compressor.v1.CountTokensRequest\x1a(.tenth.compressor.v1.CountTokensResponse\x12u\n\x12PreviewCompression\x12..tenth.compressor.v1.PreviewCompressionRequest\x1a/.tenth.compressor.v1.PreviewCompressionResponse\x12`\n\x0bRecordUsage\x12\'.tenth.compressor.v1.RecordUsageRequest\x1a(.tenth.compressor.v1.RecordUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tenth/compressor/v1/compressor.proto\x12\x13tenth.compressor.v1\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"v\n\x10PruneTextRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x05share\x18\x03 \x01(\x01H\x00\x12\x16\n\x0ctoken_budget\x18\x04 \x01(\x03H\x00\x12\x12\n\nproject_id\x18\x05 \x01(\tB\x08\n\x06target\"\xf0\x02\n\x11PruneTextResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x31\n\x07removed\x18\x02 \x03(\x0b\x32 .tenth.compressor.v1.RemovedText\x12\x1c\n\x14original_token_count\x18\x03 \x01(\x03\x12\x1a\n\x12pruned_token_count\x18\x04 \x01(\x03\x12\x11\n\testimated\x18\x05 \x01(\x08\x12\x0f\n\x07reached\x18\x06 \x01(\x08\x12)\n!input_nano_usd_per_million_tokens\x18\x07 \x01(\x03\x12\x17\n\x0fsaving_nano_usd\x18\x08 \x01(\x03\x12\x15\n\rscoring_model\x18\t \x01(\t\x12\x1d\n\x15scoring_cost_nano_usd\x18\n \x01(\x03\x12.\n\toverheads\x18\x0b \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x12\n\nrequest_id\x18\x0c \x01(\t\"K\n\x0bRemovedText\x12\x17\n\x0fstart_character\x18\x01 \x01(\x05\x12\x15\n\rend_character\x18\x02 \x01(\x05\x12\x0c\n\x04nats\x18\x03 \x01(\x01\"\xeb\x02\n\x15\x43ompressPromptRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\tembedding\x18\x03 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x1d\n\x15\x63ontext_window_tokens\x18\x04 \x01(\x03\x12\x16\n\x0e\x62\x61seline_model\x18\x05 \x01(\t\x12\x41\n\x12strategy_overrides\x18\x06 \x03(\x0b\x32%.tenth.compressor.v1.StrategyOverride\x12\x19\n\x0ctoken_budget\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12$\n\x1cpredicted_output_token_count\x18\x08 \x01(\x01\x12\x17\n\x0fsummary_attempt\x18\t \x01(\x05\x42\x0f\n\r_token_budget\"5\n\x10StrategyOverride\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\"\x9e\x02\n\x0eStrategyResult\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x1b\n\x13removed_token_count\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x1a\n\x12\x62\x65\x66ore_token_count\x18\x04 \x01(\x03\x12\x19\n\x11\x61\x66ter_token_count\x18\x05 \x01(\x03\x12 \n\x18\x65xpected_saving_nano_usd\x18\x06 \x01(\x03\x12\x1b\n\x13\x63ut_message_indexes\x18\x07 \x03(\x05\x12\x19\n\x11\x63ut_chunk_indexes\x18\x08 \x03(\x05\x12\x1e\n\x16\x65\x64ited_message_indexes\x18\t \x03(\x05\x12\x1c\n\x14\x65\x64ited_chunk_indexes\x18\n \x03(\x05\"\xad\x05\n\x16\x43ompressPromptResponse\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.tenth.type.v1.ChatMessage\x12\x37\n\x10retrieved_chunks\x18\x02 \x03(\x0b\x32\x1d.tenth.type.v1.RetrievedChunk\x12\"\n\x1aoriginal_input_token_count\x18\x03 \x01(\x03\x12$\n\x1c\x63ompressed_input_token_count\x18\x04 \x01(\x03\x12\"\n\x1a\x62\x61seline_input_token_count\x18\x05 \x01(\x03\x12\x11\n\testimated\x18\x06 \x01(\x08\x12\x37\n\nstrategies\x18\x07 \x03(\x0b\x32#.tenth.compressor.v1.StrategyResult\x12#\n\x1bstable_prefix_message_count\x18\x08 \x01(\x05\x12\x16\n\x0e\x63ompute_micros\x18\t \x01(\x03\x12 \n\x18\x65xpected_saving_nano_usd\x18\n \x01(\x03\x12\x35\n\x08\x64\x65\x63lined\x18\x0b \x03(\x0b\x32#.tenth.compressor.v1.StrategyResult\x12 \n\x18prompt_cache_probability\x18\x0c \x01(\x01\x12\x16\n\x0eprefix_version\x18\r \x01(\t\x12#\n\x16max_output_token_count\x18\x0e \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10\x63ut_tool_indexes\x18\x0f \x03(\x05\x12\x18\n\x10token_correction\x18\x10 \x01(\x01\x12.\n\toverheads\x18\x11 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItemB\x19\n\x17_max_output_token_count\"\\\n\x19PreviewCompressionRequest\x12?\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32*.tenth.compressor.v1.CompressPromptRequest\"\xeb\x01\n\x1aPreviewCompressionResponse\x12@\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32+.tenth.compressor.v1.CompressPromptResponse\x12\x17\n\x0fmessage_indexes\x18\x02 \x03(\x05\x12\x15\n\rchunk_indexes\x18\x03 \x03(\x05\x12)\n!input_nano_usd_per_million_tokens\x18\x04 \x01(\x03\x12\x30\n(cached_input_nano_usd_per_million_tokens\x18\x05 \x01(\x03\"\x96\x01\n\x12RecordUsageRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05usage\x18\x03 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x1e\n\x16told_input_token_count\x18\x04 \x01(\x03\x12\x18\n\x10token_correction\x18\x05 \x01(\x01\"&\n\x13RecordUsageResponse\x12\x0f\n\x07\x63ounted\x18\x01 \x01(\x08\"W\n\x12\x43ountTokensRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x0e\n\x06models\x18\x02 \x03(\t\"I\n\nTokenCount\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11input_token_count\x18\x02 \x01(\x03\x12\x11\n\testimated\x18\x03 \x01(\x08\"F\n\x13\x43ountTokensResponse\x12/\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x1f.tenth.compressor.v1.TokenCount2\x95\x04\n\x11\x43ompressorService\x12i\n\x0e\x43ompressPrompt\x12*.tenth.compressor.v1.CompressPromptRequest\x1a+.tenth.compressor.v1.CompressPromptResponse\x12`\n\x0b\x43ountTokens\x12\'.tenth.compressor.v1.CountTokensRequest\x1a(.tenth.compressor.v1.CountTokensResponse\x12u\n\x12PreviewCompression\x12..tenth.compressor.v1.PreviewCompressionRequest\x1a/.tenth.compressor.v1.PreviewCompressionResponse\x12`\n\x0bRecordUsage\x12\'.tenth.compressor.v1.RecordUsageRequest\x1a(.tenth.compressor.v1.RecordUsageResponse\x12Z\n\tPruneText\x12%.tenth.compressor.v1.PruneTextRequest\x1a&.tenth.compressor.v1.PruneTextResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tenth.compressor.v1.compressor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPRESSPROMPTREQUEST']._serialized_start=115
-  _globals['_COMPRESSPROMPTREQUEST']._serialized_end=453
-  _globals['_STRATEGYOVERRIDE']._serialized_start=455
-  _globals['_STRATEGYOVERRIDE']._serialized_end=508
-  _globals['_STRATEGYRESULT']._serialized_start=511
-  _globals['_STRATEGYRESULT']._serialized_end=797
-  _globals['_COMPRESSPROMPTRESPONSE']._serialized_start=800
-  _globals['_COMPRESSPROMPTRESPONSE']._serialized_end=1437
-  _globals['_PREVIEWCOMPRESSIONREQUEST']._serialized_start=1439
-  _globals['_PREVIEWCOMPRESSIONREQUEST']._serialized_end=1531
-  _globals['_PREVIEWCOMPRESSIONRESPONSE']._serialized_start=1534
-  _globals['_PREVIEWCOMPRESSIONRESPONSE']._serialized_end=1769
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=1772
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=1922
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=1924
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=1962
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1964
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2051
-  _globals['_TOKENCOUNT']._serialized_start=2053
-  _globals['_TOKENCOUNT']._serialized_end=2126
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2128
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2198
-  _globals['_COMPRESSORSERVICE']._serialized_start=2201
-  _globals['_COMPRESSORSERVICE']._serialized_end=2642
+  _globals['_PRUNETEXTREQUEST']._serialized_start=143
+  _globals['_PRUNETEXTREQUEST']._serialized_end=261
+  _globals['_PRUNETEXTRESPONSE']._serialized_start=264
+  _globals['_PRUNETEXTRESPONSE']._serialized_end=632
+  _globals['_REMOVEDTEXT']._serialized_start=634
+  _globals['_REMOVEDTEXT']._serialized_end=709
+  _globals['_COMPRESSPROMPTREQUEST']._serialized_start=712
+  _globals['_COMPRESSPROMPTREQUEST']._serialized_end=1075
+  _globals['_STRATEGYOVERRIDE']._serialized_start=1077
+  _globals['_STRATEGYOVERRIDE']._serialized_end=1130
+  _globals['_STRATEGYRESULT']._serialized_start=1133
+  _globals['_STRATEGYRESULT']._serialized_end=1419
+  _globals['_COMPRESSPROMPTRESPONSE']._serialized_start=1422
+  _globals['_COMPRESSPROMPTRESPONSE']._serialized_end=2107
+  _globals['_PREVIEWCOMPRESSIONREQUEST']._serialized_start=2109
+  _globals['_PREVIEWCOMPRESSIONREQUEST']._serialized_end=2201
+  _globals['_PREVIEWCOMPRESSIONRESPONSE']._serialized_start=2204
+  _globals['_PREVIEWCOMPRESSIONRESPONSE']._serialized_end=2439
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=2442
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=2592
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=2594
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=2632
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2634
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2721
+  _globals['_TOKENCOUNT']._serialized_start=2723
+  _globals['_TOKENCOUNT']._serialized_end=2796
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2798
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2868
+  _globals['_COMPRESSORSERVICE']._serialized_start=2871
+  _globals['_COMPRESSORSERVICE']._serialized_end=3404
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from tenth.type.v1 import chat_pb2 as _chat_pb2
+from tenth.type.v1 import receipt_pb2 as _receipt_pb2
 from tenth.type.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,150 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class PruneTextRequest(_message.Message):
+    """A text to prune."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text, at most 100,000 characters. Required."""
+    model: _builtins.str
+    """The model that will read it: its tokens and prices count. Required."""
+    share: _builtins.float
+    """Share of the text's tokens to take out, above 0, at most 0.9. About as much goes, by a word; less where what must
+    stay is more.
+    """
+    token_budget: _builtins.int
+    """Most tokens of the result, at least 1."""
+    project_id: _builtins.str
+    """Project that the model calls are filed under; empty: the caller's."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        model: _builtins.str = ...,
+        share: _builtins.float = ...,
+        token_budget: _builtins.int = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["share", b"share", "target", b"target", "token_budget", b"token_budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "project_id", b"project_id", "share", b"share", "target", b"target", "text", b"text", "token_budget", b"token_budget"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["share", "token_budget"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___PruneTextRequest: _TypeAlias = PruneTextRequest  # noqa: Y015
+
+@_typing.final
+class PruneTextResponse(_message.Message):
+    """A pruned text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ORIGINAL_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    PRUNED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    SAVING_NANO_USD_FIELD_NUMBER: _builtins.int
+    SCORING_MODEL_FIELD_NUMBER: _builtins.int
+    SCORING_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    OVERHEADS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """What is left. Words stand in their order; protected spans, questions, instructions and headings are whole."""
+    original_token_count: _builtins.int
+    """Tokens of the text for the model that will read it."""
+    pruned_token_count: _builtins.int
+    """Tokens of what is left, never more."""
+    estimated: _builtins.bool
+    """True when the counts used another tokenizer than the model's own."""
+    reached: _builtins.bool
+    """False when all that may go is gone and the target is not reached."""
+    input_nano_usd_per_million_tokens: _builtins.int
+    """Price of an uncached input token of the model, nano-USD per million; 0 where it is not known."""
+    saving_nano_usd: _builtins.int
+    """What each use of the result saves at that price, nano-USD."""
+    scoring_model: _builtins.str
+    """The catalogue model that told how surprising each token is."""
+    scoring_cost_nano_usd: _builtins.int
+    """About what asking it cost, nano-USD: the tokens it read, at its price; 0 where that is not known. The one token that
+    it writes at each call is left out; the ledger has the whole.
+    """
+    request_id: _builtins.str
+    """The request that the ledger has these attempts under; made here, new for each call."""
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedText]:
+        """What went, in the order of the text."""
+
+    @_builtins.property
+    def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
+        """What was spent on it, one item for each call; kind "tokenwise", attempts from 1601."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        removed: _abc.Iterable[Global___RemovedText] | None = ...,
+        original_token_count: _builtins.int = ...,
+        pruned_token_count: _builtins.int = ...,
+        estimated: _builtins.bool = ...,
+        reached: _builtins.bool = ...,
+        input_nano_usd_per_million_tokens: _builtins.int = ...,
+        saving_nano_usd: _builtins.int = ...,
+        scoring_model: _builtins.str = ...,
+        scoring_cost_nano_usd: _builtins.int = ...,
+        overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated", b"estimated", "input_nano_usd_per_million_tokens", b"input_nano_usd_per_million_tokens", "original_token_count", b"original_token_count", "overheads", b"overheads", "pruned_token_count", b"pruned_token_count", "reached", b"reached", "removed", b"removed", "request_id", b"request_id", "saving_nano_usd", b"saving_nano_usd", "scoring_cost_nano_usd", b"scoring_cost_nano_usd", "scoring_model", b"scoring_model", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneTextResponse: _TypeAlias = PruneTextResponse  # noqa: Y015
+
+@_typing.final
+class RemovedText(_message.Message):
+    """A part that went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_CHARACTER_FIELD_NUMBER: _builtins.int
+    END_CHARACTER_FIELD_NUMBER: _builtins.int
+    NATS_FIELD_NUMBER: _builtins.int
+    start_character: _builtins.int
+    """Where it began, in Unicode characters (code points) of the text, from 0."""
+    end_character: _builtins.int
+    """Where it ended, exclusive; the blank after a word is part of it."""
+    nats: _builtins.float
+    """The surprisal that went with it, nats."""
+    def __init__(
+        self,
+        *,
+        start_character: _builtins.int = ...,
+        end_character: _builtins.int = ...,
+        nats: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_character", b"end_character", "nats", b"nats", "start_character", b"start_character"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovedText: _TypeAlias = RemovedText  # noqa: Y015
 
 @_typing.final
 class CompressPromptRequest(_message.Message):
@@ -34,6 +179,7 @@ class CompressPromptRequest(_message.Message):
     STRATEGY_OVERRIDES_FIELD_NUMBER: _builtins.int
     TOKEN_BUDGET_FIELD_NUMBER: _builtins.int
     PREDICTED_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    SUMMARY_ATTEMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that will answer; its tokenizer and context window count."""
     context_window_tokens: _builtins.int
@@ -46,6 +192,8 @@ class CompressPromptRequest(_message.Message):
     """
     predicted_output_token_count: _builtins.float
     """How long the answer is expected to be, tokens, for the strategy "output"; 0 if not known."""
+    summary_attempt: _builtins.int
+    """Number of the attempt with which inference is asked for a summary, if one is made; 0: 1501."""
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request; its messages, tools and retrieved_chunks are the prompt, its policy sets the mode."""
@@ -69,10 +217,11 @@ class CompressPromptRequest(_message.Message):
         strategy_overrides: _abc.Iterable[Global___StrategyOverride] | None = ...,
         token_budget: _builtins.int | None = ...,
         predicted_output_token_count: _builtins.float = ...,
+        summary_attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "embedding", b"embedding", "request", b"request", "token_budget", b"token_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "predicted_output_token_count", b"predicted_output_token_count", "request", b"request", "strategy_overrides", b"strategy_overrides", "token_budget", b"token_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget", "baseline_model", b"baseline_model", "context_window_tokens", b"context_window_tokens", "embedding", b"embedding", "model", b"model", "predicted_output_token_count", b"predicted_output_token_count", "request", b"request", "strategy_overrides", b"strategy_overrides", "summary_attempt", b"summary_attempt", "token_budget", b"token_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token_budget: _TypeAlias = _typing.Literal["token_budget"]  # noqa: Y015
     _WhichOneofArgType__token_budget: _TypeAlias = _typing.Literal["_token_budget", b"_token_budget"]  # noqa: Y015
@@ -123,7 +272,7 @@ class StrategyResult(_message.Message):
     EDITED_MESSAGE_INDEXES_FIELD_NUMBER: _builtins.int
     EDITED_CHUNK_INDEXES_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """"cleanup", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
+    """"summary", "cleanup", "retrieval", "history", "dedupe", "tools", "output"; later versions may know more."""
     removed_token_count: _builtins.int
     """Tokens it removed."""
     reason: _builtins.str
@@ -194,6 +343,7 @@ class CompressPromptResponse(_message.Message):
     MAX_OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     CUT_TOOL_INDEXES_FIELD_NUMBER: _builtins.int
     TOKEN_CORRECTION_FIELD_NUMBER: _builtins.int
+    OVERHEADS_FIELD_NUMBER: _builtins.int
     original_input_token_count: _builtins.int
     """Input tokens of the original prompt for the answering model."""
     compressed_input_token_count: _builtins.int
@@ -236,6 +386,12 @@ class CompressPromptResponse(_message.Message):
     def cut_tool_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Places in the request's tools of those that the strategy "tools" left out, from 0."""
 
+    @_builtins.property
+    def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
+        """What was spent on a summary of older turns, its failure included; kind "summary". Errors carry the same in
+        tenth.type.v1.SpentDetail.
+        """
+
     def __init__(
         self,
         *,
@@ -255,10 +411,11 @@ class CompressPromptResponse(_message.Message):
         max_output_token_count: _builtins.int | None = ...,
         cut_tool_indexes: _abc.Iterable[_builtins.int] | None = ...,
         token_correction: _builtins.float = ...,
+        overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "max_output_token_count", b"max_output_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "cut_tool_indexes", b"cut_tool_indexes", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "max_output_token_count", b"max_output_token_count", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies", "token_correction", b"token_correction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count", "baseline_input_token_count", b"baseline_input_token_count", "compressed_input_token_count", b"compressed_input_token_count", "compute_micros", b"compute_micros", "cut_tool_indexes", b"cut_tool_indexes", "declined", b"declined", "estimated", b"estimated", "expected_saving_nano_usd", b"expected_saving_nano_usd", "max_output_token_count", b"max_output_token_count", "messages", b"messages", "original_input_token_count", b"original_input_token_count", "overheads", b"overheads", "prefix_version", b"prefix_version", "prompt_cache_probability", b"prompt_cache_probability", "retrieved_chunks", b"retrieved_chunks", "stable_prefix_message_count", b"stable_prefix_message_count", "strategies", b"strategies", "token_correction", b"token_correction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_output_token_count: _TypeAlias = _typing.Literal["max_output_token_count"]  # noqa: Y015
     _WhichOneofArgType__max_output_token_count: _TypeAlias = _typing.Literal["_max_output_token_count", b"_max_output_token_count"]  # noqa: Y015
@@ -311,7 +468,7 @@ class PreviewCompressionResponse(_message.Message):
 
     @_builtins.property
     def message_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Places in the request's messages of the messages sent, in order, from 0."""
+        """Places in the request's messages of the messages sent, in order, from 0; -1 for a summary, which it did not have."""
 
     @_builtins.property
     def chunk_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -55,6 +55,11 @@ class CompressorServiceStub:
                 request_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageRequest.SerializeToString,
                 response_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageResponse.FromString,
                 _registered_method=True)
+        self.PruneText = channel.unary_unary(
+                '/tenth.compressor.v1.CompressorService/PruneText',
+                request_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PruneTextRequest.SerializeToString,
+                response_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PruneTextResponse.FromString,
+                _registered_method=True)
 
 
 class CompressorServiceServicer:
@@ -77,7 +82,8 @@ class CompressorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PreviewCompression(self, request, context):
-        """What CompressPrompt would do, without any effect on later requests. Reads alone.
+        """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+        that is not there yet `declined` says what it would cost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +92,16 @@ class CompressorServiceServicer:
     def RecordUsage(self, request, context):
         """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
         report of one request_id is not counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneText(self, request, context):
+        """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+        shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+        each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+        an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +129,11 @@ def add_CompressorServiceServicer_to_server(servicer, server):
                     servicer.RecordUsage,
                     request_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageRequest.FromString,
                     response_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageResponse.SerializeToString,
+            ),
+            'PruneText': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneText,
+                    request_deserializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PruneTextRequest.FromString,
+                    response_serializer=tenth_dot_compressor_dot_v1_dot_compressor__pb2.PruneTextResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +245,33 @@ class CompressorService:
             '/tenth.compressor.v1.CompressorService/RecordUsage',
             tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageRequest.SerializeToString,
             tenth_dot_compressor_dot_v1_dot_compressor__pb2.RecordUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.compressor.v1.CompressorService/PruneText',
+            tenth_dot_compressor_dot_v1_dot_compressor__pb2.PruneTextRequest.SerializeToString,
+            tenth_dot_compressor_dot_v1_dot_compressor__pb2.PruneTextResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,10 +40,18 @@ class CompressorServiceStub:
     CountTokens: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]
     """Counts a prompt's tokens for one or more models."""
     PreviewCompression: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]
-    """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+    """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+    that is not there yet `declined` says what it would cost.
+    """
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]
     """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
     report of one request_id is not counted.
+    """
+    PruneText: _grpc.UnaryUnaryMultiCallable[_compressor_pb2.PruneTextRequest, _compressor_pb2.PruneTextResponse]
+    """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+    shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+    each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+    an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
     """
 
 @_typing.type_check_only
@@ -58,10 +66,18 @@ class CompressorServiceAsyncStub(CompressorServiceStub):
     CountTokens: _aio.UnaryUnaryMultiCallable[_compressor_pb2.CountTokensRequest, _compressor_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt's tokens for one or more models."""
     PreviewCompression: _aio.UnaryUnaryMultiCallable[_compressor_pb2.PreviewCompressionRequest, _compressor_pb2.PreviewCompressionResponse]  # type: ignore[assignment]
-    """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+    """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+    that is not there yet `declined` says what it would cost.
+    """
     RecordUsage: _aio.UnaryUnaryMultiCallable[_compressor_pb2.RecordUsageRequest, _compressor_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
     report of one request_id is not counted.
+    """
+    PruneText: _aio.UnaryUnaryMultiCallable[_compressor_pb2.PruneTextRequest, _compressor_pb2.PruneTextResponse]  # type: ignore[assignment]
+    """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+    shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+    each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+    an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
     """
 
 class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -91,7 +107,9 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _compressor_pb2.PreviewCompressionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_compressor_pb2.PreviewCompressionResponse, _abc.Awaitable[_compressor_pb2.PreviewCompressionResponse]]:
-        """What CompressPrompt would do, without any effect on later requests. Reads alone."""
+        """What CompressPrompt would do, without any effect on later requests. Reads alone, and asks no model: of a summary
+        that is not there yet `declined` says what it would cost.
+        """
 
     @_abc_1.abstractmethod
     def RecordUsage(
@@ -101,6 +119,18 @@ class CompressorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_compressor_pb2.RecordUsageResponse, _abc.Awaitable[_compressor_pb2.RecordUsageResponse]]:
         """What the provider said a compressed request used: how its prompt cache behaves is learned from this. A second
         report of one request_id is not counted.
+        """
+
+    @_abc_1.abstractmethod
+    def PruneText(
+        self,
+        request: _compressor_pb2.PruneTextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_compressor_pb2.PruneTextResponse, _abc.Awaitable[_compressor_pb2.PruneTextResponse]]:
+        """Leaves out the words of a text that tell a small language model least (the strategy "tokenwise"), for texts that are
+        shortened once and used often; no request is ever pruned so on its way. Asks the inference service, which costs:
+        each call prunes anew and is charged anew. Errors carry tenth.type.v1.SpentDetail when something was spent. Without
+        an inference service or a scoring model: TOKENWISE_NOT_SET_UP.
         """
 
 def add_CompressorServiceServicer_to_server(servicer: CompressorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,6 +39,8 @@ class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.Value
     """The sandbox provider playing a paid model: not metered; only the sandbox caller may use it."""
     PURPOSE_SUMMARY: _Purpose.ValueType  # 4
     """A summary of a conversation's older turns, for the compressor."""
+    PURPOSE_TOKENWISE: _Purpose.ValueType  # 5
+    """How surprising each token of a text is, for the compressor's strategy "tokenwise"."""
 
 class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
     """What a generation is for."""
@@ -53,6 +55,8 @@ PURPOSE_SANDBOX: Purpose.ValueType  # 3
 """The sandbox provider playing a paid model: not metered; only the sandbox caller may use it."""
 PURPOSE_SUMMARY: Purpose.ValueType  # 4
 """A summary of a conversation's older turns, for the compressor."""
+PURPOSE_TOKENWISE: Purpose.ValueType  # 5
+"""How surprising each token of a text is, for the compressor's strategy "tokenwise"."""
 Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 class _Priority:
@@ -103,6 +107,7 @@ class GenerateTextRequest(_message.Message):
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     ESTIMATED_INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     STABLE_PREFIX_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     PREFIX_VERSION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
@@ -110,7 +115,8 @@ class GenerateTextRequest(_message.Message):
     """The request it serves; with attempt it identifies the attempt."""
     attempt: _builtins.int
     """Which attempt of that request, from 1. The classifier's attempts are counted from 1001,
-    those of summaries from 1501; one made beside another, because that was late, has 250 more.
+    those of summaries from 1501, those of tokenwise from 1601; one made beside another, because that was late, has
+    250 more.
     """
     model: _builtins.str
     """The catalogue model."""
@@ -124,6 +130,12 @@ class GenerateTextRequest(_message.Message):
     """Input tokens as counted for admission; used when the provider reports no usage."""
     project_id: _builtins.str
     """Project the attempt is filed under."""
+    prompt_logprobs: _builtins.bool
+    """Also tell how probable each token of the prompt was, given those before it. The prompt is then the text of the one
+    message as it stands, without the model's chat template; passages, tools, pictures and a response format are refused
+    (INVALID_FIELD), and so is a stream. Models that the service's own vLLM does not run refuse it (UNSUPPORTED). Charged
+    as ever, except that nothing is read from the prefix cache. Default: false.
+    """
     stable_prefix_message_count: _builtins.int
     """Length in messages of the leading part that is byte-identical to earlier requests', as the compressor said; hints
     for the provider's prompt cache are made of it. 0, the default: none, or not known.
@@ -173,17 +185,52 @@ class GenerateTextRequest(_message.Message):
         reservation_id: _builtins.str = ...,
         estimated_input_token_count: _builtins.int = ...,
         project_id: _builtins.str = ...,
+        prompt_logprobs: _builtins.bool = ...,
         stable_prefix_message_count: _builtins.int = ...,
         prefix_version: _builtins.str = ...,
         priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "estimated_input_token_count", b"estimated_input_token_count", "messages", b"messages", "model", b"model", "prefix_version", b"prefix_version", "price_book_version", b"price_book_version", "priority", b"priority", "project_id", b"project_id", "purpose", b"purpose", "request_id", b"request_id", "reservation_id", b"reservation_id", "response_format", b"response_format", "retrieved_chunks", b"retrieved_chunks", "sampling", b"sampling", "stable_prefix_message_count", b"stable_prefix_message_count", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "estimated_input_token_count", b"estimated_input_token_count", "messages", b"messages", "model", b"model", "prefix_version", b"prefix_version", "price_book_version", b"price_book_version", "priority", b"priority", "project_id", b"project_id", "prompt_logprobs", b"prompt_logprobs", "purpose", b"purpose", "request_id", b"request_id", "reservation_id", b"reservation_id", "response_format", b"response_format", "retrieved_chunks", b"retrieved_chunks", "sampling", b"sampling", "stable_prefix_message_count", b"stable_prefix_message_count", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateTextRequest: _TypeAlias = GenerateTextRequest  # noqa: Y015
+
+@_typing.final
+class PromptToken(_message.Message):
+    """One token of a prompt, with how probable it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_CHARACTER_FIELD_NUMBER: _builtins.int
+    END_CHARACTER_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    start_character: _builtins.int
+    """Where the token begins in the message's text, in Unicode characters (code points) from 0. Tokens that share
+    a character each have the whole of it in their place, so that places may overlap.
+    """
+    end_character: _builtins.int
+    """Where it ends, exclusive."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability given the tokens before it, at most 0. Absent for the prompt's first token."""
+    def __init__(
+        self,
+        *,
+        start_character: _builtins.int = ...,
+        end_character: _builtins.int = ...,
+        logprob: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "end_character", b"end_character", "logprob", b"logprob", "start_character", b"start_character"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+
+Global___PromptToken: _TypeAlias = PromptToken  # noqa: Y015
 
 @_typing.final
 class GenerateTextResponse(_message.Message):
@@ -195,6 +242,7 @@ class GenerateTextResponse(_message.Message):
     QUANTIZED_FIELD_NUMBER: _builtins.int
     PROVIDER_MODEL_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     OVERHEADS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     quantized: _builtins.bool
@@ -212,6 +260,10 @@ class GenerateTextResponse(_message.Message):
         """From the request to the first token."""
 
     @_builtins.property
+    def prompt_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptToken]:
+        """The prompt's tokens in order, where the request asked for prompt_logprobs; empty otherwise."""
+
+    @_builtins.property
     def overheads(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
         """What was spent beside the answer, without prices: a hedged attempt that lost."""
 
@@ -222,12 +274,13 @@ class GenerateTextResponse(_message.Message):
         quantized: _builtins.bool = ...,
         provider_model: _builtins.str = ...,
         time_to_first_token: _duration_pb2.Duration | None = ...,
+        prompt_tokens: _abc.Iterable[Global___PromptToken] | None = ...,
         overheads: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
         attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completion", b"completion", "overheads", b"overheads", "provider_model", b"provider_model", "quantized", b"quantized", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completion", b"completion", "overheads", b"overheads", "prompt_tokens", b"prompt_tokens", "provider_model", b"provider_model", "quantized", b"quantized", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -198,7 +198,8 @@ class OverheadItem(_message.Message):
     QUANTIZED_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """What it was: "classifier", "judge", "failed_attempt", "cancelled_attempt", "hedged_attempt",
-    "shadow", "compute", "cascade" (a first answer that was not good enough), "summary" (of older turns).
+    "shadow", "compute", "cascade" (a first answer that was not good enough), "summary" (of older turns),
+    "tokenwise" (how surprising each token of a text is, for pruning it).
     """
     model: _builtins.str
     """The model used; empty for plain compute."""
