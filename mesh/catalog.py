@@ -28,12 +28,18 @@ log = logging.getLogger("tenth.catalog")
 
 # Each service knows the keys of all, so that a misspelt key is refused wherever the file is read.
 SECTIONS = frozenset({"providers", "routing", "models", "prices"})
-PROVIDER_KEYS = frozenset({"backend", "base_url", "key_env", "key_file", "usage"})
+CALL_KEYS = frozenset({"hedge_after_seconds", "output_limit_name", "unsupported"})
+"""How a model is called: a provider's word holds for its models, a model's own goes before it."""
+PROVIDER_KEYS = CALL_KEYS | {
+    *("backend", "base_url", "key_env", "key_file", "usage"),
+    *("api_version", "max_concurrent_requests"),
+}
 ROUTING_KEYS = frozenset({"default_tier", "classifier_model"})
-MODEL_KEYS = frozenset(
+MODEL_KEYS = CALL_KEYS | frozenset(
     {
         "provider",
         "provider_model",
+        "adapter",
         "tier",
         "context_window_tokens",
         "max_output_tokens",

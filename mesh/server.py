@@ -7,6 +7,7 @@ the same frame around each of them. Health and reflection are the shared server'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
@@ -43,7 +44,15 @@ class MeshServer:
         telemetry: Telemetry,
         authenticator: Authenticator,
         pings: Mapping[str, Ping],
+        *,
+        changed: asyncio.Event | None = None,
+        on_drain: Callable[[], None] | None = None,
     ) -> None:
+        """``changed``: set by an adapter whose state has changed, so that the pings are asked at once and not at their
+        next turn. ``on_drain``: called when the drain begins, before new calls are refused; must not wait.
+        """
+        self._changed = changed or asyncio.Event()
+        self._on_drain = on_drain
         self._settings = settings
         self._pings = pings
         self._services: list[str] = []
@@ -123,7 +132,10 @@ class MeshServer:
                 for name in ("", *self._services):
                     await self._health.set(name, state.SERVING if serving else state.NOT_SERVING)
                 log.info("serving" if serving else f"not serving: {failed}")
-            await asyncio.sleep(_PING_SECONDS if serving else _PING_RETRY_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PING_SECONDS if serving else _PING_RETRY_SECONDS):
+                    await self._changed.wait()
+            self._changed.clear()
 
     async def drain(self) -> None:
         """Go NOT_SERVING, let balancers notice, refuse new calls, finish what runs, stop.
@@ -132,6 +144,8 @@ class MeshServer:
         """
         log.info("draining")
         await self._health.enter_graceful_shutdown()
+        if self._on_drain is not None:
+            self._on_drain()
         await asyncio.sleep(self._settings.unready_seconds)
         # The extra second is for the last calls' own clean-up.
         stopping = asyncio.create_task(self._server.stop(self._settings.drain_seconds + 1))

@@ -1,11 +1,11 @@
 """The sandbox provider: ``python -m sandbox.provider --listen 127.0.0.1:7190``.
 
-Speaks the OpenAI wire format and says in every answer that it is a sandbox. It counts what it served, so that a test
-can compare a ledger with "the provider's own" books, and it fails, or says a given text, on demand.
+Speaks the OpenAI wire format and Anthropic's, and says in every answer that it is a sandbox. It counts what it served,
+so that a test can compare a ledger with "the provider's own" books, and it fails, or says a given text, on demand.
 
     POST /v1/chat/completions   whole and streamed        GET  /sandbox/stats   its books
-    GET  /v1/models                                       POST /sandbox/fail    {"mode", "count", "model"?}
-                                                          POST /sandbox/say     {"model", "texts"}
+    POST /v1/messages           whole and streamed        POST /sandbox/fail    {"mode", "count", "model"?}
+    GET  /v1/models                                       POST /sandbox/say     {"model", "texts"}
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mesh.channel import connect
 from mesh.errors import Code, TenthError
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import TRACEPARENT, parent_context, start_telemetry
+from sandbox.messages import HEADERS, MessagesEndpoint, Shared
 from sandbox.usage import PromptCache, encode, prompt_tokens, usage_object
 from sandbox.writers import InstantWriter, ModelWriter, Writer
 
@@ -43,7 +44,6 @@ log = logging.getLogger("tenth.sandbox")
 
 FINGERPRINT = "tenth-sandbox"
 """``system_fingerprint`` of every answer."""
-HEADERS = {"x-tenth-sandbox": "this is not a real provider"}
 MODES = ("429", "500", "503", "garbage", "half_stream", "hang")
 _HANG_SECONDS = 600
 
@@ -79,6 +79,10 @@ class Books:
         if request_id:
             self.request_ids.append(request_id)
 
+    def failed(self, model: str) -> None:
+        """One failure."""
+        self.failures[model] += 1
+
     def to_json(self) -> dict[str, Any]:
         """The books by model, and the ids in order."""
         names = sorted(self.requests | self.failures)
@@ -110,9 +114,11 @@ class Provider:
         self._failures: list[Failure] = []
         self._said: dict[str, deque[str]] = {}
         self.books = Books()
+        self._messages = MessagesEndpoint(Shared(writer.write, self._next_failure, self.books, max_tokens))
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/messages", self.message, methods=["POST"]),
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/sandbox/stats", self.stats, methods=["GET"]),
                 Route("/sandbox/fail", self.fail, methods=["POST"]),
@@ -153,6 +159,11 @@ class Provider:
             return _error(400, 'expected {"model": ..., "texts": [...]}')
         self._said[model] = deque(texts)
         return JSONResponse({"ok": True}, headers=HEADERS)
+
+    async def message(self, request: Request) -> Response:
+        """A message of the Messages API."""
+        attach(parent_context(request.headers.get(TRACEPARENT)))
+        return await self._messages(request)
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tenth_client import budgets, cache_commands, commands, compress_command, plans, prices, router_commands
+from tenth_client.capacity.command import capacity, capacity_arguments
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
@@ -244,6 +245,10 @@ def _plan_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     breakeven = actions.add_parser("breakeven", help=text, description=text)
     breakeven.set_defaults(run=with_rpc(plans.breakeven))
     plans.breakeven_arguments(_connected(breakeven))
+    text = "what a model needs of a GPU: weights, KV cache, sequences at once, tensor-parallel degree, cost"
+    capacity_of = actions.add_parser("capacity", help=text, description=text)
+    capacity_of.set_defaults(run=capacity)
+    capacity_arguments(_connected(capacity_of))
     plans.idle_arguments(_connected(add("idle", with_rpc(plans.idle), "what own hardware cost while it was idle")))
     text = "what a control share that was really sent to the baseline says about the savings"
     plans.savings_arguments(_connected(add("savings", with_rpc(plans.savings), text)))

@@ -122,8 +122,9 @@ def _style(name: str, entry: Entry) -> str:
     usage = entry.text("usage", "")
     if usage:
         return usage
-    if entry.text("backend", "") == "vllm":
-        return "vllm"
+    style = {"vllm": "vllm", "anthropic": "anthropic", "azure": "openai"}.get(entry.text("backend", ""))
+    if style:
+        return style
     host = entry.text("base_url", "").partition("://")[2].partition("/")[0].partition(":")[0]
     return next((style for end, style in _HOSTS.items() if host == end or host.endswith(f".{end}")), "unknown")
 

@@ -5,6 +5,9 @@ was used. Records survive ``kill -9`` (SQLite WAL: a committed record is in the 
 order, in batches, until the ledger has them; the ledger is idempotent by (request_id, attempt, kind), so a batch whose
 answer was lost is simply sent again. An attempt that a dead process left open is closed as FAILED at its worst case,
 marked ``estimated``.
+
+On a full disk no attempt begins, and how the running ones end is kept in memory until it can be written. Should the
+process die before, they are closed at their worst case like any other: too much is on the books then, never too little.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +44,7 @@ CREATE TABLE IF NOT EXISTS records (
 )"""
 # start_seq: NULL for STARTED, else the seq of the STARTED that this record ends.
 _PENDING, _DELIVERED, _REFUSED = 0, 1, 2
+_FULL = "the disk of the attempt log (TENTH_DATA_DIR) is full: free some of it, nothing need be restarted"
 
 Key = tuple[str, int]
 
@@ -57,10 +63,12 @@ class AttemptLog:
             self._database.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
             self._database.execute(_TABLE)
             self._open: dict[Key, tuple[int, ledger_pb2.AttemptEvent]] = {}
+            self._unwritten: deque[tuple[int, ledger_pb2.AttemptEvent]] = deque()
             self.recovered_count = self._recover()
         except sqlite3.OperationalError as error:
             self._database.close()
-            raise OSError(f"{path}: {error}; does another inference process use this data directory?") from error
+            advice = _FULL if _is_full(error) else "does another inference process use this data directory?"
+            raise OSError(f"{path}: {error}; {advice}") from error
         self._cursor = 0
         self.changed = asyncio.Event()
 
@@ -75,23 +83,34 @@ class AttemptLog:
                 "generation.attempt",
             )
         try:
+            self.write_kept()
             self._open[key] = (self._insert(None, event), event)
         except sqlite3.Error as error:
             log.error("cannot write the attempt log: %s", error)
-            raise TenthError(
-                Code.UNAVAILABLE, Reason.ATTEMPT_LOG_UNAVAILABLE, "the attempt log cannot be written"
-            ) from error
+            why = _FULL if _is_full(error) else "the attempt log cannot be written"
+            raise TenthError(Code.UNAVAILABLE, Reason.ATTEMPT_LOG_UNAVAILABLE, f"{why}; nothing was spent") from error
         self.changed.set()
 
     def end(self, event: ledger_pb2.AttemptEvent) -> None:
-        """Write how an attempt ended. A full disk is logged, not raised: the caller's answer is not at fault."""
+        """Write how an attempt ended. On a full disk it is kept in memory: the caller's answer is not at fault."""
         start_seq, _ = self._open.pop((event.request_id, event.attempt))
+        self._unwritten.append((start_seq, event))
         try:
-            self._insert(start_seq, event)
-        except sqlite3.Error:
-            # The STARTED record stands: the next start of the service closes it at its worst case.
-            log.exception("the end of %s/%d could not be written", event.request_id, event.attempt)
+            self.write_kept()
+        except sqlite3.Error as error:
+            log.error("the end of %s/%d is kept in memory: %s", event.request_id, event.attempt, error)
         self.changed.set()
+
+    def write_kept(self) -> None:
+        """Write the ends that could not be written when they came. Raises sqlite3.Error while that is still so."""
+        while self._unwritten:
+            self._insert(*self._unwritten[0])
+            self._unwritten.popleft()
+
+    @property
+    def kept_count(self) -> int:
+        """Ends that are in memory alone."""
+        return len(self._unwritten)
 
     def pending(self, limit: int = BATCH) -> list[tuple[int, bytes]]:
         """The next records to deliver, oldest first, as (seq, event)."""
@@ -122,6 +141,11 @@ class AttemptLog:
 
     def close(self) -> None:
         """Close the file."""
+        try:
+            self.write_kept()
+        except sqlite3.Error as error:
+            lost = len(self._unwritten)
+            log.error("%d ends are lost; the next start closes their attempts at the worst case: %s", lost, error)
         self._database.close()
 
     def _insert(self, start_seq: int | None, event: ledger_pb2.AttemptEvent) -> int:
@@ -177,7 +201,7 @@ class AttemptDelivery:
                 await self.deliver_all()
             except TenthError as error:
                 if not pause:
-                    log.warning("the ledger does not take attempts (%s); they are kept and sent again", error)
+                    log.warning("attempts are not delivered (%s); they are kept and sent again", error)
                 pause = min(max(pause * 2, self._pace.retry_seconds), _LONGEST_PAUSE_SECONDS)
             except Exception:
                 # Whatever it is, giving up would strand every later record.
@@ -193,13 +217,19 @@ class AttemptDelivery:
         set_identity(Identity(tenant_id="", caller="inference", service="inference"))
         try:
             await asyncio.wait_for(self.deliver_all(), timeout=3)
-        except (TenthError, TimeoutError) as error:
+        except (TenthError, TimeoutError, sqlite3.Error) as error:
             log.warning("%d attempt records stay in the log: %s", self._log.pending_count(), error)
 
     async def deliver_all(self) -> None:
-        """Deliver everything that is pending now. Raises TenthError when the ledger is down."""
+        """Deliver everything that is pending now. Raises TenthError when the ledger is down, and while something could
+        not be written for delivery.
+        """
+        with suppress(sqlite3.Error):
+            self._log.write_kept()
         while batch := self._log.pending():
             await self._deliver(batch)
+        if self._log.kept_count:
+            raise TenthError(Code.UNAVAILABLE, Reason.ATTEMPT_LOG_UNAVAILABLE, f"{self._log.kept_count} ends: {_FULL}")
 
     async def _deliver(self, batch: Sequence[tuple[int, bytes]]) -> None:
         events = [ledger_pb2.AttemptEvent.FromString(blob) for _, blob in batch]
@@ -218,6 +248,10 @@ class AttemptDelivery:
             await self._deliver(batch[middle:])
         else:
             self._log.delivered([seq for seq, _ in batch])
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def timestamp(seconds: float) -> Timestamp:

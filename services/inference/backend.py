@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from mesh.errors import TenthError
 from services.inference.policy import Delta, Event, Finished, Generation, Meter
 
 
@@ -30,7 +31,7 @@ class Backend(Protocol):
     """
 
     kind: str
-    """"vllm" or "openai"."""
+    """"vllm", "openai", "azure" or "anthropic"."""
     provider: str
     """The provider as shown to people, e.g. "openai (sandbox)"."""
     provider_model: str
@@ -51,4 +52,8 @@ class Backend(Protocol):
 
     def unavailable_reason(self) -> str:
         """Why it cannot work now, for a person; empty when it can."""
+        ...
+
+    def unavailable_error(self) -> TenthError | None:
+        """The same as an error with its reason; None when it can work."""
         ...

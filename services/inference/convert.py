@@ -95,6 +95,9 @@ def generation_from_proto(
         prompt_logprobs=request.prompt_logprobs,
         tenant_id=tenant_id,
         traceparent=traceparent,
+        stable_messages=min(max(request.stable_prefix_message_count, 0), len(messages)),
+        prefix_version=request.prefix_version,
+        batch=request.priority == inference_pb2.PRIORITY_BATCH,
     )
 
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from mesh.catalog import ABILITY_KEYS, MODEL_KEYS, PROVIDER_KEYS, Entry, open_catalog
+from services.inference.call import DROP, LIMIT_NAMES, PARAMETERS, REFUSE, CallRules
 from services.inference.policy import Ability
 from services.inference.usage import Family, family_of
 
-_BACKENDS = ("vllm", "openai")
+_BACKENDS = ("vllm", "openai", "azure", "anthropic")
+_BY_BACKEND: Mapping[str, Mapping[str, str]] = {
+    # The Messages API of 2026-10-21 refuses a request that has them at all; the others it never had.
+    "anthropic": {
+        "temperature": DROP,
+        "top_p": DROP,
+        "seed": DROP,
+        "frequency_penalty": DROP,
+        "presence_penalty": DROP,
+        "logprobs": REFUSE,
+    }
+}
+"""Parameters that a whole backend does not take; an entry's own word goes before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who runs models. ``backend`` is "vllm" (this process) or "openai" (an HTTP endpoint speaking its format);
-    ``family`` says how it counts what was used."""
+    """Who runs models. ``backend`` is "vllm" (this process), "openai" (an HTTP endpoint speaking its format), "azure"
+    (the same with Azure's paths, which ``api_version`` belongs to) or "anthropic" (the Messages API); ``family`` says
+    how it counts what was used. ``max_concurrent_requests`` 0: no limit."""
 
     name: str
     backend: str
@@ -25,6 +39,8 @@ class Provider:
     key_env: str = ""
     key_file: Path | None = None
     family: Family = Family.UNKNOWN
+    api_version: str = ""
+    max_concurrent_requests: int = 0
 
     @property
     def wants_key(self) -> bool:
@@ -42,17 +58,18 @@ class Model:
     context_window: int
     max_output: int
     ability: Ability
+    rules: CallRules = field(default_factory=CallRules)
+    adapter: str = ""
+    """A LoRA adapter's folder under the models directory, put on the provider's model; empty: none."""
 
 
 def parse_catalog(text: str, source: str) -> dict[str, Model]:
     """The models by name. Raises CatalogError naming what is wrong."""
     root = open_catalog(text, source)
-    providers = {
-        name: _provider(name, entry)
-        for name, entry in root.mapping("providers", None, required=True).mappings(PROVIDER_KEYS)
-    }
+    entries = dict(root.mapping("providers", None, required=True).mappings(PROVIDER_KEYS))
+    providers = {name: _provider(name, entry) for name, entry in entries.items()}
     return {
-        name: _model(name, entry, providers)
+        name: _model(name, entry, providers, entries)
         for name, entry in root.mapping("models", None, required=True).mappings(MODEL_KEYS)
     }
 
@@ -70,26 +87,59 @@ def local_model(models: Mapping[str, Model], wanted: str) -> Model | None:
     if len({model.provider_model for model in local}) > 1:
         names = ", ".join(model.name for model in local)
         raise ValueError(f"the catalogue has several local models ({names}) and a replica serves one: name it")
-    return local[0] if local else None
+    # The engine has the plain model's name, where the catalogue has one beside those with adapters.
+    return next((model for model in local if not model.adapter), local[0] if local else None)
 
 
 def _provider(name: str, entry: Entry) -> Provider:
     backend = entry.choice("backend", _BACKENDS)
     base_url = entry.text("base_url", "")
-    if backend == "openai" and not base_url.startswith(("http://", "https://")):
+    if backend != "vllm" and not base_url.startswith(("http://", "https://")):
         raise entry.wrong("base_url", "an http: or https: URL is needed")
     key_file = entry.text("key_file", "")
     if "usage" in entry:
         family = Family(entry.choice("usage", [each.value for each in Family]))
     else:
         family = family_of(backend, urlsplit(base_url).hostname or "")
-    return Provider(name, backend, base_url, entry.text("key_env", ""), Path(key_file) if key_file else None, family)
+    if ("api_version" in entry) != (backend == "azure"):
+        raise entry.wrong("api_version", "needed by the backend azure, and by no other")
+    return Provider(
+        name,
+        backend,
+        base_url,
+        entry.text("key_env", ""),
+        Path(key_file) if key_file else None,
+        family,
+        entry.text("api_version", ""),
+        entry.integer("max_concurrent_requests", 0),
+    )
 
 
-def _model(name: str, entry: Entry, providers: Mapping[str, Provider]) -> Model:
+def _rules(backend: str, *entries: Entry) -> CallRules:
+    """How a model is called: by its backend, its provider's entry and its own, the later before the earlier."""
+    unsupported = dict(_BY_BACKEND.get(backend, {}))
+    limit_name, hedge = "", 0.0
+    for entry in entries:
+        declared = entry.mapping("unsupported", PARAMETERS)
+        for name in declared:
+            unsupported[name] = declared.choice(name, (DROP, REFUSE, "take"))
+            if name == "prompt_cache_hint" and unsupported[name] == REFUSE:
+                raise declared.wrong(name, "nobody asks for it: it can be dropped, not refused")
+        if "output_limit_name" in entry:
+            limit_name = entry.choice("output_limit_name", LIMIT_NAMES)
+        if "hedge_after_seconds" in entry:
+            hedge = entry.number("hedge_after_seconds", above=0)
+            if backend == "vllm":
+                raise entry.wrong("hedge_after_seconds", "an engine of one's own is not asked twice")
+    return CallRules({name: what for name, what in unsupported.items() if what != "take"}, limit_name, hedge)
+
+
+def _model(name: str, entry: Entry, providers: Mapping[str, Provider], entries: Mapping[str, Entry]) -> Model:
     provider = providers.get(entry.text("provider"))
     if provider is None:
         raise entry.wrong("provider", f"{entry.text('provider')!r} is not in providers")
+    if "adapter" in entry and provider.backend != "vllm":
+        raise entry.wrong("adapter", "only an engine of one's own takes adapters (backend: vllm)")
     abilities = entry.mapping("abilities", ABILITY_KEYS)
     return Model(
         name=name,
@@ -98,4 +148,6 @@ def _model(name: str, entry: Entry, providers: Mapping[str, Provider]) -> Model:
         context_window=entry.integer("context_window_tokens"),
         max_output=entry.integer("max_output_tokens"),
         ability=Ability(**{key: abilities.boolean(key, False) for key in ABILITY_KEYS - {"korean", "logprobs"}}),
+        rules=_rules(provider.backend, entries[provider.name], entry),
+        adapter=entry.text("adapter", ""),
     )

@@ -102,6 +102,13 @@ class Generation:
     """The prompt is the one message's text, without the chat template, and each of its tokens is scored."""
     tenant_id: str = ""
     traceparent: str = ""
+    stable_messages: int = 0
+    """Leading messages that earlier requests began with byte for byte, by the compressor; 0: none, or not known."""
+    prefix_version: str = ""
+    adapter: str = ""
+    """The LoRA adapter that the local engine puts on; empty: none."""
+    batch: bool = False
+    """True: nobody waits for it; interactive work goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,27 @@ class Meter:
     reported: Usage | None = None
     final: bool = True
     emitted: list[str] = field(default_factory=list)
+    on_second: Callable[[], None] | None = None
+    """Writes a second attempt beside this one down before it begins; None: there may be none."""
+    second: Meter | None = None
+    """Of the second attempt, once it has begun."""
+    second_won: bool = False
+
+    def begin_second(self) -> None:
+        """A second attempt begins. Raises TenthError where it cannot be written down."""
+        assert self.on_second is not None
+        self.on_second()
+        self.second = Meter(self.estimated_input, self.count_tokens)
+
+    @property
+    def winner(self) -> Meter:
+        """Of the attempt whose answer is given."""
+        return self.second if self.second is not None and self.second_won else self
+
+    @property
+    def loser(self) -> Meter | None:
+        """Of the attempt beside it; None: there was none."""
+        return self if self.winner is not self else self.second
 
     def emit(self, delta: Delta) -> None:
         """Remember what a piece held, for the case that nobody reports usage."""

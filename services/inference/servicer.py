@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,24 +18,24 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh.auth import current_identity
 from mesh.errors import Code, TenthError
+from mesh.errors import Reason as MeshReason
 from mesh.telemetry import Telemetry, current_trace_id, traceparent
 from services.inference import convert
 from services.inference.attempts import AttemptLog, timestamp
 from services.inference.backend import Backend
 from services.inference.errors import Reason, unsupported
+from services.inference.hedging import NUMBER_OFFSET
 from services.inference.metrics import CANCELLED, OTHER, GenerationMetrics
-from services.inference.models import Model
 from services.inference.policy import (
     PROMPT_LOGPROBS_FIELD,
-    Circuit,
     CountTokens,
     Finished,
-    Generation,
     Meter,
     check_abilities,
     check_prompt_logprobs,
     worst_case,
 )
+from services.inference.served import Attempt, Served, numbered
 from services.inference.usage import Usage
 
 _NOT_THE_PROVIDERS_FAULT = frozenset(
@@ -44,8 +44,15 @@ _NOT_THE_PROVIDERS_FAULT = frozenset(
         Reason.PROMPT_TOO_LONG,
         Reason.UNSUPPORTED,
         Reason.PROVIDER_RATE_LIMITED,
+        Reason.PROVIDER_BUSY,
         Reason.PROVIDER_NOT_CONFIGURED,
         Reason.MODEL_UNAVAILABLE,
+        # The local engine knows by itself whether it works; a circuit would keep callers off it after its restart.
+        Reason.ENGINE_FAILED,
+        Reason.ENGINE_RESTARTING,
+        Reason.QUEUE_FULL,
+        Reason.QUEUE_DEADLINE,
+        MeshReason.DRAINING,
     }
 )
 """Failures that say nothing about whether the next call will work."""
@@ -62,34 +69,6 @@ _SANDBOX = " (sandbox)"
 """How a provider's name ends that the sandbox plays."""
 _FAIR_SECONDS = 2.0
 """A provider that does not answer within a caller's shorter deadline is not taken for dead."""
-
-
-@dataclass(slots=True)
-class Served:
-    """A catalogue model, what runs it, and how it is doing."""
-
-    model: Model
-    backend: Backend
-    circuit: Circuit
-    running: int = 0
-
-
-class _Attempt:
-    """One attempt in progress: its span, its meter, its records."""
-
-    __slots__ = ("first_token_seconds", "generation", "meter", "served", "span", "started")
-
-    def __init__(self, generation: Generation, served: Served, span: Span, meter: Meter, started: float) -> None:
-        self.generation = generation
-        self.served = served
-        self.span = span
-        self.started = started
-        self.meter = meter
-        self.first_token_seconds: float | None = None
-
-    def first_token(self, now: float) -> None:
-        if self.first_token_seconds is None:
-            self.first_token_seconds = now - self.started
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -161,6 +140,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 ),
                 quantized=backend.quantized,
                 provider_model=backend.provider_model,
+                overheads=attempt.beside(),
+                attempt=attempt.answered_beside,
                 prompt_tokens=convert.prompt_tokens_to_proto(answer.delta),
             )
             seconds = answer.first_token_seconds
@@ -191,6 +172,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                             finish_reason=convert.FINISH_REASONS[event.finish_reason],
                             usage=convert.usage_to_proto(event.usage),
                             quantized=backend.quantized,
+                            overheads=attempt.beside(),
+                            attempt=attempt.answered_beside,
                         )
                         if attempt.first_token_seconds is not None:
                             finished.time_to_first_token.CopyFrom(_duration(attempt.first_token_seconds))
@@ -227,7 +210,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return response
 
     @contextmanager
-    def _attempt(self, request: inference_pb2.GenerateTextRequest) -> Iterator[_Attempt]:
+    def _attempt(self, request: inference_pb2.GenerateTextRequest) -> Iterator[Attempt]:
         """The frame around one attempt: admission, span, and a record of it whichever way it ends.
 
         A context manager and not a decorator, so that CancelledError and GeneratorExit pass through it too.
@@ -254,7 +237,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             assert served is not None
             check_abilities(generation, served.model.ability)
             check_prompt_logprobs(generation, served.backend.kind)
-            attempt = _Attempt(
+            attempt = Attempt(
                 generation, served, span, Meter(generation.estimated_input, self._count_tokens), self._clock()
             )
             self._describe(attempt, request)
@@ -263,6 +246,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._admit(served)
             if not sandbox:
                 self._record(attempt, event)
+                attempt.meter.on_second = partial(self._second, attempt, event)
             served.running += 1
             kind, error_type = ledger_pb2.ATTEMPT_KIND_CANCELLED, CANCELLED
             try:
@@ -278,35 +262,51 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 if kind == ledger_pb2.ATTEMPT_KIND_CANCELLED:
                     served.circuit.left()
                     span.set_attribute("tenth.cancelled", True)
-                usage = attempt.meter.usage()
-                _put_usage(span, usage)
+                _put_usage(span, attempt.meter.winner.usage())
                 if not sandbox:
-                    end = ledger_pb2.AttemptEvent()
-                    end.CopyFrom(event)
-                    end.kind = kind
-                    end.usage.CopyFrom(convert.usage_to_proto(usage))
-                    end.event_time.CopyFrom(timestamp(self._now()))
-                    self._attempts.end(end)
-                    self._metrics.record(
-                        _provider_name(served.backend),
-                        served.backend.provider_model,
-                        usage,
-                        self._clock() - attempt.started,
-                        sandbox=_is_sandbox(served.backend),
-                        error_type=error_type,
-                    )
+                    self._ended(attempt, event, kind, error_type)
         except TenthError as error:
             span.set_status(Status(StatusCode.ERROR, error.reason))
             raise
         finally:
             span.end()
 
+    def _second(self, attempt: Attempt, event: ledger_pb2.AttemptEvent) -> None:
+        """Write down that an attempt beside this one begins, at its own worst case."""
+        self._attempts.start(numbered(event, event.attempt + NUMBER_OFFSET, self._now()))
+        attempt.span.set_attribute("tenth.hedged", True)
+
+    def _ended(
+        self,
+        attempt: Attempt,
+        event: ledger_pb2.AttemptEvent,
+        kind: ledger_pb2.AttemptKind.ValueType,
+        error_type: str,
+    ) -> None:
+        """Record how the attempt ended, and the one beside it, which is cancelled where the other answered."""
+        meter, backend = attempt.meter, attempt.served.backend
+        beside = [(meter.second, event.attempt + NUMBER_OFFSET)] if meter.second is not None else []
+        for each, number in [(meter, event.attempt), *beside]:
+            lost = each is meter.loser and kind == ledger_pb2.ATTEMPT_KIND_FINISHED
+            usage = each.usage()
+            end = numbered(event, number, self._now())
+            end.kind = ledger_pb2.ATTEMPT_KIND_CANCELLED if lost else kind
+            end.usage.CopyFrom(convert.usage_to_proto(usage))
+            self._attempts.end(end)
+            self._metrics.record(
+                _provider_name(backend),
+                backend.provider_model,
+                usage,
+                self._clock() - attempt.started,
+                sandbox=_is_sandbox(backend),
+                error_type=CANCELLED if lost else error_type,
+            )
+
     def _admit(self, served: Served) -> None:
-        reason = served.backend.unavailable_reason()
         name = served.model.name
-        if reason:
-            code = Reason.MODEL_UNAVAILABLE if served.backend.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED
-            raise TenthError(Code.UNAVAILABLE, code, f"{name}: {reason}")
+        error = served.backend.unavailable_error()
+        if error is not None:
+            raise error
         wait = served.circuit.wait_seconds(self._clock())
         if wait:
             raise TenthError(
@@ -316,7 +316,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 retry_after_seconds=wait,
             )
 
-    def _record(self, attempt: _Attempt, event: ledger_pb2.AttemptEvent) -> None:
+    def _record(self, attempt: Attempt, event: ledger_pb2.AttemptEvent) -> None:
         try:
             self._attempts.start(event)
         except TenthError:
@@ -326,7 +326,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _event(
         self,
         request: inference_pb2.GenerateTextRequest,
-        attempt: _Attempt,
+        attempt: Attempt,
         tenant_id: str,
         user_id: str,
         project_id: str,
@@ -349,7 +349,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             trace_id=current_trace_id(),
         )
 
-    def _failed(self, attempt: _Attempt, error: Exception) -> Exception:
+    def _failed(self, attempt: Attempt, error: Exception) -> Exception:
         """The error to raise: with what was spent, when the provider was reached."""
         circuit = attempt.served.circuit
         if not isinstance(error, TenthError):
@@ -363,28 +363,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             # Said to every tenant that asks next: the provider's own words may quote this one's prompt.
             status = error.metadata.get("http_status", "")
             circuit.failed(self._clock(), error.reason + (f" (HTTP {status})" if status else ""))
-        usage = attempt.meter.usage()
-        if usage == Usage():
+        number, second = attempt.generation.attempt, attempt.meter.second
+        items = attempt.spent(attempt.meter, number, "failed_attempt")
+        if second is not None:
+            items += attempt.spent(second, number + NUMBER_OFFSET, "hedged_attempt")
+        if not items:
             return error
-        item = receipt_pb2.OverheadItem(
-            kind="failed_attempt",
-            model=attempt.generation.model,
-            usage=convert.usage_to_proto(usage),
-            attempt=attempt.generation.attempt,
-            quantized=attempt.served.backend.quantized,
-        )
-        detail = receipt_pb2.SpentDetail(request_id=attempt.generation.request_id, attempts=[item])
+        detail = receipt_pb2.SpentDetail(request_id=attempt.generation.request_id, attempts=items)
         error.details = (*error.details, detail)
         return error
 
-    def _finished(self, attempt: _Attempt, finished: Finished, text: str) -> None:
+    def _finished(self, attempt: Attempt, finished: Finished, text: str) -> None:
         # The backend has the last word, also where it counted for a provider that did not.
-        attempt.meter.reported = finished.usage
+        attempt.meter.winner.reported = finished.usage
         attempt.span.set_attribute("gen_ai.response.finish_reasons", (finished.finish_reason,))
         if self._telemetry.record_content:
             attempt.span.set_attribute("gen_ai.output.messages", _content([("assistant", text)]))
 
-    def _describe(self, attempt: _Attempt, request: inference_pb2.GenerateTextRequest) -> None:
+    def _describe(self, attempt: Attempt, request: inference_pb2.GenerateTextRequest) -> None:
         span = attempt.span
         if not span.is_recording():
             return

@@ -5,21 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from mesh.catalog import CatalogError, read_file
+from mesh.errors import TenthError
 from mesh.server import Ping
+from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
+from services.inference.admission import QueueLimits
 from services.inference.backend import Backend
+from services.inference.circuits import SharedCircuit
+from services.inference.errors import Reason
+from services.inference.hedging import HedgedBackend, HedgeDelay
 from services.inference.models import Model, Provider, local_model, parse_catalog
-from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
+from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
-from services.inference.servicer import Served
+from services.inference.providers import Endpoint, ProviderClient
+from services.inference.restarts import RestartPolicy
+from services.inference.served import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_load import EngineOptions
+from services.inference.vllm_thread import Signals
 
 log = logging.getLogger("tenth.inference")
 
@@ -44,13 +54,16 @@ async def open_models(
     settings: InferenceSettings,
     otlp_endpoint: str,
     stack: AsyncExitStack,
+    signals: Signals | None = None,
 ) -> tuple[dict[str, Served], dict[str, Ping]]:
     """A backend for every model, owned by the stack; and the pings that readiness waits for."""
-    clients: dict[str, OpenAiClient] = {}
+    clients: dict[str, ProviderClient] = {}
     engine: VllmBackend | None = None
     pings: dict[str, Ping] = {}
+    adapters, unusable = _adapters(catalog, local, settings.models_dir)
     if local is not None:
         options = EngineOptions(
+            adapters=adapters,
             folder=settings.models_dir / local.provider_model,
             context_window=local.context_window,
             threads=settings.threads,
@@ -58,26 +71,81 @@ async def open_models(
             max_running=settings.max_running,
             compile=settings.compile,
             otlp_endpoint=otlp_endpoint,
+            step_seconds=settings.step_timeout_seconds,
+            restart=RestartPolicy(settings.engine_restarts, settings.restart_backoff_seconds),
+            limits=QueueLimits(
+                settings.max_running,
+                settings.max_waiting,
+                settings.kv_promise_ratio,
+                settings.batch_queue_share,
+                settings.queue_seconds,
+            ),
         )
-        engine = VllmBackend(local.name, local.provider.name, local.provider_model, options)
+        engine = VllmBackend(local.name, local.provider.name, local.provider_model, options, signals)
         stack.push_async_callback(engine.close)
         engine.start()
         pings["vllm"] = engine.ping
     served: dict[str, Served] = {}
+    circuits: dict[str, Circuit] = {}
     for model in catalog.values():
         backend: Backend
-        if model.provider.backend == "openai":
+        if model.provider.backend != "vllm":
             backend = _remote(model, settings, clients, stack)
+        elif model.name in unusable:
+            backend = UnavailableBackend(model, "vllm", unusable[model.name], Reason.ADAPTER_UNAVAILABLE)
         elif engine is not None and local is not None and model.provider_model == local.provider_model:
-            backend = engine
+            backend = AdaptedBackend(engine, model.adapter) if model.adapter else engine
         else:
             backend = UnavailableBackend(model, "vllm", "another replica's engine serves this model, not this one's")
-        served[model.name] = Served(model, backend, Circuit(settings.circuit_failures, settings.circuit_open_seconds))
+        own = Circuit(settings.circuit_failures, settings.circuit_open_seconds)
+        circuit: Circuit | SharedCircuit = own
+        if model.provider.backend != "vllm":
+            whole = Circuit(settings.circuit_failures, settings.circuit_open_seconds)
+            circuit = SharedCircuit(own, circuits.setdefault(model.provider.name, whole))
+        served[model.name] = Served(model, backend, circuit)
     return served, pings
 
 
+def _adapters(
+    catalog: Mapping[str, Model], local: Model | None, models_dir: Path
+) -> tuple[tuple[Adapter, ...], dict[str, str]]:
+    """The adapters of the models that the local engine serves, and by model why one cannot be used."""
+    adapters: dict[str, Adapter] = {}
+    unusable: dict[str, str] = {}
+    for model in catalog.values():
+        mine = local is not None and model.provider.backend == "vllm" and model.provider_model == local.provider_model
+        if not mine or not model.adapter or model.adapter in adapters:
+            continue
+        try:
+            found = read_adapter(model.adapter, models_dir / model.adapter, len(adapters) + 1)
+        except TenthError as error:
+            unusable[model.name] = error.message
+            log.error("%s is not served: %s", model.name, error)
+        else:
+            adapters[model.adapter] = found
+    return tuple(adapters.values()), unusable
+
+
+def local_engine(served: Iterable[Served]) -> VllmBackend | None:
+    """The backend of this replica's own engine, if it has one."""
+    backends = (each.backend.inner if isinstance(each.backend, AdaptedBackend) else each.backend for each in served)
+    return next((each for each in backends if isinstance(each, VllmBackend)), None)
+
+
+def drain_local(served: Iterable[Served], notice_seconds: float) -> None:
+    """The process is about to end: have the local engine hand back its work. The providers' answers just go on."""
+    engine = local_engine(served)
+    if engine is not None:
+        engine.drain(notice_seconds)
+
+
+def drain_seconds(settings: InferenceSettings, mesh_drain_seconds: float) -> float:
+    """The notice of running generations: as set, but over before the server cancels what still runs."""
+    return max(min(settings.notice_seconds, mesh_drain_seconds - 0.5), 0.0)
+
+
 def _remote(
-    model: Model, settings: InferenceSettings, clients: dict[str, OpenAiClient], stack: AsyncExitStack
+    model: Model, settings: InferenceSettings, clients: dict[str, ProviderClient], stack: AsyncExitStack
 ) -> Backend:
     provider = model.provider
     client = clients.get(provider.name)
@@ -86,7 +154,7 @@ def _remote(
         sandbox = provider.wants_key and not key()
         if sandbox and not settings.sandbox_url:
             wanted = " or ".join(str(name) for name in (provider.key_env, provider.key_file) if name)
-            return UnavailableBackend(model, "openai", f"no key: set {wanted}, or TENTH_INFERENCE_SANDBOX_URL")
+            return UnavailableBackend(model, provider.backend, f"no key: set {wanted}, or TENTH_INFERENCE_SANDBOX_URL")
         if sandbox:
             log.warning("SANDBOX: %s has no key; %s plays it", provider.name, settings.sandbox_url)
         endpoint = Endpoint(
@@ -97,11 +165,40 @@ def _remote(
             retries=settings.retries,
             max_retry_wait_seconds=settings.max_retry_wait_seconds,
             sandbox=sandbox,
-            family=Family.OPENAI if sandbox else provider.family,  # The sandbox speaks OpenAI's format.
+            family=sandbox_family(provider.backend) if sandbox else provider.family,
+            silence_seconds=settings.stream_silence_seconds,
+            max_concurrent=provider.max_concurrent_requests,
+            api_version=provider.api_version,
         )
-        client = clients[provider.name] = OpenAiClient(endpoint, key)
+        client = clients[provider.name] = _client(provider.backend, endpoint, key)
         stack.push_async_callback(client.close)
-    return OpenAiBackend(client, model.provider_model)
+    backend = _backend(client, model)
+    after = model.rules.hedge_after_seconds
+    return HedgedBackend(backend, HedgeDelay(after), time.monotonic) if after else backend
+
+
+def _client(backend: str, endpoint: Endpoint, key: Callable[[], str]) -> ProviderClient:
+    if backend != "anthropic":
+        return OpenAiClient(endpoint, key)
+    # 38 MiB and a second that only those pay for who have such a provider.
+    from services.inference.anthropic import AnthropicClient
+
+    return AnthropicClient(endpoint, key)
+
+
+def _backend(client: ProviderClient, model: Model) -> Backend:
+    if isinstance(client, OpenAiClient):
+        return OpenAiBackend(client, model.provider_model, model.rules)
+    from services.inference.anthropic import AnthropicBackend, AnthropicClient
+
+    assert isinstance(client, AnthropicClient)
+    return AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
+
+
+def sandbox_family(backend: str) -> Family:
+    """How the sandbox counts when it plays a provider of this backend: it speaks OpenAI's format and the Messages
+    API's."""
+    return Family.ANTHROPIC if backend == "anthropic" else Family.OPENAI
 
 
 def key_reader(provider: Provider, environment: Mapping[str, str], clock: Callable[[], float]) -> Callable[[], str]:

@@ -36,6 +36,48 @@ class InferenceSettings(BaseSettings):
         description="Memory of the engine's KV cache, bytes (CPU); one full context of SmolLM2 is 180 MiB in bfloat16",
     )
     max_running: int = Field(default=32, ge=1, description="Most sequences that the engine works on at once")
+    max_waiting: int = Field(
+        default=128, ge=0, le=100_000, description="Most requests that wait for a place in the local engine, 0..100000"
+    )
+    kv_promise_ratio: float = Field(
+        default=4.0,
+        ge=1,
+        le=1000,
+        description="Most tokens (prompt and largest output) that running and waiting requests may have together, as a "
+        "multiple of what the KV cache holds, 1..1000",
+    )
+    batch_queue_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the waiting room that batch work may fill, 0..1; interactive work finds the rest",
+    )
+    queue_seconds: float = Field(
+        default=60.0, gt=0, le=86_400, description="Longest wait for the engine's first token, seconds, up to 86400"
+    )
+    step_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Time after which a step of the engine counts as hung and the process ends with code 75 to be "
+        "started again, seconds, up to 3600",
+    )
+    engine_restarts: int = Field(
+        default=5, ge=0, le=1000, description="Most restarts of a failed engine within ten minutes, 0..1000"
+    )
+    restart_backoff_seconds: float = Field(
+        default=0.5,
+        ge=0,
+        le=60,
+        description="Wait before a failed engine is started again, seconds, 0..60; twice as long each further time",
+    )
+    notice_seconds: float = Field(
+        default=25.0,
+        ge=0,
+        le=3600,
+        description="Time that running generations of the local engine get after SIGTERM before they are handed back, "
+        "seconds, 0..3600; at most TENTH_DRAIN_SECONDS less half a second",
+    )
     compile: bool = Field(
         default=False,
         description="torch.compile: 15-40% faster after a start of about a minute; for long-lived servers",
@@ -47,6 +89,13 @@ class InferenceSettings(BaseSettings):
     )
     max_retry_wait_seconds: float = Field(
         default=1.0, ge=0, description="Longest Retry-After that is waited for here instead of being passed on, seconds"
+    )
+    stream_silence_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Longest time without a byte within an answer that has begun, seconds, 0..3600; 0: any, until the "
+        "deadline",
     )
     circuit_failures: int = Field(default=3, ge=1, description="Failures in a row after which a model counts as down")
     circuit_open_seconds: float = Field(default=3.0, gt=0, description="Time before a model that is down is probed")

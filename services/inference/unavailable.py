@@ -17,10 +17,13 @@ class UnavailableBackend:
     quantized = False
     bills_abandoned = False
 
-    def __init__(self, model: Model, kind: str, reason: str) -> None:
+    def __init__(self, model: Model, kind: str, reason: str, code: Reason | None = None) -> None:
+        """``reason`` is for people; ``code`` None: by ``kind``."""
+        self._code = code
         self.kind = kind
         self.provider = model.provider.name
         self.provider_model = model.provider_model
+        self._model = model.name
         self._reason = reason
 
     def unavailable_reason(self) -> str:
@@ -29,12 +32,14 @@ class UnavailableBackend:
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """Raises."""
-        raise self._error()
+        raise self.unavailable_error()
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
         """Raises."""
-        raise self._error()
+        raise self.unavailable_error()
         yield  # Makes this a generator.
 
-    def _error(self) -> TenthError:
-        return TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, self._reason)
+    def unavailable_error(self) -> TenthError:
+        """Why, with a reason: a provider without a key is not configured, a local model not served here."""
+        reason = self._code or (Reason.MODEL_UNAVAILABLE if self.kind == "vllm" else Reason.PROVIDER_NOT_CONFIGURED)
+        return TenthError(Code.UNAVAILABLE, reason, f"{self._model}: {self._reason}")

@@ -60,10 +60,13 @@ _HOSTS = {
 }
 
 
+_BACKENDS = {"vllm": Family.VLLM, "anthropic": Family.ANTHROPIC, "azure": Family.OPENAI}
+
+
 def family_of(backend: str, host: str) -> Family:
     """The family of a provider whose catalogue entry names none: by its backend and its URL's host."""
-    if backend == "vllm":
-        return Family.VLLM
+    if backend in _BACKENDS:
+        return _BACKENDS[backend]
     for known, family in _HOSTS.items():
         if host == known or host.endswith(("." + known, "-" + known)):  # "-": Vertex's regions.
             return family
@@ -116,7 +119,9 @@ def anthropic(raw: Mapping[str, Any]) -> Usage:
     write_5m = max(write_5m, as_count(raw.get("cache_creation_input_tokens")) - write_1h)
     if "prompt_tokens" not in raw:
         prompt = as_count(raw.get("input_tokens")) + read + write_5m + write_1h
-        return _inside(prompt, as_count(raw.get("output_tokens")), cached=read, write_5m=write_5m, write_1h=write_1h)
+        thought = as_count(_object(raw.get("output_tokens_details")).get("thinking_tokens"))
+        output = as_count(raw.get("output_tokens"))
+        return _inside(prompt, output, cached=read, write_5m=write_5m, write_1h=write_1h, reasoning=thought)
     same = openai(raw)
     # Both names for the same tokens, where a gateway writes both.
     read, write_5m = max(read, same.cached), max(write_5m, same.write_5m - write_1h)

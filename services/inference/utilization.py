@@ -19,7 +19,7 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from mesh.auth import Identity, set_identity
 from mesh.errors import Code, TenthError
-from services.inference.servicer import Served
+from services.inference.served import Served
 from services.inference.settings import InferenceSettings
 from services.inference.vllm import VllmBackend
 from services.inference.work import WorkMeter

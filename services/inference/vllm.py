@@ -1,27 +1,21 @@
-"""vLLM's V1 engine in this process, stepped by one thread of its own.
+"""The Backend of the local engine: requests and outputs, ours into vLLM's and back.
 
-The event loop hands requests to that thread through a queue and gets outputs back through ``call_soon_threadsafe``,
-one callback per engine step for all sequences together. The engine is touched by its thread alone. vLLM (and torch
-with it) is imported in that thread and nowhere else, so the service starts serving other providers at once, and
-starts at all where vLLM cannot be installed.
+The engine itself is stepped by a thread of its own, in this process (``vllm_thread.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import queue
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
-from mesh.errors import Code, TenthError, invalid_argument
+from mesh import deadlines
+from mesh.errors import Code, TenthError, invalid_argument, unavailable
+from mesh.errors import Reason as MeshReason
+from services.inference.admission import Admission, QueueLimits
 from services.inference.backend import Answer
 from services.inference.errors import Reason, prompt_too_long, unsupported
 from services.inference.policy import (
@@ -37,42 +31,20 @@ from services.inference.policy import (
     room_for_output,
 )
 from services.inference.usage import Usage
+from services.inference.vllm_load import EngineOptions, Loaded, is_quantized
+from services.inference.vllm_thread import RELOAD_SECONDS, EngineFailedError, EngineThread, Job, Signals, Unserved
+from services.inference.vllm_watch import watch
 from services.inference.work import WorkMeter
 
 log = logging.getLogger("tenth.inference.vllm")
 
 _THREAD_TEXT = 20_000
 """Characters from which tokenizing is worth a thread: below, it takes under a few milliseconds."""
+_ANSWER_SHARE, _ANSWER_SECONDS = 0.1, 0.5
+"""Kept back of a deadline, so that the refusal still reaches the caller: a share of what is left, but no more."""
+_INTERACTIVE, _BATCH = 0, 10
+"""Priorities as vLLM has them: the lower goes first, and the higher is preempted when the KV cache is full."""
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "stop"}
-_MISSING = (
-    "vLLM is not installed here; serve this model from a machine that has it and point the catalogue's provider at its "
-    "OpenAI-compatible URL (backend: openai, base_url: http://HOST:8000/v1)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How the engine is set up; see the settings of the same names. ``otlp_endpoint`` empty: vLLM makes no spans."""
-
-    folder: Path
-    context_window: int
-    threads: int
-    kv_cache_bytes: int
-    max_running: int
-    compile: bool = False
-    otlp_endpoint: str = ""
-
-
-@dataclass(slots=True)
-class _Job:
-    """One sequence: what the engine thread needs, and where its outputs go."""
-
-    id: str
-    prompt_ids: list[int]
-    params: Any
-    cache_salt: str
-    traceparent: str
-    outputs: asyncio.Queue[Any]
 
 
 class VllmBackend:
@@ -81,59 +53,92 @@ class VllmBackend:
     kind = "vllm"
     bills_abandoned = False
 
-    def __init__(self, model: str, provider: str, provider_model: str, options: EngineOptions) -> None:
+    def __init__(
+        self, model: str, provider: str, provider_model: str, options: EngineOptions, signals: Signals | None = None
+    ) -> None:
         self.model = model
         self.provider = provider
         self.provider_model = provider_model
         self.quantized = is_quantized(options.folder)
-        self.work = WorkMeter(time.monotonic_ns)
-        """How much of the time the engine had work; loading is none."""
+        self.engine = EngineThread(model, options, signals)
+        self._limits = options.limits or QueueLimits(options.max_running)
+        self.admission = Admission(model, self._limits, self.engine.speed)
         self._options = options
-        self._commands: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._reason = "the engine has not been started"
-        self._engine: Any = None
-        self._tokenizer: Any = None
-        self._longest_token = 1
-        self._defaults: dict[str, Any] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._watch: asyncio.Task[None] | None = None
         self._count = 0
+
+    @property
+    def work(self) -> WorkMeter:
+        """How much of the time the engine had work; loading is none."""
+        return self.engine.work
 
     def start(self) -> None:
         """Begin loading the model; ``unavailable_reason`` says how far it is."""
-        if not (self._options.folder / "config.json").is_file():
-            self._reason = (
-                f"there is no model folder {self._options.folder}; `make models` builds the shipped ones, "
-                "`python -m models.build ORG/NAME` fetches one from the hub"
-            )
-            log.error("%s: %s", self.model, self._reason)
-            return
-        self._reason = "the engine is starting"
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
-        self._thread.start()
+        self.engine.start()
+        self._watch = asyncio.create_task(watch(self.engine, self._options.step_seconds, time.monotonic))
 
     async def close(self) -> None:
         """Stop the engine; running generations fail."""
-        self._commands.put(None)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 10)
+        if self._watch is not None:
+            self._watch.cancel()
+        await self.engine.close()
+
+    def drain(self, notice_seconds: float) -> None:
+        """This process is about to end: take nothing more, hand back at once what has not begun, and what still runs
+        after ``notice_seconds``. All of it fails as DRAINING, with what it has made.
+        """
+        self.engine.refuse(Unserved(MeshReason.DRAINING, "this replica is shutting down"))
+        handed_back = self._hand_back(begun=False)
+        log.info("%s: %d waiting sequences handed back, others get %g s", self.model, handed_back, notice_seconds)
+        asyncio.get_running_loop().call_later(notice_seconds, self._hand_back)
+
+    def _hand_back(self, *, begun: bool = True) -> int:
+        """``begun`` False: only those that wait."""
+        jobs = [job for job in self.engine.jobs() if begun or not job.begun]
+        for job in jobs:
+            job.outputs.put_nowait(
+                unavailable(f"{self.model}: this replica is shutting down", reason=MeshReason.DRAINING)
+            )
+        return len(jobs)
 
     def runs(self) -> bool:
         """True while the engine's thread is there: loading, idle or at work."""
-        return self._thread is not None and self._thread.is_alive()
+        return self.engine.runs()
 
     async def ping(self) -> None:
-        """Raises while the engine is starting, and when it died. An engine that can never start here does not count:
-        the other providers are served without it.
+        """Raises while the engine is starting, and when it is down. An engine that can never start here (no vLLM, no
+        model folder) does not count: the other providers are served without it.
         """
-        if self._thread is not None and self._reason and self._reason != _MISSING:
-            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, self._reason)
+        unserved = self.engine.unserved
+        if unserved is not None and unserved.unready:
+            raise self._refusal(unserved)
 
     def unavailable_reason(self) -> str:
         """Why the model is not served now; empty when it is."""
-        return self._reason
+        unserved = self.engine.unserved
+        return "" if unserved is None else unserved.message
+
+    def unavailable_error(self) -> TenthError | None:
+        """The same as an error with its reason; None when it is served."""
+        unserved = self.engine.unserved
+        return None if unserved is None else self._refusal(unserved)
+
+    def _gone(self) -> TenthError:
+        """Said when the engine went, and came, between two looks at it."""
+        return TenthError(
+            Code.UNAVAILABLE,
+            Reason.ENGINE_RESTARTING,
+            f"{self.model}: the engine is starting again",
+            retry_after_seconds=RELOAD_SECONDS,
+        )
+
+    def _refusal(self, unserved: Unserved) -> TenthError:
+        return TenthError(
+            Code.UNAVAILABLE,
+            unserved.reason,
+            f"{self.model}: {unserved.message}",
+            retry_after_seconds=unserved.retry_after_seconds,
+        )
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """The whole answer. The pieces are folded here, so that a cancelled one is charged what was made."""
@@ -153,37 +158,51 @@ class VllmBackend:
         return Answer(Delta(text=text, logprobs=logprobs, prompt=prompt), finished, first)
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
-        """Pieces as the engine makes them."""
-        if self._reason:
-            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, f"{self.model}: {self._reason}")
-        ids = await self._prompt_ids(generation)
+        """Pieces as the engine makes them.
+
+        Raises, before anything is spent: PROMPT_TOO_LONG, QUEUE_FULL, QUEUE_DEADLINE, and why the model is not served.
+        Raises ENGINE_FAILED and DRAINING at any time; the meter has what was made.
+        """
+        loaded = self.engine.loaded
+        if loaded is None or self.engine.unserved is not None:
+            raise self.unavailable_error() or self._gone()
+        ids = await self._prompt_ids(generation, loaded)
         wanted = generation.sampling.max_output_tokens or self._options.context_window
         room = room_for_output(self.model, self._options.context_window, len(ids), wanted)
+        params = self._params(generation, room, loaded.defaults)
+        self.admission.kv_tokens = loaded.kv_tokens
+        ticket = self.admission.admit(len(ids), room, batch=generation.batch)
         self._count += 1
-        job = _Job(
+        job = Job(
             id=f"{generation.request_id}/{generation.attempt}#{self._count}",
             prompt_ids=ids,
-            params=self._params(generation, room),
+            params=params,
             cache_salt=generation.tenant_id,
+            adapter=generation.adapter,
             traceparent=generation.traceparent,
             outputs=asyncio.Queue(),
+            priority=_BATCH if generation.batch else _INTERACTIVE,
         )
-        self._jobs[job.id] = job
-        self._commands.put(lambda engine: self._add(engine, job))
-        output_count, finished = 0, False
+        finished = False
         try:
+            if not self.engine.add(job):
+                raise self.unavailable_error() or self._gone()
             while not finished:
-                output = await job.outputs.get()
+                output = await (job.outputs.get() if job.begun else self._first(job))
                 if isinstance(output, BaseException):
-                    finished = True
                     raise self._typed(output) from output
                 part = output.outputs[0]
-                output_count += len(part.token_ids)
+                cached = output.num_cached_tokens or 0
+                if not job.begun:
+                    job.begun = ticket.begun = True
+                    self.engine.totals.prompt_tokens += len(ids)
+                    self.engine.totals.cached_tokens += cached
+                ticket.made += len(part.token_ids)
                 finished = output.finished
                 meter.reached = True
-                usage = Usage(input=len(ids), cached=output.num_cached_tokens or 0, output=output_count)
+                usage = Usage(input=len(ids), cached=cached, output=ticket.made)
                 meter.reported = usage
-                prompt = self._prompt_tokens(generation, output.prompt_logprobs, ids)
+                prompt = self._prompt_tokens(generation, loaded, output.prompt_logprobs, ids)
                 if part.text or part.logprobs or prompt:
                     yield Delta(
                         text=part.text, logprobs=_logprobs(part, generation.sampling.top_logprobs), prompt=prompt
@@ -194,44 +213,53 @@ class VllmBackend:
                         raise self._typed(RuntimeError(f"the engine ended with {part.finish_reason!r}"))
                     yield Finished(reason, usage)
         finally:
-            del self._jobs[job.id]
-            if not finished:
-                self._commands.put(lambda engine: engine.abort_request([job.id]))
+            self.admission.leave(ticket)
+            self.engine.remove(job, finished=finished)
 
-    async def _prompt_ids(self, generation: Generation) -> list[int]:
+    async def _first(self, job: Job) -> Any:
+        """The first output, while there is time to wait for it."""
+        left = deadlines.remaining()
+        seconds = self._limits.queue_seconds
+        useful = seconds if left is None else max(left - min(left * _ANSWER_SHARE, _ANSWER_SECONDS), 0.0)
+        late = useful < seconds
+        seconds = min(useful, seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                return await job.outputs.get()
+        except TimeoutError:
+            raise (self.admission.too_late() if late else self.admission.waited_out(seconds)) from None
+
+    async def _prompt_ids(self, generation: Generation, loaded: Loaded) -> list[int]:
         length = sum(len(message.text) for message in generation.messages)
-        if length > self._options.context_window * self._longest_token:
+        if length > self._options.context_window * loaded.longest_token:
             raise prompt_too_long(self.model, self._options.context_window)  # Certain without tokenizing megabytes.
         if generation.prompt_logprobs:
-            plain: list[int] = (await asyncio.to_thread(self._encode_plain, generation))["input_ids"]
+            plain: list[int] = (await asyncio.to_thread(self._encode_plain, generation, loaded))["input_ids"]
             return plain
         messages = [{"role": message.role, "content": message.text} for message in generation.messages]
         if length > _THREAD_TEXT:
-            return await asyncio.to_thread(self._tokenize, messages)
-        return self._tokenize(messages)
+            return await asyncio.to_thread(loaded.tokenize, messages)
+        return loaded.tokenize(messages)
 
-    def _tokenize(self, messages: list[dict[str, str]]) -> list[int]:
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def _encode_plain(self, generation: Generation) -> Any:
+    def _encode_plain(self, generation: Generation, loaded: Loaded) -> Any:
         """The one message's text as it stands, with each token's place in it."""
-        if not self._tokenizer.is_fast:
+        if not loaded.tokenizer.is_fast:
             raise unsupported(f"{self.model}: its tokenizer does not tell places in the text", PROMPT_LOGPROBS_FIELD)
         text = generation.messages[0].text
-        return self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return loaded.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
 
-    def _prompt_tokens(self, generation: Generation, told: Any, ids: list[int]) -> tuple[PromptToken, ...]:
+    def _prompt_tokens(
+        self, generation: Generation, loaded: Loaded, told: Any, ids: list[int]
+    ) -> tuple[PromptToken, ...]:
         if not generation.prompt_logprobs or not told:
             return ()
-        places = self._encode_plain(generation)["offset_mapping"]
+        places = self._encode_plain(generation, loaded)["offset_mapping"]
         return tuple(
             PromptToken(start, end, None if found is None else min(found[token_id].logprob, 0.0))
             for (start, end), found, token_id in zip(places, told, ids, strict=True)
         )
 
-    def _params(self, generation: Generation, max_tokens: int) -> Any:
+    def _params(self, generation: Generation, max_tokens: int, defaults: Mapping[str, Any]) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         sampling = generation.sampling
@@ -251,7 +279,7 @@ class VllmBackend:
             )
         try:
             return SamplingParams(
-                **{**self._defaults, **{key: value for key, value in given.items() if value is not None}},
+                **{**defaults, **{key: value for key, value in given.items() if value is not None}},
                 max_tokens=max_tokens,
                 stop=list(sampling.stop) or None,
                 output_kind=RequestOutputKind.DELTA,
@@ -262,137 +290,14 @@ class VllmBackend:
     def _typed(self, error: BaseException) -> TenthError:
         if isinstance(error, TenthError):
             return error
+        if isinstance(error, EngineFailedError):
+            message = f"{self.model}: the engine failed while it worked on this; the service's log has it"
+            return unavailable(message, reason=Reason.ENGINE_FAILED)
         if isinstance(error, _refusals()):
             # The engine refuses at admission what it cannot do; of all we pass on only a schema can still be that.
             return unsupported(f"{self.model}: {error}", "generation.response_format.json_schema")
         log.error("%s: the engine failed", self.model, exc_info=error)
         return TenthError(Code.INTERNAL, Reason.ENGINE_FAILED, "the local engine failed; the service's log has it")
-
-    # What follows runs in the engine's thread.
-
-    def _run(self) -> None:
-        try:
-            engine = self._load()
-        except ImportError as error:
-            self._reason = _MISSING
-            log.warning("%s is not served: %s (%s)", self.model, _MISSING, error)
-            return
-        except Exception:
-            self._reason = "the engine did not start; the log has it"
-            log.exception("%s is not served", self.model)
-            return
-        self._engine, self._reason = engine, ""
-        try:
-            while self._step(engine):
-                pass
-        except Exception as error:
-            self._reason = "the engine died; the log has it"
-            log.exception("%s is not served any more", self.model)
-            self._hand_over([(job, error) for job in list(self._jobs.values())])
-        finally:
-            self.work.working(False)
-
-    def _load(self) -> Any:
-        options = self._options
-        started = time.monotonic()
-        with _engine_environment(options):
-            from vllm import EngineArgs, SamplingParams
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            imported = time.monotonic()
-            on_cpu = not _has_cuda()
-            arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
-            # Without it a small model spends its whole answer on the white space that a schema allows.
-            arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
-            if on_cpu:
-                arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
-            engine = LLMEngine.from_engine_args(
-                EngineArgs(
-                    model=str(options.folder),
-                    max_model_len=options.context_window,
-                    max_num_seqs=options.max_running,
-                    enable_prefix_caching=True,
-                    enforce_eager=not options.compile,
-                    otlp_traces_endpoint=options.otlp_endpoint or None,
-                    disable_log_stats=not options.otlp_endpoint,  # Its spans are made of its statistics.
-                    **arguments,
-                )
-            )
-            # A tokenizer of our own: the engine's is busy in the engine's thread, and it is not safe to share.
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
-            self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
-            self._defaults = dict(engine.model_config.get_diff_sampling_param())
-            loaded = time.monotonic()
-            # Ready means that it has really answered.
-            ids = self._tokenize([{"role": "user", "content": "Hello"}])
-            engine.add_request("warm-up", _prompt(ids, ""), SamplingParams(max_tokens=2))
-            while engine.has_unfinished_requests():
-                engine.step()
-        log.info(
-            "%s ready: import %.1f s, load %.1f s, first answer %.1f s, %s, %d threads",
-            self.model,
-            imported - started,
-            loaded - imported,
-            time.monotonic() - loaded,
-            engine.model_config.dtype,
-            options.threads,
-        )
-        return engine
-
-    def _step(self, engine: Any) -> bool:
-        """Take the waiting commands and make one step. False: stop."""
-        block = not engine.has_unfinished_requests()
-        self.work.working(not block)
-        while True:
-            try:
-                command = self._commands.get(block)
-            except queue.Empty:
-                break
-            if command is None:
-                return False
-            command(engine)
-            block = False
-        if not engine.has_unfinished_requests():
-            return True
-        self.work.working(True)
-        made = engine.step()
-        self.work.made(sum(len(part.token_ids) for output in made for part in output.outputs))
-        outputs = [(self._jobs.get(output.request_id), output) for output in made]
-        self._hand_over([(job, output) for job, output in outputs if job is not None])
-        return True
-
-    def _add(self, engine: Any, job: _Job) -> None:
-        headers = {"traceparent": job.traceparent} if job.traceparent else None
-        try:
-            engine.add_request(job.id, _prompt(job.prompt_ids, job.cache_salt), job.params, trace_headers=headers)
-        except Exception as error:
-            # Refused at admission: that sequence's problem alone, the engine goes on.
-            self._hand_over([(job, error)])
-
-    def _hand_over(self, outputs: list[tuple[_Job, Any]]) -> None:
-        def deliver() -> None:
-            for job, output in outputs:
-                job.outputs.put_nowait(output)
-
-        if outputs and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(deliver)
-
-
-def is_quantized(folder: Path) -> bool:
-    """True when a model folder holds quantized weights, by its own configuration."""
-    try:
-        return "quantization_config" in json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
-def _prompt(ids: list[int], cache_salt: str) -> Any:
-    from vllm.inputs.engine import tokens_input
-
-    # The salt keeps prefix-cache timing from telling one tenant about another's prompts.
-    return tokens_input(ids, cache_salt=cache_salt or None)
 
 
 def _refusals() -> tuple[type[Exception], ...]:
@@ -416,49 +321,3 @@ def _logprobs(part: Any, wanted: int) -> tuple[TokenLogprob, ...]:
             )
         )
     return tuple(result)
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def _cpu_dtype() -> str:
-    """bfloat16 where the CPU multiplies it (AVX-512, AMX, ARM), else float32: emulated it is 10-50 times slower."""
-    import torch
-
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "float32" if capability in ("DEFAULT", "NO AVX", "AVX2") else "bfloat16"
-
-
-@contextmanager
-def _engine_environment(options: EngineOptions) -> Iterator[None]:
-    """vLLM reads the environment at import and while it starts; nothing of it is meant for anybody else."""
-    variables = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # The engine core runs in this very thread.
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(options.threads),
-        # Threads that wait by spinning take the cores that their own neighbours (and other services) need: measured
-        # beside a busy machine, 1.4 tokens/s with it against 10 without.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Cores are shared with the other services.
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "OTEL_SERVICE_NAME": "vllm",  # Its spans are made by a tracer provider of its own.
-        "OTEL_RESOURCE_ATTRIBUTES": "service.namespace=tenth",
-        "OTEL_BSP_SCHEDULE_DELAY": "500",
-    }
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        # What vLLM still reads while it runs stays; the OpenTelemetry names would mislabel spans of ours.
-        for name, value in before.items():
-            if name.startswith("OTEL_"):
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
 
 from services.inference.policy import Delta, Generation, Image, Message, ResponseKind, TokenLogprob, ToolCall
 
@@ -18,15 +17,13 @@ _FINISH = {
 }
 
 
-def request_body(generation: Generation, provider_model: str, base_url: str, *, stream: bool) -> dict[str, Any]:
-    """The body of a chat completion request."""
+def request_body(generation: Generation, provider_model: str, limit: str, *, stream: bool) -> dict[str, Any]:
+    """The body of a chat completion request; ``limit`` is the provider's name for the most output tokens."""
     sampling = generation.sampling
     body: dict[str, Any] = {
         "model": provider_model,
         "messages": [_message(message) for message in generation.messages],
     }
-    # OpenAI's reasoning models refuse the older name; other servers often know only that one.
-    limit = "max_completion_tokens" if urlsplit(base_url).hostname == "api.openai.com" else "max_tokens"
     optional = {
         limit: sampling.max_output_tokens,
         "temperature": sampling.temperature,

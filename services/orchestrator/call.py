@@ -66,6 +66,10 @@ class Prompt:
     """A limit on the answer from its predicted length; 0: none but the request's."""
     shortened_by: tuple[str, ...] = ()
     """The compressor's strategies that took something away."""
+    stable_messages: int = 0
+    """Leading messages that earlier requests began with byte for byte; 0: none, or not known."""
+    prefix_version: str = ""
+    """Of the rules that made them; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)

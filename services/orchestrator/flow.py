@@ -12,7 +12,8 @@ What happens when a hop is down or late (the code: steps.py, generation.py, casc
 | router           | DEFAULT_TIER: the default tier within the caller's bounds, marked              |
 | compressor       | UNCHANGED: the prompt goes out as it is, tokens estimated                      |
 | ledger reserve   | REFUSE_IF_HARD_BUDGET: UNAVAILABLE; without a hard budget a local lease        |
-| inference        | NEXT_MODEL: held while the service restarts, else the next model of the tier;  |
+| inference        | NEXT_MODEL: held while the service restarts (a model that the caller named:    |
+|                  | while its engine does), else the next model of the tier;                       |
 |                  | after the first piece: greedy own models continue, others fail with the spend  |
 | router's check   | FIRST_ANSWER: a cascade's first answer is given, marked, not stored            |
 | cache store      | DROP: dropped and counted                                                      |

@@ -21,6 +21,11 @@ _HOLD_SECONDS = 0.2
 """Pause between tries while the inference service itself is away (a restart, a rolling update)."""
 
 
+_ENGINE_FAILED, _ENGINE_RESTARTING = "ENGINE_FAILED", "ENGINE_RESTARTING"
+"""Inference's reasons."""
+_MOST_FAILED_ENGINES = 2
+
+
 class Generation:
     """Asks inference for an answer, streamed or whole."""
 
@@ -34,20 +39,26 @@ class Generation:
         its tokens have that many alternatives at least.
 
         While the inference service cannot be reached at all, the request is held and tried again until its
-        deadline: nothing was spent, and a restarting replica comes back. Other failures raise as they are. A break
+        deadline: nothing was spent, and a restarting replica comes back. So is one that no other model may answer (the
+        caller named this one, or has read a part) while a replica's engine starts again; a request under which an
+        engine failed is tried once more and not again, it may be its cause. Other failures raise as they are. A break
         after the first piece that cannot be made good is STREAM_BROKEN, before anything more is spent.
         """
         with call.hop("inference") as hop:
             if not _resumable(call, route):
                 hop.outcome, hop.reason = DEGRADED, "the followed answer broke off"
                 raise broken()
+            failed_engines = 0
             while True:
                 try:
                     return await self._attempt(call, route, prompt, emit, held_logprobs)
                 except TenthError as error:
                     hop.outcome, hop.reason = DEGRADED, f"{route.model}: {error.reason}"
                     call.note_failed_attempt(route.model, error)
-                    if not _away(error):
+                    failed_engines += error.reason == _ENGINE_FAILED
+                    bound = call.began or bool(call.request.policy.model)
+                    again = bound and _comes_back(error) and failed_engines < _MOST_FAILED_ENGINES
+                    if not _away(error) and not again:
                         raise
                     remaining = deadlines.remaining()
                     late = remaining is not None and remaining < 2 * _HOLD_SECONDS
@@ -75,6 +86,9 @@ class Generation:
             reservation_id=call.reservation_id,
             estimated_input_token_count=prompt.sent_tokens,
             project_id=call.identity.project_id,
+            stable_prefix_message_count=prompt.stable_messages,
+            prefix_version=prompt.prefix_version,
+            priority=_priority(call.request.policy),
         )
         if prompt.max_output_tokens:
             request.sampling.max_output_tokens = prompt.max_output_tokens
@@ -86,7 +100,9 @@ class Generation:
         started = time.perf_counter()
         reply = await self._inference.GenerateText(request)
         reply.completion.model = route.model
-        return Generated(reply.completion, reply.quantized, request.attempt, time.perf_counter() - started)
+        call.note_overheads(reply.overheads)
+        attempt = reply.attempt or request.attempt
+        return Generated(reply.completion, reply.quantized, attempt, time.perf_counter() - started)
 
     async def _stream(
         self, call: Call, route: Route, request: inference_pb2.GenerateTextRequest, emit: Emit
@@ -110,8 +126,11 @@ class Generation:
                     if skip and answer.text != skip:
                         raise broken()  # The second answer ended before the part that the caller has already read.
                     whole = answer.completion(route.model, event.finished)
+                    call.note_overheads(event.finished.overheads)
                     seconds = time.perf_counter() - started
-                    return Generated(whole, event.finished.quantized, request.attempt, seconds)
+                    return Generated(
+                        whole, event.finished.quantized, event.finished.attempt or request.attempt, seconds
+                    )
         raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
 
 
@@ -203,9 +222,21 @@ def broken() -> TenthError:
     )
 
 
+def _priority(asked: chat_pb2.RequestPolicy) -> inference_pb2.Priority.ValueType:
+    """A caller who gave a window does not sit and wait."""
+    window = asked.completion_window
+    later = window.seconds > 0 or window.nanos > 0
+    return inference_pb2.PRIORITY_BATCH if later else inference_pb2.PRIORITY_INTERACTIVE
+
+
 def _away(error: TenthError) -> bool:
     """True when the inference service itself did not answer: it is down or restarting."""
     return error.code is Code.UNAVAILABLE and error.reason in (Reason.UNREACHABLE, Reason.DRAINING)
+
+
+def _comes_back(error: TenthError) -> bool:
+    """True when a replica's own engine failed, which starts it again; other replicas may answer meanwhile."""
+    return error.code is Code.UNAVAILABLE and error.reason in (_ENGINE_FAILED, _ENGINE_RESTARTING)
 
 
 def _resumable(call: Call, route: Route) -> bool:

@@ -237,6 +237,8 @@ class Steps:
                 shortened_by=()
                 if off
                 else tuple(each.strategy for each in short.strategies if each.removed_token_count),
+                stable_messages=0 if off else short.stable_prefix_message_count,
+                prefix_version="" if off else short.prefix_version,
             )
 
     async def reserve(self, call: Call, route: Route, prompt: Prompt) -> ledger_pb2.ReserveFundsResponse:

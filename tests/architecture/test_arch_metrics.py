@@ -13,8 +13,9 @@ KINDS = {
     "counter": "counter",
     "up_down_counter": "up-down counter",
     "observable_gauge": "gauge",
+    "observable_counter": "counter",
 }
-MADE = re.compile(r'create_(histogram|counter|up_down_counter|observable_gauge)\(\s*"([^"]+)"')
+MADE = re.compile(r'create_(histogram|counter|up_down_counter|observable_gauge|observable_counter)\(\s*"([^"]+)"')
 UNIT = re.compile(r'create_\w+\(\s*"([^"]+)".*?unit=(NANO_USD|"[^"]+")', re.DOTALL)
 ROW = re.compile(r"^\| `([a-z_.]+)` \(([a-z-]+(?: counter)?)\) \| ([^|]+) \| (.*) \|$", re.MULTILINE)
 SUFFIXES = {"s": "_seconds", "ms": "_milliseconds"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -145,3 +146,62 @@ async def test_savings_in_other_words(bench: Bench, changes: dict[str, Any], sai
     assert status == 0
     assert said in text
     assert ("Measured:" in text) == changes.get("measured", True)
+
+
+CAPACITY = ("plan", "capacity", "--model", "llama-3.1-70b", "--gpu", "a100-80gb", "--context", "8192", "--lang", "en")
+
+
+async def test_capacity_needs_no_mesh_and_invents_no_price(bench: Bench) -> None:
+    status, text = await bench.run(*CAPACITY, "--scheme", "awq")
+    assert status == 0
+    assert bench.recorder.requests == []
+    assert "39.8 GB" in text
+    assert "105,655" in text
+    assert "an UPPER BOUND".lower() in text.lower()
+    assert "No cost: give --hour-price USD" in text
+    status, text = await bench.run(*CAPACITY, "--count", "1")
+    assert (status, "the weights do not fit" in text) == (1, True)
+
+
+async def test_capacity_takes_the_price_books_hour_when_asked(bench: Bench) -> None:
+    price = receipt_pb2.Price(model="gpu:a100-80gb", gpu_hour_nano_usd=3_600_000_000)
+    bench.recorder.answers["ListPrices"] = ledger_pb2.ListPricesResponse(prices=[price])
+    options = ("--scheme", "w4a16", "--hour-price", "book", "--tokens-per-second", "1000", "--utilization", "0.5")
+    _, text = await bench.run(*CAPACITY, *options)
+    assert "A million output tokens: $2.0000, at 50% utilization and $3.6000 a GPU hour (gpu:a100-80gb)." in text
+    (raw,) = bench.recorder.sent("ListPrices")
+    assert ledger_pb2.ListPricesRequest.FromString(raw).model == "gpu:a100-80gb"
+    bench.recorder.answers["ListPrices"] = ledger_pb2.ListPricesResponse()
+    with pytest.raises(ValueError, match="--hour-price book: the price book has no gpu_hour of gpu:a100-80gb"):
+        await bench.run(*CAPACITY, *options)
+
+
+async def test_capacity_in_korean_and_as_json(bench: Bench) -> None:
+    _, text = await bench.run(*CAPACITY, "--scheme", "awq", "--lang", "ko")
+    assert "들어가는 최소 텐서 병렬 수: 1." in text
+    _, text = await bench.run(*CAPACITY, "--scheme", "fp8", "--count", "5", "--hour-price", "2", "--json")
+    figures = json.loads(text)
+    assert (figures["tensor_parallel"], figures["replicas"], figures["usd_is"]) == (2, 2, "lower bound")
+    assert figures["kv_bytes_per_token"] == 327_680
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model", "nobody/none"), "--model nobody/none: neither a folder"),
+        (("--model", "."), "--model .: No such file or directory"),
+        (("--gpu", "a9000"), "--gpu a9000: not known"),
+        (("--scheme", "q5"), "--scheme q5: not known"),
+        (("--context", "0"), "--context 0"),
+        (("--count", "-1"), "--count -1"),
+        (("--utilization", "0"), "--utilization 0"),
+        (("--memory-share", "1.5"), "--memory-share 1.5"),
+        (("--working-gib", "100"), "--working-gib 100"),
+        (("--hour-price", "free"), "--hour-price free"),
+        (("--hour-price", "-1"), "--hour-price -1"),
+        (("--tokens-per-second", "-5"), "--tokens-per-second -5"),
+    ],
+)
+async def test_capacity_names_the_flag_that_is_wrong(bench: Bench, options: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        await bench.run(*CAPACITY, *options)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from mesh.errors import TenthError
 from mesh.status import detail
 from mesh.testing import TEST_IDENTITY, dial, memory_metrics, metric_points, running
 from services.inference.attempts import AttemptLog
+from services.inference.backend import Backend
+from services.inference.call import CallRules
 from services.inference.models import Model, Provider
-from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
+from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Ability, Circuit
-from services.inference.servicer import InferenceServicer, Served
+from services.inference.providers import Chances, Endpoint, ProviderClient
+from services.inference.served import Served
+from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
 
 Handler = Callable[[dict[str, Any], dict[str, str], asyncio.StreamWriter], Awaitable[None]]
@@ -41,6 +46,7 @@ class ScriptedProvider:
         self.handlers = list(handlers)
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.left = asyncio.Event()
         self.url = ""
 
@@ -52,6 +58,7 @@ class ScriptedProvider:
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 self.bodies.append(body)
                 self.headers.append(headers)
+                self.paths.append(lines[0].split(" ")[1])
                 handler = self.handlers.pop(0) if len(self.handlers) > 1 else self.handlers[0]
                 await handler(body, headers, writer)
                 await writer.drain()
@@ -157,23 +164,39 @@ class Mesh:
         return kind, last.usage.input_token_count, last.usage.output_token_count, last.usage.estimated
 
 
+Make = Callable[[Endpoint, Chances], tuple[ProviderClient, Backend]]
+
+
+def openai_backend(
+    endpoint: Endpoint, chances: Chances, rules: CallRules | None = None
+) -> tuple[ProviderClient, Backend]:
+    client = OpenAiClient(endpoint, lambda: "sk-test", chances)
+    return client, OpenAiBackend(client, "gpt-x", rules)
+
+
 @asynccontextmanager
 async def mesh_over(
-    tmp_path: Path, *handlers: Handler, url: str = "", circuit_failures: int = 100
+    tmp_path: Path,
+    *handlers: Handler,
+    url: str = "",
+    circuit_failures: int = 100,
+    make: Make = openai_backend,
+    chances: Chances | None = None,
+    **endpoint_changes: Any,
 ) -> AsyncIterator[Mesh]:
     provider = ScriptedProvider(*handlers)
     async with AsyncExitStack() as stack:
         server = await asyncio.start_server(provider.handle, "127.0.0.1", 0)
         stack.callback(server.close)
         base = url or f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        endpoint = Endpoint("openai", base, 1.0, 8, 2, 1.0)
-        client = OpenAiClient(endpoint, lambda: "sk-test")
+        endpoint = replace(Endpoint("openai", base, 1.0, 8, 2, 1.0), **endpoint_changes)
+        client, backend = make(endpoint, chances or Chances())
         stack.push_async_callback(client.close)
         ability = Ability(tools=True, json_schema=True)
         model = Model("gpt", Provider("openai", "openai", base), "gpt-x", 1000, 500, ability)
         log = AttemptLog(tmp_path / "attempts.db", time.time)
         stack.callback(log.close)
-        served = {"gpt": Served(model, OpenAiBackend(client, "gpt-x"), Circuit(circuit_failures, 0.3))}
+        served = {"gpt": Served(model, backend, Circuit(circuit_failures, 0.3))}
         telemetry, metrics = memory_metrics()
         stack.callback(telemetry.close)
         servicer = InferenceServicer(served, log, telemetry, count_tokens, time.time)

@@ -29,7 +29,8 @@ from services.inference.policy import (
     ResponseKind,
     Sampling,
 )
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_load import EngineOptions
 from services.router.checking import tokens_of
 from services.router.confidence import TOP_LOGPROBS, certainty_of, read_confidence
 
@@ -177,7 +178,7 @@ async def test_leaving_a_stream_frees_its_sequence_and_charges_what_was_made(bac
 
 async def _idle(backend: VllmBackend) -> None:
     for _ in range(100):
-        if not backend._engine.has_unfinished_requests():
+        if backend.engine.loaded is not None and not backend.engine.loaded.engine.has_unfinished_requests():
             return
         await asyncio.sleep(0.05)
     raise AssertionError("the engine still works on it")

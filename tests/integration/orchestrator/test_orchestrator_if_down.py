@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tenth.cache.v1 import cache_pb2
 from tenth.compressor.v1 import compressor_pb2
+from tenth.inference.v1 import inference_pb2
 from tenth.ledger.v1 import ledger_pb2
 from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
@@ -272,6 +273,49 @@ async def test_a_greedy_local_stream_goes_on_without_repeating_itself(mesh: Mesh
     assert [event.delta.text for event in events[1:-1]] == ["Hel", "lo ", "t", "here."]
     assert events[-1].finished.usage.output_token_count == 9
     assert mesh.fakes.count("StreamGenerateText") == 3
+
+
+ENGINE_FAILED = TenthError(Code.UNAVAILABLE, "ENGINE_FAILED", "the engine failed")
+ENGINE_RESTARTING = TenthError(Code.UNAVAILABLE, "ENGINE_RESTARTING", "the engine starts again", retry_after_seconds=8)
+DRAINING = TenthError(Code.UNAVAILABLE, "DRAINING", "this replica is shutting down")
+
+
+@pytest.mark.parametrize("why", [ENGINE_FAILED, DRAINING], ids=["engine failed", "handed back"])
+async def test_a_greedy_local_stream_outlives_its_engine(mesh: Mesh, why: TenthError) -> None:
+    mesh.fakes.on("SelectModel", LOCAL_ROUTE)
+    mesh.fakes.then("StreamGenerateText", [piece("Hel"), why], [ENGINE_RESTARTING], [ENGINE_RESTARTING])
+    mesh.fakes.on("StreamGenerateText", [piece("Hello "), piece("there."), ended(9)])
+    events = await mesh.events(ask(sampling=GREEDY))
+    assert [event.delta.text for event in events[1:-1]] == ["Hel", "lo ", "there."]
+    assert [sent.generation.model for sent in mesh.fakes.requests("StreamGenerateText")] == [LOCAL] * 4
+
+
+async def test_a_request_that_kills_engines_is_not_sent_to_all_of_them(mesh: Mesh) -> None:
+    mesh.fakes.on("SelectModel", LOCAL_ROUTE)
+    mesh.fakes.on("StreamGenerateText", [piece("Hel"), ENGINE_FAILED])
+    with pytest.raises(TenthError) as raised:
+        await mesh.events(ask(sampling=GREEDY))
+    assert raised.value.reason == "ENGINE_FAILED"
+    assert mesh.fakes.count("StreamGenerateText") == 2
+
+
+async def test_a_named_models_engine_is_waited_for_and_any_other_is_not(mesh: Mesh) -> None:
+    mesh.fakes.then("GenerateText", ENGINE_FAILED, ENGINE_RESTARTING, ENGINE_RESTARTING)
+    reply = await mesh.generate(ask(policy=chat_pb2.RequestPolicy(model=MINI)))
+    assert reply.completion.model == MINI
+    assert mesh.fakes.count("GenerateText") == 4
+    mesh.fakes.then("GenerateText", ENGINE_RESTARTING)
+    reply = await mesh.generate(ask())
+    assert [sent.model for sent in mesh.fakes.requests("GenerateText")[4:]] == [MINI, OPUS]
+
+
+@pytest.mark.parametrize(("window", "priority"), [(0, "PRIORITY_INTERACTIVE"), (600, "PRIORITY_BATCH")])
+async def test_who_gave_a_window_does_not_go_first(mesh: Mesh, window: int, priority: str) -> None:
+    request = ask()
+    request.policy.completion_window.FromSeconds(window)
+    await mesh.generate(request)
+    await until(lambda: mesh.fakes.count("GenerateText") == 1)
+    assert inference_pb2.Priority.Name(mesh.fakes.requests("GenerateText")[0].priority) == priority
 
 
 @pytest.mark.parametrize("again", [[piece("Good"), ended()], [piece("Hel"), ended()]], ids=["other text", "shorter"])

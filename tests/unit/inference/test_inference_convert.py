@@ -90,7 +90,7 @@ def test_everything_reaches_the_provider_in_its_words() -> None:
         sampling={"temperature": 0, "topP": 0.5, "maxOutputTokens": 7, "stop": ["x"], "seed": 3, "topLogprobsCount": 2},
         retrievedChunks=[{"text": "fact"}],
     )
-    body = request_body(generation, "gpt", "https://api.openai.com/v1", stream=True)
+    body = request_body(generation, "gpt", "max_completion_tokens", stream=True)
     assert body["messages"] == [
         {"role": "system", "content": "Be short."},
         {
@@ -116,7 +116,7 @@ def test_everything_reaches_the_provider_in_its_words() -> None:
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
     assert body["max_completion_tokens"] == 7
     assert body["stream_options"] == {"include_usage": True}
-    plain = request_body(convert(sampling={"maxOutputTokens": 7}), "m", "http://vllm:8000/v1", stream=False)
+    plain = request_body(convert(sampling={"maxOutputTokens": 7}), "m", "max_tokens", stream=False)
     assert plain == {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 7}
 
 

@@ -572,3 +572,8 @@ def test_what_was_not_told_is_counted_and_marked(
     meter = Meter(40, len, reached=True, reported=reported, final=final)
     meter.emit(Delta(text=emitted))
     assert meter.usage() == expected
+
+
+@pytest.mark.parametrize(("backend", "family"), [("anthropic", Family.ANTHROPIC), ("azure", Family.OPENAI)])
+def test_a_backend_with_a_format_of_its_own_says_the_family_behind_any_host(backend: str, family: Family) -> None:
+    assert family_of(backend, "gateway.example") is family

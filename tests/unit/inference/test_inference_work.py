@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from services.inference.settings import InferenceSettings
 from services.inference.utilization import Node, node_of
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_load import EngineOptions
 from services.inference.work import Work, WorkMeter
 
 
@@ -97,7 +98,7 @@ class Engine:
 def test_the_engines_thread_counts_its_steps() -> None:
     clock = Clock()
     backend = VllmBackend("m", "local", "f", EngineOptions(Path("none"), 100, 1, 1, 1))
-    backend.work = WorkMeter(clock)
+    backend.engine.work = WorkMeter(clock)
     engine = Engine(clock)
 
     def give(*steps: list[Output]) -> Any:
@@ -107,16 +108,16 @@ def test_the_engines_thread_counts_its_steps() -> None:
 
         return command
 
-    backend._commands.put(give([Output(1), Output(1)], [Output(3)]))
-    assert backend._step(engine)
-    assert backend._step(engine)
+    backend.engine._commands.put(give([Output(1), Output(1)], [Output(3)]))
+    assert backend.engine._step(engine)
+    assert backend.engine._step(engine)
     assert not backend.runs()
     assert backend.work.take() == Work(0.5, 5)
-    backend._commands.put(give())
-    assert backend._step(engine)
+    backend.engine._commands.put(give())
+    assert backend.engine._step(engine)
     assert backend.work.take() == Work(0.0, 0)
-    backend._commands.put(None)
-    assert not backend._step(engine)
+    backend.engine._commands.put(None)
+    assert not backend.engine._step(engine)
 
 
 @pytest.mark.parametrize(

@@ -24,38 +24,41 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
+from tenth.type.v1 import receipt_pb2 as tenth_dot_type_dot_v1_dot_receipt__pb2
 from tenth.type.v1 import usage_pb2 as tenth_dot_type_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tenth/inference/v1/inference.proto\x12\x12tenth.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x19tenth/type/v1/usage.proto\"\xa5\x04\n\x13GenerateTextRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x08messages\x18\x04 \x03(\x0b\x32\x1a.tenth.type.v1.ChatMessage\x12\x37\n\x10retrieved_chunks\x18\x05 \x03(\x0b\x32\x1d.tenth.type.v1.RetrievedChunk\x12\"\n\x05tools\x18\x06 \x03(\x0b\x32\x13.tenth.type.v1.Tool\x12.\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x19.tenth.type.v1.ToolChoice\x12\x36\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x1d.tenth.type.v1.ResponseFormat\x12\x33\n\x08sampling\x18\t \x01(\x0b\x32!.tenth.type.v1.SamplingParameters\x12,\n\x07purpose\x18\n \x01(\x0e\x32\x1b.tenth.inference.v1.Purpose\x12\x1a\n\x12price_book_version\x18\x0b \x01(\x03\x12\x16\n\x0ereservation_id\x18\x0c \x01(\t\x12#\n\x1b\x65stimated_input_token_count\x18\r \x01(\x03\x12\x12\n\nproject_id\x18\x0e \x01(\t\x12\x17\n\x0fprompt_logprobs\x18\x0f \x01(\x08\"_\n\x0bPromptToken\x12\x17\n\x0fstart_character\x18\x01 \x01(\x05\x12\x15\n\rend_character\x18\x02 \x01(\x05\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\xe0\x01\n\x14GenerateTextResponse\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\x11\n\tquantized\x18\x02 \x01(\x08\x12\x16\n\x0eprovider_model\x18\x03 \x01(\t\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\rprompt_tokens\x18\x05 \x03(\x0b\x32\x1f.tenth.inference.v1.PromptToken\"X\n\x19StreamGenerateTextRequest\x12;\n\ngeneration\x18\x01 \x01(\x0b\x32\'.tenth.inference.v1.GenerateTextRequest\"\xcc\x01\n\x1aStreamGenerateTextResponse\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32%.tenth.inference.v1.GenerationStartedH\x00\x12/\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12:\n\x08\x66inished\x18\x03 \x01(\x0b\x32&.tenth.inference.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"+\n\x11GenerationStarted\x12\x16\n\x0eprovider_model\x18\x01 \x01(\t\"\xb8\x01\n\x12GenerationFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x11\n\tquantized\x18\x03 \x01(\x08\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x17ListServedModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8a\x01\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rrunning_count\x18\x06 \x01(\x05\x12\x11\n\tquantized\x18\x07 \x01(\x08\"d\n\x18ListServedModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.tenth.inference.v1.ServedModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb6\x01\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_ANSWER\x10\x01\x12\x16\n\x12PURPOSE_CLASSIFIER\x10\x02\x12\x13\n\x0fPURPOSE_SANDBOX\x10\x03\x12\x13\n\x0fPURPOSE_SUMMARY\x10\x04\x12\x15\n\x11PURPOSE_TOKENWISE\x10\x05\x12\x12\n\x0ePURPOSE_SHADOW\x10\x06\x12\x11\n\rPURPOSE_JUDGE\x10\x07\x32\xdb\x02\n\x10InferenceService\x12u\n\x12StreamGenerateText\x12-.tenth.inference.v1.StreamGenerateTextRequest\x1a..tenth.inference.v1.StreamGenerateTextResponse0\x01\x12\x61\n\x0cGenerateText\x12\'.tenth.inference.v1.GenerateTextRequest\x1a(.tenth.inference.v1.GenerateTextResponse\x12m\n\x10ListServedModels\x12+.tenth.inference.v1.ListServedModelsRequest\x1a,.tenth.inference.v1.ListServedModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tenth/inference/v1/inference.proto\x12\x12tenth.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"\x92\x05\n\x13GenerateTextRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x08messages\x18\x04 \x03(\x0b\x32\x1a.tenth.type.v1.ChatMessage\x12\x37\n\x10retrieved_chunks\x18\x05 \x03(\x0b\x32\x1d.tenth.type.v1.RetrievedChunk\x12\"\n\x05tools\x18\x06 \x03(\x0b\x32\x13.tenth.type.v1.Tool\x12.\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x19.tenth.type.v1.ToolChoice\x12\x36\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x1d.tenth.type.v1.ResponseFormat\x12\x33\n\x08sampling\x18\t \x01(\x0b\x32!.tenth.type.v1.SamplingParameters\x12,\n\x07purpose\x18\n \x01(\x0e\x32\x1b.tenth.inference.v1.Purpose\x12\x1a\n\x12price_book_version\x18\x0b \x01(\x03\x12\x16\n\x0ereservation_id\x18\x0c \x01(\t\x12#\n\x1b\x65stimated_input_token_count\x18\r \x01(\x03\x12\x12\n\nproject_id\x18\x0e \x01(\t\x12\x17\n\x0fprompt_logprobs\x18\x0f \x01(\x08\x12#\n\x1bstable_prefix_message_count\x18\x12 \x01(\x05\x12\x16\n\x0eprefix_version\x18\x10 \x01(\t\x12.\n\x08priority\x18\x11 \x01(\x0e\x32\x1c.tenth.inference.v1.Priority\"_\n\x0bPromptToken\x12\x17\n\x0fstart_character\x18\x01 \x01(\x05\x12\x15\n\rend_character\x18\x02 \x01(\x05\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\xa1\x02\n\x14GenerateTextResponse\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\x11\n\tquantized\x18\x02 \x01(\x08\x12\x16\n\x0eprovider_model\x18\x03 \x01(\t\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\rprompt_tokens\x18\x05 \x03(\x0b\x32\x1f.tenth.inference.v1.PromptToken\x12.\n\toverheads\x18\x06 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"X\n\x19StreamGenerateTextRequest\x12;\n\ngeneration\x18\x01 \x01(\x0b\x32\'.tenth.inference.v1.GenerateTextRequest\"\xcc\x01\n\x1aStreamGenerateTextResponse\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32%.tenth.inference.v1.GenerationStartedH\x00\x12/\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12:\n\x08\x66inished\x18\x03 \x01(\x0b\x32&.tenth.inference.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"+\n\x11GenerationStarted\x12\x16\n\x0eprovider_model\x18\x01 \x01(\t\"\xf9\x01\n\x12GenerationFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x11\n\tquantized\x18\x03 \x01(\x08\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\toverheads\x18\x05 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\"@\n\x17ListServedModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8a\x01\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rrunning_count\x18\x06 \x01(\x05\x12\x11\n\tquantized\x18\x07 \x01(\x08\"d\n\x18ListServedModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.tenth.inference.v1.ServedModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb6\x01\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_ANSWER\x10\x01\x12\x16\n\x12PURPOSE_CLASSIFIER\x10\x02\x12\x13\n\x0fPURPOSE_SANDBOX\x10\x03\x12\x13\n\x0fPURPOSE_SUMMARY\x10\x04\x12\x15\n\x11PURPOSE_TOKENWISE\x10\x05\x12\x12\n\x0ePURPOSE_SHADOW\x10\x06\x12\x11\n\rPURPOSE_JUDGE\x10\x07*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x32\xdb\x02\n\x10InferenceService\x12u\n\x12StreamGenerateText\x12-.tenth.inference.v1.StreamGenerateTextRequest\x1a..tenth.inference.v1.StreamGenerateTextResponse0\x01\x12\x61\n\x0cGenerateText\x12\'.tenth.inference.v1.GenerateTextRequest\x1a(.tenth.inference.v1.GenerateTextResponse\x12m\n\x10ListServedModels\x12+.tenth.inference.v1.ListServedModelsRequest\x1a,.tenth.inference.v1.ListServedModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tenth.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=1858
-  _globals['_PURPOSE']._serialized_end=2040
-  _globals['_GENERATETEXTREQUEST']._serialized_start=144
-  _globals['_GENERATETEXTREQUEST']._serialized_end=693
-  _globals['_PROMPTTOKEN']._serialized_start=695
-  _globals['_PROMPTTOKEN']._serialized_end=790
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=793
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=1017
-  _globals['_STREAMGENERATETEXTREQUEST']._serialized_start=1019
-  _globals['_STREAMGENERATETEXTREQUEST']._serialized_end=1107
-  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_start=1110
-  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_end=1314
-  _globals['_GENERATIONSTARTED']._serialized_start=1316
-  _globals['_GENERATIONSTARTED']._serialized_end=1359
-  _globals['_GENERATIONFINISHED']._serialized_start=1362
-  _globals['_GENERATIONFINISHED']._serialized_end=1546
-  _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=1548
-  _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=1612
-  _globals['_SERVEDMODEL']._serialized_start=1615
-  _globals['_SERVEDMODEL']._serialized_end=1753
-  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=1755
-  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_end=1855
-  _globals['_INFERENCESERVICE']._serialized_start=2043
-  _globals['_INFERENCESERVICE']._serialized_end=2390
+  _globals['_PURPOSE']._serialized_start=2126
+  _globals['_PURPOSE']._serialized_end=2308
+  _globals['_PRIORITY']._serialized_start=2310
+  _globals['_PRIORITY']._serialized_end=2392
+  _globals['_GENERATETEXTREQUEST']._serialized_start=173
+  _globals['_GENERATETEXTREQUEST']._serialized_end=831
+  _globals['_PROMPTTOKEN']._serialized_start=833
+  _globals['_PROMPTTOKEN']._serialized_end=928
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=931
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=1220
+  _globals['_STREAMGENERATETEXTREQUEST']._serialized_start=1222
+  _globals['_STREAMGENERATETEXTREQUEST']._serialized_end=1310
+  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_start=1313
+  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_end=1517
+  _globals['_GENERATIONSTARTED']._serialized_start=1519
+  _globals['_GENERATIONSTARTED']._serialized_end=1562
+  _globals['_GENERATIONFINISHED']._serialized_start=1565
+  _globals['_GENERATIONFINISHED']._serialized_end=1814
+  _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=1816
+  _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=1880
+  _globals['_SERVEDMODEL']._serialized_start=1883
+  _globals['_SERVEDMODEL']._serialized_end=2021
+  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=2023
+  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_end=2123
+  _globals['_INFERENCESERVICE']._serialized_start=2395
+  _globals['_INFERENCESERVICE']._serialized_end=2742
 # @@protoc_insertion_point(module_scope)

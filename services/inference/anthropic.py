@@ -1,0 +1,130 @@
+"""Anthropic's own Messages API, through the ``anthropic`` SDK's client.
+
+Its OpenAI-compatible endpoint ignores ``cache_control`` and schemas and tells nothing of cached tokens; this one has
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import anthropic
+import httpx2
+from anthropic._constants import RAW_RESPONSE_HEADER
+
+from mesh.errors import TenthError
+from services.inference import sse
+from services.inference.backend import Answer
+from services.inference.call import CallRules, fitted
+from services.inference.messages_wire import BlockReader, delta_of, request_body, stop_reason_of
+from services.inference.policy import Delta, Event, Finished, Generation, Meter
+from services.inference.providers import Chances, Endpoint, ProviderClient, Sdk
+from services.inference.usage import UsageReader
+
+_PATH = "/messages"
+_WRONG_FORM = (AttributeError, KeyError, TypeError, ValueError)
+
+
+class AnthropicClient(ProviderClient):
+    """The connections to one provider that speaks the Messages API, shared by its models."""
+
+    def __init__(self, endpoint: Endpoint, key: Callable[[], str], chances: Chances | None = None) -> None:
+        """``key`` is asked before each call, so that a replaced secret is taken up."""
+        client = anthropic.AsyncAnthropic(
+            base_url=endpoint.base_url,
+            api_key="read for each call",
+            max_retries=0,
+            open_telemetry=False,
+            http_client=anthropic.DefaultAioHttpClient(
+                timeout=httpx2.Timeout(None, connect=endpoint.connect_seconds),
+                limits=httpx2.Limits(max_connections=endpoint.max_connections, keepalive_expiry=15),
+                follow_redirects=False,
+            ),
+        )
+        sdk = Sdk(client, anthropic.APIStatusError, anthropic.APIConnectionError, RAW_RESPONSE_HEADER)
+        super().__init__(endpoint, key, sdk, chances or Chances())
+
+
+class AnthropicBackend:
+    """A Backend on one model of a provider that speaks the Messages API."""
+
+    kind = "anthropic"
+    quantized = False
+    bills_abandoned = True
+
+    def __init__(
+        self, client: AnthropicClient, provider_model: str, max_output: int, rules: CallRules | None = None
+    ) -> None:
+        """``max_output`` tokens are the limit of a request that names none."""
+        self._client = client
+        self._max_output = max_output
+        self._rules = rules or CallRules()
+        self.provider = client.endpoint.shown
+        self.provider_model = provider_model
+
+    def unavailable_reason(self) -> str:
+        """Empty: an endpoint is believed to work until calls fail."""
+        return ""
+
+    def unavailable_error(self) -> TenthError | None:
+        """None, likewise."""
+        return None
+
+    async def generate(self, generation: Generation, meter: Meter) -> Answer:
+        """The whole answer in one HTTP response."""
+        async with self._client.answer(generation, meter, *self._call(generation, stream=False)) as (response, until):
+            body = await sse.whole(response, until)
+        meter.reported = UsageReader(self._client.endpoint.family).read(body)
+        try:
+            delta = delta_of(body["content"])
+        except _WRONG_FORM:
+            raise sse.garbage("the answer has no content, or a block of a wrong form") from None
+        meter.emit(delta)
+        reason = stop_reason_of(body.get("stop_reason"))
+        if not reason:
+            raise sse.incomplete()
+        return Answer(delta, Finished(reason, meter.usage()))
+
+    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
+        """Pieces as the provider sends them."""
+        reason = ""
+        endpoint = self._client.endpoint
+        usage, blocks = UsageReader(endpoint.family), BlockReader()
+        meter.final = False
+        async with self._client.answer(generation, meter, *self._call(generation, stream=True)) as (response, until):
+            async for _, body in sse.events(response, until, endpoint.silence_seconds):
+                said = usage.read(body)
+                meter.reported = said or meter.reported
+                kind = body.get("type")
+                if kind == "message_stop":
+                    break
+                if kind == "message_delta":
+                    reason = stop_reason_of(_object(body.get("delta")).get("stop_reason")) or reason
+                    # The counts of the end are of the whole answer.
+                    meter.final = bool(reason and said) or meter.final
+                delta = None if reason else _read(blocks, body)
+                if delta is not None:
+                    meter.emit(delta)
+                    yield delta
+        if not reason:
+            raise sse.incomplete()
+        yield Finished(reason, meter.usage())
+
+    def _call(self, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any], dict[str, str]]:
+        """Path, body and headers of the request. Raises UNSUPPORTED for a parameter that is refused."""
+        generation = fitted(generation, self._rules)
+        hints = self._rules.prompt_cache_hint
+        body = request_body(generation, self.provider_model, self._max_output, stream=stream, hints=hints)
+        return _PATH, body, {"authorization": f"Bearer {self._client.key() or 'none'}"}
+
+
+def _read(blocks: BlockReader, body: dict[str, Any]) -> Delta | None:
+    try:
+        return blocks.read(body)
+    except _WRONG_FORM:
+        raise sse.garbage("an event of the stream has a wrong form") from None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,249 @@
+"""What providers over HTTP have in common: one pool of connections each, turns, tries, and every failure typed.
+
+The SDKs own connections, authentication headers and the mapping of HTTP failures to exceptions; their typed models are
+left out, because bodies are passed on faithfully (fields they do not know included) and their parsing costs more than
+the call. Both SDKs here are made by the same generator and differ in nothing that is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx2
+
+from mesh import deadlines
+from mesh.errors import Code, TenthError
+from services.inference.errors import Reason
+from services.inference.policy import Generation, Meter
+from services.inference.retries import backoff_seconds, retry_after_seconds, spread_seconds
+from services.inference.slots import Slots
+from services.inference.usage import Family
+
+log = logging.getLogger("tenth.inference.providers")
+
+_STATUS: dict[int, tuple[Code, Reason]] = {
+    400: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
+    401: (Code.FAILED_PRECONDITION, Reason.PROVIDER_UNAUTHENTICATED),
+    402: (Code.FAILED_PRECONDITION, Reason.PROVIDER_FORBIDDEN),
+    403: (Code.FAILED_PRECONDITION, Reason.PROVIDER_FORBIDDEN),
+    404: (Code.FAILED_PRECONDITION, Reason.PROVIDER_MODEL_NOT_FOUND),
+    408: (Code.UNAVAILABLE, Reason.PROVIDER_TIMEOUT),
+    413: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
+    422: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
+    429: (Code.RESOURCE_EXHAUSTED, Reason.PROVIDER_RATE_LIMITED),
+}
+_OUR_ACCOUNT = frozenset({401, 402, 403})
+"""Statuses about our key and credit, which are no caller's business (401 quotes a part of the key)."""
+_OVERLOADED = frozenset({503, 529})
+"""The provider did nothing and says to come back; 529 is Anthropic's."""
+_RETRY_SECONDS = 0.1
+_RECONNECT_SECONDS = 0.05
+_TOO_LONG = ("context_length", "prompt is too long")
+"""How providers say that the prompt does not fit, in the code or the text of a 400."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a provider is and how it is called. Times in seconds; 0 of ``max_concurrent`` and ``silence_seconds``: no
+    limit. ``api_version`` makes it an Azure endpoint."""
+
+    provider: str
+    base_url: str
+    connect_seconds: float
+    max_connections: int
+    retries: int
+    max_retry_wait_seconds: float
+    sandbox: bool = False
+    family: Family = Family.UNKNOWN
+    silence_seconds: float = 0.0
+    max_concurrent: int = 0
+    api_version: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The provider as shown to people."""
+        return self.provider + (" (sandbox)" if self.sandbox else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Sdk:
+    """An SDK's client, the exceptions it raises, and the header by which it gives a response whose body is unread."""
+
+    client: Any
+    status_error: type[Exception]
+    connection_error: type[Exception]
+    raw_header: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """What calls take from outside: waiting, chance (0 to 1), wall time and a clock that never goes back (seconds)."""
+
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    random: Callable[[], float] = random.random
+    now: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+
+
+class ProviderClient:
+    """The connections to one provider, shared by its models."""
+
+    def __init__(self, endpoint: Endpoint, key: Callable[[], str], sdk: Sdk, chances: Chances) -> None:
+        """``key`` is asked before each call, so that a replaced secret is taken up."""
+        self.endpoint = endpoint
+        self.key = key
+        self._sdk = sdk
+        self._chances = chances
+        self._slots = Slots(endpoint.provider, endpoint.max_concurrent, chances.clock)
+        # One line per call at INFO is a tenth of the call's cost; failures are logged and typed here.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._sdk.client.close()
+
+    @asynccontextmanager
+    async def answer(
+        self,
+        generation: Generation,
+        meter: Meter,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, Any],
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[tuple[httpx2.Response, float | None]]:
+        """The response to a POST, its body unread, and the event loop's time at which to give up.
+
+        Waits for the provider's turn, tries again where that is safe, and types every failure of the way and of what is
+        done with the response.
+        """
+        budget = deadlines.budget(None)
+        until = None if budget is None else asyncio.get_running_loop().time() + budget
+        named = {**headers, "x-request-id": f"{generation.request_id}/{generation.attempt}"}
+        if self.endpoint.sandbox and generation.traceparent:
+            named["traceparent"] = generation.traceparent
+        options = {"headers": {**named, self._sdk.raw_header: "stream"}, "params": dict(query or {})}
+        async with self._slots.hold(budget):
+            with self._failures():
+                async with asyncio.timeout_at(until):
+                    response = await self._send(meter, path, body, options)
+                try:
+                    yield response, until
+                finally:
+                    await response.aclose()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Types every failure on the way; a TenthError passes."""
+        metadata = {"provider": self.endpoint.provider}
+        name = self.endpoint.shown
+        try:
+            yield
+        except TimeoutError as error:
+            said = f"{name} did not answer within the deadline"
+            raise TenthError(Code.DEADLINE_EXCEEDED, Reason.PROVIDER_TIMEOUT, said, metadata=metadata) from error
+        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+            said = f"{name}: the connection broke within the answer: {str(error) or type(error).__name__}"
+            raise TenthError(Code.UNAVAILABLE, Reason.PROVIDER_INCOMPLETE, said, metadata=metadata) from error
+
+    async def _send(self, meter: Meter, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> httpx2.Response:
+        waits = 0
+        while True:
+            meter.reached = True
+            try:
+                response: httpx2.Response = await self._sdk.client.post(
+                    path, cast_to=httpx2.Response, body=body, options=options
+                )
+                return response
+            except self._sdk.status_error as error:
+                meter.reached = False  # Refused: providers charge nothing for an error status.
+                failure = self._refused(error)
+                status, asked = int(failure.metadata["http_status"]), failure.retry_after_seconds
+                again = status in _OVERLOADED or (status == 429 and asked is not None)
+                wait = (
+                    backoff_seconds(_RETRY_SECONDS, waits, self._chances.random)
+                    if asked is None
+                    else spread_seconds(asked, self._chances.random)
+                )
+            except self._sdk.connection_error as error:  # Timeouts of the connection included.
+                meter.reached = not _never_connected(error)
+                failure, again = self._unreachable(error), not meter.reached
+                asked, wait = None, backoff_seconds(_RECONNECT_SECONDS, waits, self._chances.random)
+            if not again or waits >= self.endpoint.retries:
+                raise failure
+            if (wait if asked is None else asked) > self.endpoint.max_retry_wait_seconds:
+                raise failure
+            left = deadlines.remaining()
+            if left is not None and wait >= left:
+                raise failure
+            waits += 1
+            await self._chances.sleep(wait)
+
+    def _refused(self, error: Any) -> TenthError:
+        """``error`` is an SDK's status error: it has the status, the parsed body and the response."""
+        status: int = error.status_code
+        name = self.endpoint.shown
+        said = _said(error)
+        if status == 400 and any(word in f"{said} {_code(error)}" for word in _TOO_LONG):
+            return TenthError(
+                Code.INVALID_ARGUMENT,
+                Reason.PROMPT_TOO_LONG,
+                f"{name}: {said}",
+                "generation.messages",
+                metadata={"http_status": str(status)},
+            )
+        code, reason = _STATUS.get(status, (Code.UNAVAILABLE, Reason.PROVIDER_FAILED))
+        if status in _OUR_ACCOUNT:
+            log.error("%s: HTTP %d: %s", name, status, said)
+            said = "the service's log has the provider's words"
+        return TenthError(
+            code,
+            reason,
+            f"{name}: HTTP {status}: {said}",
+            metadata={"provider": self.endpoint.provider, "http_status": str(status)},
+            retry_after_seconds=retry_after_seconds(error.response.headers, self._chances.now()),
+        )
+
+    def _unreachable(self, error: Exception) -> TenthError:
+        cause = error.__cause__ or error
+        return TenthError(
+            Code.UNAVAILABLE,
+            Reason.PROVIDER_UNREACHABLE,
+            f"{self.endpoint.shown} cannot be reached: {str(cause) or type(cause).__name__}",
+            metadata={"provider": self.endpoint.provider},
+        )
+
+
+def _never_connected(error: BaseException | None) -> bool:
+    """True when the request certainly did not reach the provider."""
+    while error is not None:
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _inner(error: Any) -> dict[str, Any]:
+    body = error.body
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def _code(error: Any) -> str:
+    return str(_inner(error).get("code") or "")
+
+
+def _said(error: Any) -> str:
+    """The provider's own words, short enough for a status message."""
+    message = _inner(error).get("message")
+    if isinstance(message, str):
+        return message[:300]
+    return str(error.response.reason_phrase or "no reason given")

@@ -1,0 +1,230 @@
+"""Loads a model into vLLM's V1 engine, in the thread that will step it.
+
+vLLM (and torch with it) is imported here and nowhere else, and only when an engine is asked for: the service starts
+serving other providers at once, and starts at all where vLLM cannot be installed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mesh.errors import Code, TenthError
+from services.inference.adapters import Adapter, engine_rank
+from services.inference.admission import QueueLimits
+from services.inference.errors import Reason
+from services.inference.model_folder import (
+    available_bytes,
+    check_memory,
+    check_scheme,
+    read_folder,
+    scheme_of,
+)
+from services.inference.restarts import RestartPolicy
+
+log = logging.getLogger("tenth.inference.vllm")
+
+_ENGINE_BYTES = 500 * 2**20
+"""What an engine takes beside weights and KV cache once vLLM is imported (measured: 450 MiB with the shipped model)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine is set up; see the settings of the same names. ``otlp_endpoint`` empty: vLLM makes no spans."""
+
+    folder: Path
+    context_window: int
+    threads: int
+    kv_cache_bytes: int
+    max_running: int
+    compile: bool = False
+    otlp_endpoint: str = ""
+    step_seconds: float = 60.0
+    """Longest that a step of the engine may take before it counts as hung."""
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    limits: QueueLimits | None = None
+    """None: the default bounds for ``max_running``."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that requests may have put on; all are kept in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An engine that has answered once, and what else is read from the model's folder."""
+
+    engine: Any
+    """vLLM's LLMEngine; touched by its thread alone."""
+    tokenizer: Any
+    """One of our own: the engine's is busy in the engine's thread, and it is not safe to share."""
+    longest_token: int
+    """Characters of the vocabulary's longest token."""
+    defaults: Mapping[str, Any]
+    """Sampling parameters that the model's folder recommends."""
+
+    def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
+        """The prompt's tokens, by the model's own chat template."""
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        cache = self.engine.vllm_config.cache_config
+        return int((cache.num_gpu_blocks - 1) * cache.block_size)  # One block is vLLM's own.
+
+    def counts(self) -> tuple[int, int, float]:
+        """Sequences that run and wait, and the share of the KV cache in use. In the engine's thread only."""
+        scheduler = self.engine.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        return running, waiting, scheduler.get_kv_cache_usage()
+
+
+def load(model: str, options: EngineOptions) -> Loaded:
+    """An engine that is ready: it has really answered.
+
+    Raises ImportError without vLLM, TenthError for what a person must change, and what else vLLM raises.
+    """
+    started = time.monotonic()
+    folder = read_folder(options.folder)
+    with _engine_environment(options):
+        from vllm import EngineArgs, SamplingParams
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        imported = time.monotonic()
+        on_cpu = not _has_cuda()
+        arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
+        # Without it a small model spends its whole answer on the white space that a schema allows.
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+        check_scheme(folder, on_cpu=on_cpu)
+        if on_cpu:
+            arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
+            growth = 2.0 if arguments["dtype"] == "float32" and not scheme_of(folder.config) else 1.0
+            check_memory(folder, options.kv_cache_bytes, _ENGINE_BYTES, growth, available_bytes())
+        if options.adapters:
+            # vLLM's CPU kernels take "no adapter" (-1) for the last place, so that a plain sequence in a batch with
+            # others got that one's adapter: one place more, which stays empty, is what -1 then means.
+            places = len(options.adapters) + (1 if on_cpu else 0)
+            arguments.update(enable_lora=True, max_loras=places, max_lora_rank=engine_rank(options.adapters))
+        engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(options.folder),
+                max_model_len=options.context_window,
+                max_num_seqs=options.max_running,
+                enable_prefix_caching=True,
+                scheduling_policy="priority",
+                enforce_eager=not options.compile,
+                otlp_traces_endpoint=options.otlp_endpoint or None,
+                disable_log_stats=not options.otlp_endpoint,  # Its spans are made of its statistics.
+                **arguments,
+            )
+        )
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
+        if not tokenizer.chat_template:
+            text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
+            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, text)
+        longest = max(len(token) for token in tokenizer.get_vocab())
+        loaded = Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
+        built = time.monotonic()
+        ids = loaded.tokenize([{"role": "user", "content": "Hello"}])
+        engine.add_request("warm-up", prompt_of(ids, ""), SamplingParams(max_tokens=2))
+        while engine.has_unfinished_requests():
+            engine.step()
+    log.info(
+        "%s ready: import %.1f s, load %.1f s, first answer %.1f s, %s, %d threads",
+        model,
+        imported - started,
+        built - imported,
+        time.monotonic() - built,
+        engine.model_config.dtype,
+        options.threads,
+    )
+    return loaded
+
+
+def release(loaded: Loaded) -> None:
+    """Give back the memory of an engine that is stopped or has failed, so that another can be loaded."""
+    try:
+        loaded.engine.engine_core.shutdown()
+    except Exception:
+        log.exception("the old engine could not be put away whole; its memory may stay taken")
+
+
+def is_quantized(folder: Path) -> bool:
+    """True when a model folder holds quantized weights, by its own configuration."""
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def prompt_of(ids: list[int], cache_salt: str) -> Any:
+    """Tokens as vLLM takes them. The salt keeps prefix-cache timing from telling one tenant about another's prompts."""
+    from vllm.inputs.engine import tokens_input
+
+    return tokens_input(ids, cache_salt=cache_salt or None)
+
+
+def lora_of(adapters: tuple[Adapter, ...], name: str) -> Any:
+    """The adapter as vLLM takes it; None for none."""
+    if not name:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    found = next(adapter for adapter in adapters if adapter.name == name)
+    return LoRARequest(found.name, found.number, str(found.folder.resolve()))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _cpu_dtype() -> str:
+    """bfloat16 where the CPU multiplies it (AVX-512, AMX, ARM), else float32: emulated it is 10-50 times slower."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "float32" if capability in ("DEFAULT", "NO AVX", "AVX2") else "bfloat16"
+
+
+@contextmanager
+def _engine_environment(options: EngineOptions) -> Iterator[None]:
+    """vLLM reads the environment at import and while it starts; nothing of it is meant for anybody else."""
+    variables = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # The engine core runs in this very thread.
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(options.threads),
+        # Threads that wait by spinning take the cores that their own neighbours (and other services) need: measured
+        # beside a busy machine, 1.4 tokens/s with it against 10 without.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Cores are shared with the other services.
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "OTEL_SERVICE_NAME": "vllm",  # Its spans are made by a tracer provider of its own.
+        "OTEL_RESOURCE_ATTRIBUTES": "service.namespace=tenth",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        # What vLLM still reads while it runs stays; the OpenTelemetry names would mislabel spans of ours.
+        for name, value in before.items():
+            if name.startswith("OTEL_"):
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
