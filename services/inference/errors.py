@@ -50,6 +50,14 @@ class Reason(StrEnum):
     """The provider's stream ended before the answer did."""
     ENGINE_FAILED = "ENGINE_FAILED"
     """The local engine failed; the log has it."""
+    QUANTIZATION_UNPROVEN = "QUANTIZATION_UNPROVEN"
+    """The local model is quantized and its evaluation is absent, of other weights, or below the threshold."""
+    QUANTIZATION_INEFFECTIVE = "QUANTIZATION_INEFFECTIVE"
+    """The local model should run quantized, and the engine quantized none of its layers."""
+    SCHEME_UNSUPPORTED = "SCHEME_UNSUPPORTED"
+    """This machine cannot run the scheme in which the local model's weights are stored; the message names one it can."""
+    WEIGHTS_DAMAGED = "WEIGHTS_DAMAGED"
+    """The local model's folder is damaged, or stores its weights otherwise than it says."""
 
 
 def unsupported(message: str, field: str) -> TenthError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from mesh.catalog import CatalogError, read_file
 from mesh.server import Ping
 from services.inference.backend import Backend
+from services.inference.hardware import detect
+from services.inference.local_engine import engine_options
 from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import Endpoint, OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
@@ -19,7 +22,7 @@ from services.inference.servicer import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
 
 log = logging.getLogger("tenth.inference")
 
@@ -50,15 +53,8 @@ async def open_models(
     engine: VllmBackend | None = None
     pings: dict[str, Ping] = {}
     if local is not None:
-        options = EngineOptions(
-            folder=settings.models_dir / local.provider_model,
-            context_window=local.context_window,
-            threads=settings.threads,
-            kv_cache_bytes=settings.kv_cache_bytes,
-            max_running=settings.max_running,
-            compile=settings.compile,
-            otlp_endpoint=otlp_endpoint,
-        )
+        hardware = await asyncio.to_thread(detect)
+        options = engine_options(local, settings, hardware, otlp_endpoint)
         engine = VllmBackend(local.name, local.provider.name, local.provider_model, options)
         stack.push_async_callback(engine.close)
         engine.start()

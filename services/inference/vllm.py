@@ -15,15 +15,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mesh.errors import Code, TenthError, invalid_argument
 from services.inference.backend import Answer
 from services.inference.errors import Reason, prompt_too_long, unsupported
+from services.inference.hardware import Hardware
 from services.inference.policy import (
     Delta,
     Event,
@@ -34,6 +35,7 @@ from services.inference.policy import (
     TokenLogprob,
     room_for_output,
 )
+from services.inference.quantization import Recovery, admit, check_engine
 from services.inference.usage import Usage
 from services.inference.work import WorkMeter
 
@@ -50,7 +52,10 @@ _MISSING = (
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How the engine is set up; see the settings of the same names. ``otlp_endpoint`` empty: vLLM makes no spans."""
+    """How the engine is set up; see the settings of the same names. ``otlp_endpoint`` empty: vLLM makes no spans.
+
+    ``arguments`` are vLLM's own (EngineArgs), as `engine_plan.py` or a setting chose them. ``hardware`` None: nobody asked.
+    """
 
     folder: Path
     context_window: int
@@ -59,6 +64,10 @@ class EngineOptions:
     max_running: int
     compile: bool = False
     otlp_endpoint: str = ""
+    quantization: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    recovery: Recovery = field(default_factory=Recovery)
+    hardware: Hardware | None = None
 
 
 @dataclass(slots=True)
@@ -83,7 +92,7 @@ class VllmBackend:
         self.model = model
         self.provider = provider
         self.provider_model = provider_model
-        self.quantized = is_quantized(options.folder)
+        self.quantized = is_quantized(options.folder) or bool(options.quantization)
         self.work = WorkMeter(time.monotonic_ns)
         """How much of the time the engine had work; loading is none."""
         self._options = options
@@ -91,6 +100,7 @@ class VllmBackend:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._reason = "the engine has not been started"
+        self._refusal: str = Reason.MODEL_UNAVAILABLE
         self._engine: Any = None
         self._tokenizer: Any = None
         self._longest_token = 1
@@ -123,10 +133,11 @@ class VllmBackend:
         return self._thread is not None and self._thread.is_alive()
 
     async def ping(self) -> None:
-        """Raises while the engine is starting, and when it died. An engine that can never start here does not count:
-        the other providers are served without it.
+        """Raises while the engine is starting, and when it died. An engine that can never start here (no vLLM, a model
+        that is refused) does not count: the other providers are served without it.
         """
-        if self._thread is not None and self._reason and self._reason != _MISSING:
+        never = self._reason == _MISSING or self._refusal != Reason.MODEL_UNAVAILABLE
+        if self._thread is not None and self._reason and not never:
             raise TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, self._reason)
 
     def unavailable_reason(self) -> str:
@@ -152,7 +163,7 @@ class VllmBackend:
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
         """Pieces as the engine makes them."""
         if self._reason:
-            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_UNAVAILABLE, f"{self.model}: {self._reason}")
+            raise TenthError(Code.UNAVAILABLE, self._refusal, f"{self.model}: {self._reason}")
         ids = await self._prompt_ids(generation)
         wanted = generation.sampling.max_output_tokens or self._options.context_window
         room = room_for_output(self.model, self._options.context_window, len(ids), wanted)
@@ -251,6 +262,10 @@ class VllmBackend:
             self._reason = _MISSING
             log.warning("%s is not served: %s (%s)", self.model, _MISSING, error)
             return
+        except TenthError as error:
+            self._reason, self._refusal = error.message, error.reason
+            log.error("%s is not served: %s", self.model, error.message)
+            return
         except Exception:
             self._reason = "the engine did not start; the log has it"
             log.exception("%s is not served", self.model)
@@ -269,6 +284,7 @@ class VllmBackend:
     def _load(self) -> Any:
         options = self._options
         started = time.monotonic()
+        scheme = admit(options.folder, options.recovery, options.hardware)
         with _engine_environment(options):
             from vllm import EngineArgs, SamplingParams
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -280,11 +296,13 @@ class VllmBackend:
             arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
             if on_cpu:
                 arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
+            arguments.update(options.arguments)
             engine = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=str(options.folder),
                     max_model_len=options.context_window,
                     max_num_seqs=options.max_running,
+                    quantization=options.quantization or None,
                     enable_prefix_caching=True,
                     enforce_eager=not options.compile,
                     otlp_traces_endpoint=options.otlp_endpoint or None,
@@ -292,6 +310,7 @@ class VllmBackend:
                     **arguments,
                 )
             )
+            check_engine(self.model, options.quantization or scheme, engine)
             # A tokenizer of our own: the engine's is busy in the engine's thread, and it is not safe to share.
             from transformers import AutoTokenizer
 
