@@ -42,7 +42,8 @@ def windows(ids: Sequence[int], length: int, stride: int, first: int) -> list[tu
     """Windows over a text, and from which position of each on its tokens count, so that each token counts once.
 
     ``first`` is put before each window (a begin-of-text token). A token is scored with at least ``length - stride``
-    tokens before it, but for those of the first window. Source: "Perplexity of fixed-length models", transformers' docs.
+    tokens before it, but for those of the first window. Source: "Perplexity of fixed-length models" in the
+    documentation of transformers.
     """
     if not 0 < stride <= length:
         raise ValueError(f"a stride of {stride} tokens does not fit windows of {length}")

@@ -97,7 +97,7 @@ def modifiers(scheme: str, recipe: str, group: int) -> list[Any]:
 
     ignore = ["lm_head"]
     if scheme == "int8":
-        # 0.8 moves most of an activation's outliers into the weights: SmoothQuant (arXiv 2211.10438), table of section 5.
+        # 0.8 moves most of an activation's outliers into the weights: SmoothQuant (arXiv 2211.10438), section 5.
         smooth = [SmoothQuantModifier(smoothing_strength=0.8)] if recipe == "smoothquant-gptq" else []
         return [*smooth, GPTQModifier(targets=["Linear"], scheme="W8A8", ignore=ignore)]
     # AWQ gains by zero points; GPTQ's kernels on GPU are fastest without.

@@ -20,8 +20,8 @@ PRESETS = {"int8": "W8A8", "int4": "W4A16", "fp8": "FP8_DYNAMIC"}
 def quantize(source: Path, target: Path, scheme: str, group: int = 0) -> dict[str, str]:
     """Write ``target`` from the model folder ``source``; returns the versions that did it.
 
-    ``group`` is int4's number of input columns that share a scale. Raises KeyError for an unknown scheme, and OSError or
-    ValueError when the folder cannot be read or written.
+    ``group`` is int4's number of input columns that share a scale. Raises KeyError for an unknown scheme, and OSError
+    or ValueError when the folder cannot be read or written.
     """
     import torch
     from compressed_tensors import ModelCompressor

@@ -19,7 +19,7 @@ _GPU_SEQUENCES = (8, 256)
 _SEQUENCE_TOKENS = 512
 """Tokens that each running sequence should find room for on a CPU."""
 _WORK_BYTES = 2 * _GIB
-"""GPU memory that activations and graphs take beside weights and KV cache, as vLLM's profiling run finds for 8B models."""
+"""GPU memory kept for activations and graphs beside weights and KV cache: an estimate, vLLM measures its own at start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _gpu_scheme(hardware: Hardware) -> Choice:
     capability = hardware.capability or (0, 0)
     if capability >= _BLACKWELL:
         return Choice(
-            "fp8", "Blackwell multiplies FP8, and has no INT8 kernels in vLLM; NVFP4 pays from 30B parameters on"
+            "fp8", "Blackwell multiplies FP8, vLLM has no INT8 kernels for it; NVFP4 pays from 30B parameters"
         )
     if capability >= _ADA:
         return Choice("fp8", "Ada and Hopper multiply FP8, which loses next to nothing")

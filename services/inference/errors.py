@@ -55,7 +55,7 @@ class Reason(StrEnum):
     QUANTIZATION_INEFFECTIVE = "QUANTIZATION_INEFFECTIVE"
     """The local model should run quantized, and the engine quantized none of its layers."""
     SCHEME_UNSUPPORTED = "SCHEME_UNSUPPORTED"
-    """This machine cannot run the scheme in which the local model's weights are stored; the message names one it can."""
+    """This machine cannot run the scheme of the local model's weights; the message names one that it can."""
     WEIGHTS_DAMAGED = "WEIGHTS_DAMAGED"
     """The local model's folder is damaged, or stores its weights otherwise than it says."""
 

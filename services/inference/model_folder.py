@@ -1,7 +1,7 @@
 """What a model folder says of itself: its scheme, how its weights are stored, how it was evaluated.
 
-Reads JSON and the headers of safetensors files alone, so it needs neither torch nor the engine; `models/` writes what is
-read here.
+Reads JSON and the headers of safetensors files alone, so it needs neither torch nor the engine; `models/` writes what
+is read here.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def weight_bytes(folder: Path) -> int:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the weight files in the order of their names, which stand in it too. Reads them all: a gigabyte takes
-    about a second."""
+    """SHA-256 over the weight files in the order of their names, which stand in it too. Reads them all: about a second
+    for a gigabyte."""
     digest = hashlib.sha256()
     for path in _weight_files(folder):
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
 """The recovery gate: what a quantized model must show before it is served, and that it really runs quantized.
 
-Three ways a quantized model goes wrong while its answers look sane: nobody measured what rounding cost; the folder claims
-a scheme that its weights do not have; the engine accepts a scheme and quantizes nothing (seen in vLLM 0.32 on CPU with
-`int8_per_channel_weight_only`). The first two are found before the engine loads, the last right after.
+Three ways a quantized model goes wrong while its answers look sane: nobody measured what rounding cost; the folder
+claims a scheme that its weights do not have; the engine accepts a scheme and quantizes nothing (seen in vLLM 0.32 on CPU
+with `int8_per_channel_weight_only`). The first two are found before the engine loads, the last right after.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Threshold:
 
 
 THRESHOLDS: Mapping[Scheme, Threshold] = {
-    Scheme.INT8: Threshold(1.05, 0.90),
+    Scheme.INT8: Threshold(1.07, 0.87),
     Scheme.FP8: Threshold(1.05, 0.90),
     Scheme.INT4: Threshold(1.15, 0.75),
 }
@@ -84,8 +84,8 @@ def shortfall(scheme: Scheme, evaluation: Evaluation | None, sha256: str, recove
         )
     if not evaluation.agreement >= least.agreement:
         return (
-            f"it agrees with the unquantized model on {evaluation.agreement:.1%} of tokens, {least.agreement:.0%} is the "
-            f"least for {scheme}: quantize it by another recipe"
+            f"it agrees with the unquantized model on {evaluation.agreement:.1%} of tokens, "
+            f"{least.agreement:.0%} is the least for {scheme}: quantize it by another recipe"
         )
     return ""
 
@@ -94,8 +94,8 @@ def admit(folder: Path, recovery: Recovery, hardware: Hardware | None = None) ->
     """The scheme of a folder that may be loaded. Raises TenthError: QUANTIZATION_UNPROVEN, WEIGHTS_DAMAGED, and, where
     ``hardware`` is known, SCHEME_UNSUPPORTED.
 
-    UNAVAILABLE, all of them: another model answers meanwhile. Reads the weights of a quantized folder once, to know that
-    they are the evaluated ones: about a second a gigabyte.
+    UNAVAILABLE, all of them: another model answers meanwhile. Reads the weights of a quantized folder once, to know
+    that they are the evaluated ones: about a second a gigabyte.
     """
     try:
         scheme = declared_scheme(read_config(folder))
@@ -105,8 +105,8 @@ def admit(folder: Path, recovery: Recovery, hardware: Hardware | None = None) ->
         if types and not holds_rounded_weights(types):
             kinds = ", ".join(sorted(set(types.values())))
             raise FolderError(
-                f"{folder} claims to be {scheme} and stores its weights as {kinds}: take `quantization_config` out of its "
-                "config.json, or quantize it again"
+                f"{folder} claims to be {scheme} and stores its weights as {kinds}: take `quantization_config` out of "
+                "its config.json, or quantize it again"
             )
         cannot = "" if hardware is None else unsupported(hardware, scheme)
         if cannot:
@@ -148,7 +148,7 @@ def check_engine(name: str, claimed: str, engine: Any) -> None:
         raise TenthError(
             Code.UNAVAILABLE,
             Reason.QUANTIZATION_INEFFECTIVE,
-            f"{name} should run as {claimed}, and the engine quantized none of its {layers.count} layers: take a folder "
-            "that `tenth model quantize` made for this hardware, or serve the unquantized one",
+            f"{name} should run as {claimed}, and the engine quantized none of its {layers.count} layers: take a "
+            "folder that `tenth model quantize` made for this hardware, or serve the unquantized one",
         )
     log.info("%s: %d of %d layers run as %s", name, layers.quantized_count, layers.count, claimed)

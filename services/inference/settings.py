@@ -39,7 +39,7 @@ class InferenceSettings(BaseSettings):
     max_running: int = Field(
         default=0,
         ge=0,
-        description="Most sequences that the engine works on at once; 0: by the hardware (CPU: 32), see the log's engine plan",
+        description="Most sequences that the engine works on at once; 0: by the hardware (CPU: 32)",
     )
     kv_cache_dtype: str = Field(
         default="",
@@ -55,16 +55,16 @@ class InferenceSettings(BaseSettings):
     quantization: str = Field(
         default="",
         pattern="^[a-z0-9_]*$",
-        description="vLLM's online quantization of unquantized weights while they load, as fp8 on GPU; empty: as stored",
+        description="vLLM's online quantization of unquantized weights at load, as fp8 on GPU; empty: none",
     )
     force_quantized: bool = Field(
         default=False, description="Serve a quantized model whose evaluation is absent or below the threshold"
     )
     int8_max_perplexity_ratio: float = Field(
-        default=1.05, ge=1, description="Perplexity of an int8 model over the unquantized one's, at most"
+        default=1.07, ge=1, description="Perplexity of an int8 model over the unquantized one's, at most"
     )
     int8_min_agreement: float = Field(
-        default=0.90, ge=0, le=1, description="Tokens on which an int8 model agrees with the unquantized one, at least"
+        default=0.87, ge=0, le=1, description="Tokens on which an int8 model agrees with the unquantized one, at least"
     )
     fp8_max_perplexity_ratio: float = Field(default=1.05, ge=1, description="The same for fp8")
     fp8_min_agreement: float = Field(default=0.90, ge=0, le=1, description="The same for fp8")

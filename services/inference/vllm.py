@@ -54,7 +54,7 @@ _MISSING = (
 class EngineOptions:
     """How the engine is set up; see the settings of the same names. ``otlp_endpoint`` empty: vLLM makes no spans.
 
-    ``arguments`` are vLLM's own (EngineArgs), as `engine_plan.py` or a setting chose them. ``hardware`` None: nobody asked.
+    ``arguments`` are vLLM's own (EngineArgs), as `engine_plan.py` or a setting chose them; ``hardware`` None: unknown.
     """
 
     folder: Path
