@@ -57,8 +57,8 @@ def _check_int8(source: Path, target: Path) -> str:
         raise ValueError(f"perplexity is {ratio} times the source's, agreement {agreement}: the rounding went wrong")
     evaluation.write(target, result)
     return (
-        f"{result['weight_bytes'] / 1e6:.0f} of {result['reference_weight_bytes'] / 1e6:.0f} MB, perplexity x {ratio:.3f}, "
-        f"same likeliest token {agreement:.1%}; {said}"
+        f"{result['weight_bytes'] / 1e6:.0f} of {result['reference_weight_bytes'] / 1e6:.0f} MB, "
+        f"perplexity x {ratio:.3f}, same likeliest token {agreement:.1%}; {said}"
     )
 
 

@@ -19,7 +19,7 @@ _GPU_SEQUENCES = (8, 256)
 _SEQUENCE_TOKENS = 512
 """Tokens that each running sequence should find room for on a CPU."""
 _WORK_BYTES = 2 * _GIB
-"""GPU memory kept for activations and graphs beside weights and KV cache: an estimate, vLLM measures its own at start."""
+"""GPU memory kept for activations and graphs beside weights and KV cache: an estimate, vLLM measures it at start."""
 
 
 @dataclass(frozen=True, slots=True)

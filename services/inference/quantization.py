@@ -1,8 +1,8 @@
 """The recovery gate: what a quantized model must show before it is served, and that it really runs quantized.
 
 Three ways a quantized model goes wrong while its answers look sane: nobody measured what rounding cost; the folder
-claims a scheme that its weights do not have; the engine accepts a scheme and quantizes nothing (seen in vLLM 0.32 on CPU
-with `int8_per_channel_weight_only`). The first two are found before the engine loads, the last right after.
+claims a scheme that its weights do not have; the engine accepts a scheme and quantizes nothing (seen in vLLM 0.32 on
+CPU with `int8_per_channel_weight_only`). The first two are found before the engine loads, the last right after.
 """
 
 from __future__ import annotations
