@@ -1,8 +1,8 @@
 """Quantize a model folder: ``python -m models.quantize MODEL --scheme int8|int4|fp8 [--recipe NAME]``.
 
-Recipes without calibration are computed here, in seconds (`round_to_nearest.py`); those with calibration by llm-compressor
-in an environment of its own (`quantize_env.py`), in minutes. The folder appears whole or not at all, with a stamp that
-says what made it from what. It is served once `tenth model evaluate` has measured it.
+Recipes without calibration are computed here, in seconds (`round_to_nearest.py`); those with calibration by
+llm-compressor in an environment of its own (`quantize_env.py`), in minutes. The folder appears whole or not at all, with
+a stamp that says what made it from what. It is served once `tenth model evaluate` has measured it.
 """
 
 from __future__ import annotations
@@ -159,12 +159,11 @@ def _calibrated(
     last = ""
     # -I: nothing of this project's environment reaches that one.
     command = [str(python), "-I", str(runner), str(scratch / "job.json")]
+    pipe = subprocess.PIPE
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (
         log.open("w", encoding="utf-8") as said,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment, cwd=scratch
-        ) as child,  # noqa: S603  (ours)
+        subprocess.Popen(command, stdout=pipe, stderr=said, text=True, env=environment, cwd=scratch) as child,  # noqa: S603
     ):
         assert child.stdout is not None
         for line in child.stdout:
