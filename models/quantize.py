@@ -1,8 +1,8 @@
 """Quantize a model folder: ``python -m models.quantize MODEL --scheme int8|int4|fp8 [--recipe NAME]``.
 
 Recipes without calibration are computed here, in seconds (`round_to_nearest.py`); those with calibration by
-llm-compressor in an environment of its own (`quantize_env.py`), in minutes. The folder appears whole or not at all, with
-a stamp that says what made it from what. It is served once `tenth model evaluate` has measured it.
+llm-compressor in an environment of its own (`quantize_env.py`), in minutes. The folder appears whole or not at all,
+with a stamp that says what made it from what. It is served once `tenth model evaluate` has measured it.
 """
 
 from __future__ import annotations
