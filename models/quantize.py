@@ -158,7 +158,7 @@ def _calibrated(
     log = scratch / "log"
     last = ""
     # -I: nothing of this project's environment reaches that one.
-    command = [str(python), "-I", str(runner), str(scratch / "job.json")]
+    command = [str(python.absolute()), "-I", str(runner), str(scratch / "job.json")]
     pipe = subprocess.PIPE
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (

@@ -161,14 +161,16 @@ def fake_compressor(source: Path, script: str) -> Path:
     return source.parent / "venv"
 
 
-def test_the_calibrated_recipes_run_in_the_other_environment(source: Path) -> None:
+def test_the_calibrated_recipes_run_in_the_other_environment(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = """
     cp "$3" job-seen.json; mkdir made; cp {source}/config.json {source}/model.safetensors made/
     cp "$3" {keep}; echo "calibration: 2 texts"; echo "12:00 | INFO | noise"
     echo '{{"versions": {{"llmcompressor": "9"}}, "calibration_texts": 2}}'
     """.format(source=source, keep=source.parent / "seen.json")
     said: list[str] = []
-    venv = fake_compressor(source, script)
+    fake_compressor(source, script)
+    monkeypatch.chdir(source.parent)
+    venv = Path("venv")  # As the default: relative to where the command was called.
     quantize.quantize(job(source, scheme="int4", recipe="awq", calibration=Path("mine.jsonl")), said.append, venv)
     made = source.with_name("made")
     stamp = json.loads((made / STAMP).read_text())
