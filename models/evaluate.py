@@ -21,6 +21,8 @@ from models import evaluation
 from models.evaluation import Reading, compared
 from models.folders import folder_of, stamp_of
 from models.texts import held_out, questions
+from services.inference.engine_plan import unsupported
+from services.inference.hardware import detect
 from services.inference.model_folder import (
     FolderError,
     Scheme,
@@ -42,6 +44,9 @@ class EvaluateError(Exception):
 def evaluate(folder: Path, reference: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The evaluation of a folder against another. Raises EvaluateError and FolderError."""
     scheme = declared_scheme(read_config(folder))
+    cannot = unsupported(detect(), scheme)
+    if cannot:
+        raise EvaluateError(cannot)
     for each in (folder, reference):
         stored_types(each)  # Damaged weights are told before an engine starts.
     with tempfile.TemporaryDirectory(prefix="tenth-evaluate-") as scratch_name:
