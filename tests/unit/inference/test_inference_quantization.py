@@ -25,11 +25,16 @@ from services.inference.model_folder import (
 from services.inference.quantization import Layers, Recovery, Threshold, admit, check_engine, layers_of, shortfall
 
 CPU = Hardware("CPU", frozenset({"avx512_vnni"}))
-INT8 = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}
-FP8 = {
-    "quant_method": "compressed-tensors",
-    "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
-}
+
+
+def compressed(*weights: tuple[int, str]) -> dict[str, Any]:
+    """A configuration as compressed-tensors writes it: bits and kind of each group of layers."""
+    groups = {f"group_{at}": {"weights": {"num_bits": bits, "type": kind}} for at, (bits, kind) in enumerate(weights)}
+    return {"quant_method": "compressed-tensors", "config_groups": groups}
+
+
+INT8 = compressed((8, "int"))
+FP8 = compressed((8, "float"))
 GOOD = Evaluation(perplexity_ratio=1.03, agreement=0.93, weights_sha256="d")
 
 
@@ -63,14 +68,8 @@ def evaluated(folder: Path, **changes: Any) -> None:
         (None, Scheme.NONE),
         (INT8, Scheme.INT8),
         (FP8, Scheme.FP8),
-        ({**INT8, "config_groups": {**INT8["config_groups"], "b": {"weights": {"num_bits": 4}}}}, Scheme.OTHER),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"a": {"weights": {"num_bits": 4, "type": "float"}}},
-            },
-            Scheme.FP4,
-        ),
+        (compressed((8, "int"), (4, "int")), Scheme.OTHER),
+        (compressed((4, "float")), Scheme.FP4),
         ({"quant_method": "compressed-tensors"}, Scheme.OTHER),
         ({"quant_method": "awq", "bits": 4}, Scheme.INT4),
         ({"quant_method": "awq", "w_bit": 4}, Scheme.INT4),

@@ -24,6 +24,10 @@ def download(distribution: str, version: str, directory: Path) -> Path:
     return path
 
 
+def copied(unpacked: Path, target: Path) -> None:
+    (target / "weights.bin").write_bytes((unpacked / "weights.bin").read_bytes())
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     recipe = Recipe(
@@ -32,9 +36,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
         distribution="tiny",
         version="1.0",
         payload=(("weights.bin", hashlib.sha256(b"weights").hexdigest()),),
-        make=lambda unpacked, target: (
-            (target / "weights.bin").write_bytes((unpacked / "weights.bin").read_bytes()) and None
-        ),
+        make=copied,
         check=lambda folder: "fine",
     )
     monkeypatch.setitem(RECIPES, "tiny", recipe)
