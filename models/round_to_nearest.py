@@ -4,7 +4,7 @@ The arithmetic and the format are the `compressed-tensors` package's own, which 
 the largest absolute weight of each output channel (int8, fp8) or of each group of input columns (int4), as its
 round-to-nearest observer takes them. Takes seconds, needs no calibration text and no environment of its own, and gives
 the same bytes each time. It is computed in the model's own type: in float32 SmolLM2's perplexity was the same to three
-digits (the rounded activations decide it). The output head and the embedding stay 16-bit.
+digits. The output head and the embedding stay 16-bit.
 """
 
 from __future__ import annotations

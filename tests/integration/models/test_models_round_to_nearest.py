@@ -1,4 +1,4 @@
-"""Rounding a tiny model with the real `compressed-tensors`: the same bytes twice, and every weight close to the nearest value."""
+"""Rounding a tiny model with the real `compressed-tensors`: the same bytes twice, weights close to the nearest."""
 
 from __future__ import annotations
 
