@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2, tie_word_embeddings=True, dtype=torch.bfloat16,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model_class: Any = LlamaForCausalLM  # The library leaves it without types.
+    model_class(config).bfloat16().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(SMOLLM / name, folder)
     return folder
