@@ -18,8 +18,9 @@ from services.compressor.policy import Compressed, compress
 from services.compressor.prompt import SYSTEM, USER, Message, Prompt
 from services.compressor.retrieval import Fitted
 from services.compressor.settings import CompressorSettings
-from services.compressor.tokens import ModelCounter, TokenCounters
+from services.compressor.tokens import TokenCounters
 from services.compressor.vectors import rough_tokens
+from services.compressor.work import Counter
 
 TOKENIZER = Model("bench", "cl100k_base", "bench", 0)
 MODES = (Mode.SAFE, Mode.BALANCED, Mode.AGGRESSIVE)
@@ -31,7 +32,7 @@ _MOST_COUNTED_CHARS = 100_000
 class Product:
     """The compressor with its shipped weights and settings; tokens are counted by cl100k_base."""
 
-    def __init__(self, counter: ModelCounter, modes: Mapping[Mode, Plan], fitted: Fitted) -> None:
+    def __init__(self, counter: Counter, modes: Mapping[Mode, Plan], fitted: Fitted) -> None:
         """Prepared chunks are remembered, as in the service."""
         self.counter = counter
         self.modes = modes

@@ -31,7 +31,8 @@ from services.compressor.ranking import Level, Query
 from services.compressor.retrieval import Prepared, mask, prepare, selection, threshold_for_share
 from services.compressor.tokenwise import Surprisal, budget_of, prune
 from services.inference.policy import Generation, Message, Meter, Sampling
-from services.inference.vllm import EngineOptions, VllmBackend
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_load import EngineOptions
 from services.router.scores import mean, ratio, resamples
 
 PART = "tokenwise"

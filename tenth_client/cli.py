@@ -14,7 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tenth_client import budgets, cache_commands, commands, compress_command, plans, prices, router_commands
+from tenth_client import (
+    budgets,
+    cache_commands,
+    commands,
+    compress_command,
+    model_commands,
+    plans,
+    prices,
+    router_commands,
+)
 from tenth_client.capacity.command import capacity, capacity_arguments
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
@@ -189,6 +198,8 @@ def parser() -> argparse.ArgumentParser:
     cache_commands.add_commands(action_of(cache))
     router = add("router", _nothing, "how routing does, and what another policy would do")
     router_commands.add_commands(action_of(router.add_subparsers(metavar="ACTION", required=True)))
+    model = add("model", _nothing, "quantize model folders, and measure what that cost them")
+    model_commands.add_commands(model.add_subparsers(metavar="ACTION", required=True))
     _price_commands(add)
     _plan_commands(add)
     return top

@@ -73,6 +73,10 @@ class Reason(StrEnum):
     """The provider's stream ended before the answer did."""
     ENGINE_FAILED = "ENGINE_FAILED"
     """The local engine failed while it worked on this; the log has it. SpentDetail has what was made before."""
+    QUANTIZATION_UNPROVEN = "QUANTIZATION_UNPROVEN"
+    """The local model is quantized and its evaluation is absent, of other weights, or below the threshold."""
+    QUANTIZATION_INEFFECTIVE = "QUANTIZATION_INEFFECTIVE"
+    """The local model should run quantized, and the engine quantized none of its layers."""
 
 
 def unsupported(message: str, field: str) -> TenthError:

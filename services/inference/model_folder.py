@@ -1,168 +1,162 @@
-"""Whether a model folder can be served here at all, found out before an engine is started on it.
+"""What a model folder says of itself: its scheme, how its weights are stored, how it was evaluated.
 
-An engine that meets a truncated file or runs out of memory while it loads dies with a message about tensors, or is
-killed by the kernel without any. These checks read headers only and say what to do.
+Reads JSON and the headers of safetensors files alone, so it needs neither torch nor the engine; `models/` writes what
+is read here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mesh.errors import Code, TenthError
-from services.inference.errors import Reason
+EVALUATION = "tenth-evaluation.json"
+"""File beside the weights with what `tenth model evaluate` measured."""
+_MAX_HEADER_BYTES = 100_000_000
+"""The safetensors format's own limit."""
+_ROUNDED = {"I8": 8, "U8": 8, "I16": 16, "I32": 32, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}
+"""Stored types that hold rounded or packed weights, and their bits."""
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
-_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
-_LARGEST_HEADER = 100_000_000
-"""Bytes; the safetensors format's own limit."""
-_AGAIN = "build or fetch the folder again (`make models`, or `python -m models.build ORG/NAME`)"
-_ONLY_CUDA = frozenset({"bitsandbytes", "gguf", "modelopt", "modelopt_fp4", "fp8", "fbgemm_fp8", "mxfp4", "exl3"})
-"""Methods of ``quantization_config`` for which vLLM has no CPU kernel (fp8: none that is of use, 1.6 tokens/s)."""
+
+class FolderError(ValueError):
+    """A model folder cannot be used; the message says which file and what to do."""
+
+
+class Scheme(StrEnum):
+    """How weights are stored."""
+
+    NONE = "none"
+    """As they were trained: 32- or 16-bit floats."""
+    INT8 = "int8"
+    INT4 = "int4"
+    FP8 = "fp8"
+    FP4 = "fp4"
+    OTHER = "other"
+    """Quantized in a way that is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """What is known of a folder that looks whole."""
+class Evaluation:
+    """What a quantized model lost against the one it was made from.
 
-    weight_bytes: int
-    config: Mapping[str, Any]
-
-
-def read_folder(path: Path) -> Folder:
-    """Check that a folder holds a whole model. Raises MODEL_CORRUPT and MODEL_INCOMPLETE."""
-    config = _json(path / "config.json")
-    weights = sorted(path.glob("*.safetensors"))
-    _check_index(path, {file.name for file in weights})
-    for file in weights:
-        _check_safetensors(file)
-    if not weights:
-        weights = [file for pattern in _OTHER_WEIGHTS for file in path.glob(pattern)]
-    if not weights:
-        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no weight file; {_AGAIN}")
-    if not any((path / name).is_file() for name in _TOKENIZERS):
-        raise TenthError(
-            Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no tokenizer (tokenizer.json); {_AGAIN}"
-        )
-    return Folder(sum(file.stat().st_size for file in weights), config)
-
-
-def check_scheme(folder: Folder, *, on_cpu: bool) -> None:
-    """Refuse a quantization that this hardware has no kernel for. Raises SCHEME_UNSUPPORTED."""
-    scheme = scheme_of(folder.config)
-    if on_cpu and (scheme in _ONLY_CUDA or scheme.endswith("float8")):
-        raise TenthError(
-            Code.UNAVAILABLE,
-            Reason.SCHEME_UNSUPPORTED,
-            f"the weights are quantized as {scheme}, which needs a GPU; on the CPU serve an int8 (W8A8), int4 (AWQ, "
-            "GPTQ) or unquantized folder of the model, or point the catalogue at a GPU server (backend: openai)",
-        )
-
-
-def scheme_of(config: Mapping[str, Any]) -> str:
-    """How the weights are quantized, e.g. "awq", "compressed-tensors int8"; empty when they are not."""
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, Mapping):
-        return ""
-    method = str(quantization.get("quant_method", "unknown"))
-    groups = quantization.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping):
-            return f"{method} {weights.get('type', 'int')}{weights.get('num_bits', '')}"
-    return method
-
-
-def check_memory(
-    folder: Folder, kv_cache_bytes: int, overhead_bytes: int, growth: float, available: int | None
-) -> None:
-    """Refuse a model that does not fit, instead of being killed for it. Raises MODEL_TOO_LARGE with the figures.
-
-    ``growth``: bytes in memory for each byte of weights on disk (2 where 16-bit weights run as float32).
-    ``available`` None: not known, nothing is refused.
+    ``perplexity_ratio`` is its perplexity over the reference's on the same text, ``agreement`` the share of that text's
+    positions at which both think the same token the likeliest (0 to 1); ``weights_sha256`` says of which weights.
     """
-    weights = int(folder.weight_bytes * growth)
-    needed = weights + kv_cache_bytes + overhead_bytes
-    if available is None or needed <= available:
-        return
-    raise TenthError(
-        Code.UNAVAILABLE,
-        Reason.MODEL_TOO_LARGE,
-        f"about {_mib(needed)} are needed ({_mib(weights)} of weights, {_mib(kv_cache_bytes)} of KV cache, "
-        f"{_mib(overhead_bytes)} for the engine) and {_mib(available)} are available; lower "
-        "TENTH_INFERENCE_KV_CACHE_BYTES, serve a quantized folder, or give the process more memory",
-    )
+
+    perplexity_ratio: float
+    agreement: float
+    weights_sha256: str
 
 
-def available_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that this process may still take: the machine's, or the container's where that is less; None: not known.
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``. Raises FolderError."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except OSError as error:
+        raise FolderError(f"there is no model in {folder}: {error}") from error
+    except ValueError as error:
+        raise FolderError(f"{folder / 'config.json'} is damaged ({error}): make or fetch the folder again") from error
+    if not isinstance(config, dict):
+        raise FolderError(f"{folder / 'config.json'} is damaged (no mapping): make or fetch the folder again")
+    return config
 
-    Sources: MemAvailable (proc(5)), memory.max and memory.current (cgroup v2), of which reclaimable file pages
-    (inactive_file) do not count.
+
+def declared_scheme(config: Mapping[str, Any]) -> Scheme:
+    """The scheme that a configuration claims."""
+    said = config.get("quantization_config")
+    if not isinstance(said, Mapping):
+        return Scheme.NONE
+    method = str(said.get("quant_method", "")).lower()
+    if method == "compressed-tensors":
+        groups = said.get("config_groups")
+        groups = list(groups.values()) if isinstance(groups, Mapping) else []
+        weights = [group["weights"] for group in groups if isinstance(group, Mapping) and group.get("weights")]
+        found = {_of_bits(str(item.get("type", "int")), item.get("num_bits")) for item in weights}
+        return found.pop() if len(found) == 1 else Scheme.OTHER
+    if method == "fp8":
+        return Scheme.FP8
+    if method in ("mxfp4", "nvfp4"):
+        return Scheme.FP4
+    return _of_bits("int", said.get("bits", said.get("w_bit")))
+
+
+def stored_types(folder: Path) -> dict[str, str]:
+    """The stored type of every tensor, as safetensors names it ("BF16", "I8", ...). Raises FolderError for a file that
+    is cut off or is none."""
+    found: dict[str, str] = {}
+    for path in _weight_files(folder):
+        for name, tensor in header(path).items():
+            found[name] = str(tensor["dtype"])
+    return found
+
+
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """A safetensors file's tensors: name -> dtype, shape, data_offsets. Raises FolderError.
+
+    The format: eight bytes with the length of a JSON header, the header, the data.
     """
-    found = []
     try:
-        lines = proc.read_text("ascii").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError):
-        pass
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_MAX_HEADER_BYTES, size):
+                raise ValueError("its header is longer than the file")
+            tensors = json.loads(file.read(length))
+        tensors.pop("__metadata__", None)
+        ends = [tensor["data_offsets"][1] for tensor in tensors.values()]
+        expected = 8 + length + max(ends, default=0)
+        if size != expected:
+            raise ValueError(f"it has {size} bytes, its header says {expected}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise FolderError(f"the weights {path} are damaged ({error}): make or fetch the folder again") from error
+    return dict(tensors)
+
+
+def holds_rounded_weights(types: Mapping[str, str]) -> bool:
+    """True when some weights are stored rounded or packed."""
+    return any(kind in _ROUNDED for name, kind in types.items() if "weight" in name.rpartition(".")[2])
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the weight files, bytes."""
+    return sum(path.stat().st_size for path in _weight_files(folder))
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over the weight files in the order of their names, which stand in it too. Reads them all: about a second
+    for a gigabyte."""
+    digest = hashlib.sha256()
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What was measured of the folder; None when nothing was. Raises FolderError for a file that says nothing."""
+    path = folder / EVALUATION
     try:
-        most = int((cgroup / "memory.max").read_text("ascii"))  # "max": no limit
-        used = int((cgroup / "memory.current").read_text("ascii"))
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text("ascii").splitlines())
-        found.append(most - used + int(stat.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        pass
-    return max(min(found), 0) if found else None
-
-
-def _check_index(path: Path, present: set[str]) -> None:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    shards = _json(index).get("weight_map")
-    missing = sorted(set(shards.values()) - present) if isinstance(shards, Mapping) else []
-    if missing:
-        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} lacks {', '.join(missing)}; {_AGAIN}")
-
-
-def _check_safetensors(file: Path) -> None:
-    """The header's offsets must end where the file does (https://github.com/huggingface/safetensors#format)."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 0 < length <= min(_LARGEST_HEADER, size):
-                raise ValueError(f"its header claims {length} bytes")
-            header = json.loads(opened.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            wanted = 8 + length + max(ends, default=0)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise TenthError(
-            Code.UNAVAILABLE, Reason.MODEL_CORRUPT, f"{file} is no safetensors file ({error}); {_AGAIN}"
-        ) from error
-    if size != wanted:
-        raise TenthError(
-            Code.UNAVAILABLE,
-            Reason.MODEL_CORRUPT,
-            f"{file} has {size} bytes and its header says {wanted}: it is damaged; {_AGAIN}",
+        found = json.loads(path.read_text("utf-8"))
+        return Evaluation(
+            perplexity_ratio=float(found["perplexity_ratio"]),
+            agreement=float(found["agreement"]),
+            weights_sha256=str(found["weights_sha256"]),
         )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path} is damaged ({error!r}): evaluate the model again") from error
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(file.read_text("utf-8"))
-        if not isinstance(read, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise TenthError(
-            Code.UNAVAILABLE, Reason.MODEL_CORRUPT, f"{file} cannot be read ({error}); {_AGAIN}"
-        ) from error
-    return read
+def _of_bits(kind: str, bits: Any) -> Scheme:
+    known = {("int", 8): Scheme.INT8, ("int", 4): Scheme.INT4, ("float", 8): Scheme.FP8, ("float", 4): Scheme.FP4}
+    return known.get((kind, bits), Scheme.OTHER)
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))

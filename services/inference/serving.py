@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -13,22 +14,21 @@ from mesh.catalog import CatalogError, read_file
 from mesh.errors import TenthError
 from mesh.server import Ping
 from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
-from services.inference.admission import QueueLimits
 from services.inference.backend import Backend
 from services.inference.circuits import SharedCircuit
 from services.inference.errors import Reason
+from services.inference.hardware import detect
 from services.inference.hedging import HedgedBackend, HedgeDelay
+from services.inference.local_engine import engine_options
 from services.inference.models import Model, Provider, local_model, parse_catalog
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
 from services.inference.providers import Endpoint, ProviderClient
-from services.inference.restarts import RestartPolicy
 from services.inference.served import Served
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family
 from services.inference.vllm import VllmBackend
-from services.inference.vllm_load import EngineOptions
 from services.inference.vllm_thread import Signals
 
 log = logging.getLogger("tenth.inference")
@@ -62,25 +62,8 @@ async def open_models(
     pings: dict[str, Ping] = {}
     adapters, unusable = _adapters(catalog, local, settings.models_dir)
     if local is not None:
-        options = EngineOptions(
-            adapters=adapters,
-            folder=settings.models_dir / local.provider_model,
-            context_window=local.context_window,
-            threads=settings.threads,
-            kv_cache_bytes=settings.kv_cache_bytes,
-            max_running=settings.max_running,
-            compile=settings.compile,
-            otlp_endpoint=otlp_endpoint,
-            step_seconds=settings.step_timeout_seconds,
-            restart=RestartPolicy(settings.engine_restarts, settings.restart_backoff_seconds),
-            limits=QueueLimits(
-                settings.max_running,
-                settings.max_waiting,
-                settings.kv_promise_ratio,
-                settings.batch_queue_share,
-                settings.queue_seconds,
-            ),
-        )
+        hardware = await asyncio.to_thread(detect)
+        options = engine_options(local, settings, hardware, otlp_endpoint, adapters)
         engine = VllmBackend(local.name, local.provider.name, local.provider_model, options, signals)
         stack.push_async_callback(engine.close)
         engine.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,7 +36,6 @@ class InferenceSettings(BaseSettings):
         ge=16 * 1024 * 1024,
         description="Memory of the engine's KV cache, bytes (CPU); one full context of SmolLM2 is 180 MiB in bfloat16",
     )
-    max_running: int = Field(default=32, ge=1, description="Most sequences that the engine works on at once")
     max_waiting: int = Field(
         default=128, ge=0, le=100_000, description="Most requests that wait for a place in the local engine, 0..100000"
     )
@@ -77,6 +77,44 @@ class InferenceSettings(BaseSettings):
         le=3600,
         description="Time that running generations of the local engine get after SIGTERM before they are handed back, "
         "seconds, 0..3600; at most TENTH_DRAIN_SECONDS less half a second",
+    )
+    max_running: int = Field(
+        default=0,
+        ge=0,
+        description="Most sequences that the engine works on at once; 0: by the hardware (CPU: 32)",
+    )
+    kv_cache_dtype: str = Field(
+        default="",
+        pattern="^(|auto|bfloat16|fp8|fp8_e4m3|fp8_e5m2)$",
+        description='How keys and values are kept: "auto" as the weights, "fp8", ...; empty: by the hardware',
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of the GPU's memory for the engine, 0..1; 0: by the hardware"
+    )
+    chunked_prefill: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Long prompts read in pieces between others' steps; auto: by the hardware"
+    )
+    quantization: str = Field(
+        default="",
+        pattern="^[a-z0-9_]*$",
+        description="vLLM's online quantization of unquantized weights at load, as fp8 on GPU; empty: none",
+    )
+    force_quantized: bool = Field(
+        default=False, description="Serve a quantized model whose evaluation is absent or below the threshold"
+    )
+    int8_max_perplexity_ratio: float = Field(
+        default=1.07, ge=1, description="Perplexity of an int8 model over the unquantized one's, at most"
+    )
+    int8_min_agreement: float = Field(
+        default=0.87, ge=0, le=1, description="Share of tokens on which it agrees with the unquantized one, at least"
+    )
+    fp8_max_perplexity_ratio: float = Field(default=1.05, ge=1, description="The same for fp8")
+    fp8_min_agreement: float = Field(default=0.90, ge=0, le=1, description="The same share for fp8")
+    int4_max_perplexity_ratio: float = Field(
+        default=1.25, ge=1, description="Perplexity ratio of int4 and every other scheme, at most"
+    )
+    int4_min_agreement: float = Field(
+        default=0.70, ge=0, le=1, description="The same share for int4 and every other scheme"
     )
     compile: bool = Field(
         default=False,

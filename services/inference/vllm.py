@@ -59,7 +59,7 @@ class VllmBackend:
         self.model = model
         self.provider = provider
         self.provider_model = provider_model
-        self.quantized = is_quantized(options.folder)
+        self.quantized = is_quantized(options.folder) or bool(options.quantization)
         self.engine = EngineThread(model, options, signals)
         self._limits = options.limits or QueueLimits(options.max_running)
         self.admission = Admission(model, self._limits, self.engine.speed)

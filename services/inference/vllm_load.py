@@ -20,13 +20,15 @@ from mesh.errors import Code, TenthError
 from services.inference.adapters import Adapter, engine_rank
 from services.inference.admission import QueueLimits
 from services.inference.errors import Reason
-from services.inference.model_folder import (
+from services.inference.folder_checks import (
     available_bytes,
     check_memory,
     check_scheme,
     read_folder,
     scheme_of,
 )
+from services.inference.hardware import Hardware
+from services.inference.quantization import Recovery, admit, check_engine
 from services.inference.restarts import RestartPolicy
 
 log = logging.getLogger("tenth.inference.vllm")
@@ -53,6 +55,13 @@ class EngineOptions:
     """None: the default bounds for ``max_running``."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters that requests may have put on; all are kept in memory."""
+    quantization: str = ""
+    """vLLM's online quantization of unquantized weights; empty: none."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM's own (EngineArgs), as `engine_plan.py` or a setting chose them."""
+    recovery: Recovery = field(default_factory=Recovery)
+    hardware: Hardware | None = None
+    """None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,7 @@ def load(model: str, options: EngineOptions) -> Loaded:
     """
     started = time.monotonic()
     folder = read_folder(options.folder)
+    scheme = admit(options.folder, options.recovery, options.hardware)
     with _engine_environment(options):
         from vllm import EngineArgs, SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -113,11 +123,13 @@ def load(model: str, options: EngineOptions) -> Loaded:
             # others got that one's adapter: one place more, which stays empty, is what -1 then means.
             places = len(options.adapters) + (1 if on_cpu else 0)
             arguments.update(enable_lora=True, max_loras=places, max_lora_rank=engine_rank(options.adapters))
+        arguments.update(options.arguments)
         engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(options.folder),
                 max_model_len=options.context_window,
                 max_num_seqs=options.max_running,
+                quantization=options.quantization or None,
                 enable_prefix_caching=True,
                 scheduling_policy="priority",
                 enforce_eager=not options.compile,
@@ -126,6 +138,7 @@ def load(model: str, options: EngineOptions) -> Loaded:
                 **arguments,
             )
         )
+        check_engine(model, options.quantization or scheme, engine)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)

@@ -279,7 +279,7 @@ class EngineThread:
                 log.warning("%s is not served: %s (%s)", self._model, _MISSING, error)
                 return
             except TenthError as error:  # Somebody must do something first: trying again is of no use.
-                self._put(Unserved(error.reason, error.message))
+                self._put(Unserved(error.reason, error.message, unready=False))
                 log.error("%s is not served: %s", self._model, error)
                 return
             except Exception:

@@ -80,6 +80,7 @@ async def check_receipt(mesh: Mesh, request: chat_pb2.CompletionRequest, receipt
     """The engine's own count of the prompt is the compressor's, to the token, and was paid by the model's price."""
     facts = receipt.facts
     assert facts.model == MODEL
+    assert facts.quantized, "the catalogue's local model is the int8 folder"
     assert books.holds(receipt)
     assert facts.usage.input_token_count == facts.original_input_token_count == await counted(mesh, request)
     assert 0 < facts.usage.output_token_count <= request.sampling.max_output_tokens

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from models.build import STAMP, BuildError, build, fetch, is_built, main
+from models.build import BuildError, build, fetch, is_built, main
+from models.folders import STAMP
 from models.recipes import RECIPES, Recipe
 
 WEIGHTS = b"weights, really"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import TenthError
-from services.inference.model_folder import (
+from services.inference.folder_checks import (
     available_bytes,
     check_memory,
     check_scheme,

@@ -1,0 +1,20 @@
+"""Texts of our own: one to measure a model on, some to calibrate a quantization, some questions with known answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+CALIBRATION = Path(__file__).with_name("calibration.jsonl")
+"""Conversations, a JSON line each: what llm-compressor is shown when the user names no file."""
+
+
+def held_out() -> str:
+    """English prose, letters, code and a dialogue; about 1,700 tokens. None of it is in the calibration texts."""
+    return Path(__file__).with_name("held_out.txt").read_text("utf-8")
+
+
+def questions() -> list[tuple[str, list[str]]]:
+    """Simple questions, and for each the words of which a right answer holds one (lower case)."""
+    found = json.loads(Path(__file__).with_name("questions.json").read_text("utf-8"))
+    return [(item["question"], item["accept"]) for item in found]
