@@ -47,7 +47,7 @@ class Threshold:
 THRESHOLDS: Mapping[Scheme, Threshold] = {
     Scheme.INT8: Threshold(1.07, 0.87),
     Scheme.FP8: Threshold(1.05, 0.90),
-    Scheme.INT4: Threshold(1.25, 0.70),
+    Scheme.INT4: Threshold(1.15, 0.75),
 }
 """Defaults, set by what was seen on SmolLM2-135M (README.md). Other schemes (fp4, unknown ones) are held to int4's."""
 

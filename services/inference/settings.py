@@ -111,10 +111,10 @@ class InferenceSettings(BaseSettings):
     fp8_max_perplexity_ratio: float = Field(default=1.05, ge=1, description="The same for fp8")
     fp8_min_agreement: float = Field(default=0.90, ge=0, le=1, description="The same share for fp8")
     int4_max_perplexity_ratio: float = Field(
-        default=1.25, ge=1, description="Perplexity ratio of int4 and every other scheme, at most"
+        default=1.15, ge=1, description="Perplexity ratio of int4 and every other scheme, at most"
     )
     int4_min_agreement: float = Field(
-        default=0.70, ge=0, le=1, description="The same share for int4 and every other scheme"
+        default=0.75, ge=0, le=1, description="The same share for int4 and every other scheme"
     )
     compile: bool = Field(
         default=False,
