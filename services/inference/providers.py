@@ -128,7 +128,9 @@ class ProviderClient:
         budget = deadlines.budget(None)
         until = None if budget is None else asyncio.get_running_loop().time() + budget
         named = {**headers, "x-request-id": f"{generation.request_id}/{generation.attempt}"}
-        if self.endpoint.sandbox and generation.traceparent:
+        # One's own servers join the request's trace; to a stranger its id is nobody's business.
+        ours = self.endpoint.sandbox or self.endpoint.family is Family.VLLM
+        if ours and generation.traceparent:
             named["traceparent"] = generation.traceparent
         options = {"headers": {**named, self._sdk.raw_header: "stream"}, "params": dict(query or {})}
         async with self._slots.hold(budget):

@@ -30,6 +30,7 @@ from services.inference.providers import Chances, Endpoint, ProviderClient
 from services.inference.served import Served
 from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
+from services.inference.usage import Family
 
 Handler = Callable[[dict[str, Any], dict[str, str], asyncio.StreamWriter], Awaitable[None]]
 
@@ -229,6 +230,13 @@ async def test_a_whole_answer_its_usage_and_its_records(tmp_path: Path) -> None:
         assert finished.tenant_id == TEST_IDENTITY.tenant_id
         assert (finished.reservation_id, finished.price_book_version, finished.purpose) == ("res", 7, "answer")
         assert len(finished.trace_id) == 32
+
+
+async def test_a_vllm_server_of_ones_own_joins_the_trace(tmp_path: Path) -> None:
+    async with mesh_over(tmp_path, reply(200, ANSWER), family=Family.VLLM) as mesh:
+        await mesh.stub.GenerateText(mesh.request(), timeout=5)
+        trace_id = mesh.records()[-1].trace_id
+        assert mesh.provider.headers[0]["traceparent"].split("-")[1] == trace_id
 
 
 async def test_a_stream_its_tool_calls_and_its_usage(tmp_path: Path) -> None:
