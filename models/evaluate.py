@@ -47,6 +47,8 @@ def evaluate(folder: Path, reference: Path, options: argparse.Namespace) -> dict
     cannot = unsupported(detect(), scheme)
     if cannot:
         raise EvaluateError(cannot)
+    if scheme is not Scheme.NONE and declared_scheme(read_config(reference)) is not Scheme.NONE:
+        raise EvaluateError(f"{reference.name} is quantized itself: name the unquantized model with --against")
     for each in (folder, reference):
         stored_types(each)  # Damaged weights are told before an engine starts.
     with tempfile.TemporaryDirectory(prefix="tenth-evaluate-") as scratch_name:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mesh.errors import Code, TenthError
 from services.inference.backend import Answer, Backend
 from services.inference.errors import Reason
+from services.inference.model_folder import FolderError, header
 from services.inference.policy import Event, Generation, Meter
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -49,6 +50,12 @@ def read_adapter(name: str, folder: Path, number: int) -> Adapter:
         raise unusable(f"its rank is {rank!r}; the engine takes 1 to {RANKS[-1]}")
     if not any((folder / each).is_file() for each in ("adapter_model.safetensors", "adapter_model.bin")):
         raise unusable(f"{folder} has no adapter_model.safetensors; save the adapter again")
+    weights = folder / "adapter_model.safetensors"
+    if weights.is_file():
+        try:
+            header(weights)
+        except FolderError as error:
+            raise unusable(str(error)) from error
     return Adapter(name, folder, rank, number)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mesh.errors import Code, TenthError
 from services.inference.errors import Reason
+from services.inference.model_folder import quantization_of
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
@@ -64,8 +65,8 @@ def check_scheme(folder: Folder, *, on_cpu: bool) -> None:
 
 def scheme_of(config: Mapping[str, Any]) -> str:
     """How the weights are quantized, e.g. "awq", "compressed-tensors int8"; empty when they are not."""
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, Mapping):
+    quantization = quantization_of(config)
+    if quantization is None:
         return ""
     method = str(quantization.get("quant_method", "unknown"))
     groups = quantization.get("config_groups")

@@ -176,16 +176,19 @@ def _prompt(generation: Generation, *, hints: bool) -> dict[str, Any]:
 def _blocks(message: Message) -> list[dict[str, Any]]:
     """A message's content; texts without a letter are refused by the API and left out."""
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.text}]
-    blocks: list[dict[str, Any]] = [
-        _image(part) if isinstance(part, Image) else {"type": "text", "text": part}
-        for part in message.parts
-        if isinstance(part, Image) or part.strip()
-    ]
+        content: str | list[dict[str, Any]] = message.text
+        if any(isinstance(part, Image) for part in message.parts):
+            content = [_block(part) for part in message.parts if isinstance(part, Image) or part.strip()]
+        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}]
+    blocks: list[dict[str, Any]] = [_block(part) for part in message.parts if isinstance(part, Image) or part.strip()]
     return blocks + [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": _arguments(call.arguments)}
         for call in message.tool_calls
     ]
+
+
+def _block(part: str | Image) -> dict[str, Any]:
+    return _image(part) if isinstance(part, Image) else {"type": "text", "text": part}
 
 
 def _is_results(message: dict[str, Any]) -> bool:

@@ -63,13 +63,25 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FolderError(f"{folder / 'config.json'} is damaged ({error}): make or fetch the folder again") from error
     if not isinstance(config, dict):
         raise FolderError(f"{folder / 'config.json'} is damaged (no mapping): make or fetch the folder again")
+    if quantization_of(config) is None and (folder / "hf_quant_config.json").is_file():
+        config["quantization_config"] = {"quant_method": "modelopt"}  # vLLM reads it from there.
     return config
+
+
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a configuration says of its quantization, in each place where vLLM looks for it."""
+    places = ((config, "quantization_config"), (config.get("text_config"), "quantization_config"))
+    for holder, key in (*places, (config, "compression_config")):
+        found = holder.get(key) if isinstance(holder, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return None
 
 
 def declared_scheme(config: Mapping[str, Any]) -> Scheme:
     """The scheme that a configuration claims."""
-    said = config.get("quantization_config")
-    if not isinstance(said, Mapping):
+    said = quantization_of(config)
+    if said is None:
         return Scheme.NONE
     method = str(said.get("quant_method", "")).lower()
     if method == "compressed-tensors":

@@ -94,23 +94,27 @@ class OpenAiBackend:
         usage = UsageReader(endpoint.family)
         meter.final = False
         async with self._client.answer(generation, meter, *self._call(generation, stream=True)) as (response, until):
-            async for data, body in sse.events(response, until, endpoint.silence_seconds):
-                if data == ending:
-                    continue  # A repeat, byte for byte, of what ended the answer.
-                said = usage.read(body)
-                meter.reported = said or meter.reported
-                if not body.get("choices"):
-                    # The last event of a stream: usage alone.
+            try:
+                async for data, body in sse.events(response, until, endpoint.silence_seconds):
+                    if data == ending:
+                        continue  # A repeat, byte for byte, of what ended the answer.
+                    said = usage.read(body)
+                    meter.reported = said or meter.reported
+                    if not body.get("choices"):
+                        # The last event of a stream: usage alone.
+                        meter.final = bool(reason and said) or meter.final
+                        continue
+                    choice = _choice(body)
+                    delta = _delta(choice.get("delta") or {}, choice)
+                    if finished := finish_reason_of(choice.get("finish_reason")):
+                        reason, ending = finished, data
                     meter.final = bool(reason and said) or meter.final
-                    continue
-                choice = _choice(body)
-                delta = _delta(choice.get("delta") or {}, choice)
-                if finished := finish_reason_of(choice.get("finish_reason")):
-                    reason, ending = finished, data
-                meter.final = bool(reason and said) or meter.final
-                if delta != _NOTHING:
-                    meter.emit(delta)
-                    yield delta
+                    if delta != _NOTHING:
+                        meter.emit(delta)
+                        yield delta
+            except (TenthError, httpx2.HTTPError, httpx2.StreamError):
+                if not (reason and meter.final):
+                    raise  # Else all of it came, and what it cost: only the connection did not end well.
         if not reason:
             raise sse.incomplete()
         yield Finished(reason, meter.usage())

@@ -179,6 +179,8 @@ class Meter:
     second: Meter | None = None
     """Of the second attempt, once it has begun."""
     second_won: bool = False
+    queued_seconds: float = 0.0
+    """How long it waited for a turn at its provider."""
 
     def begin_second(self) -> None:
         """A second attempt begins. Raises TenthError where it cannot be written down."""

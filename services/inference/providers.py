@@ -133,7 +133,9 @@ class ProviderClient:
         if ours and generation.traceparent:
             named["traceparent"] = generation.traceparent
         options = {"headers": {**named, self._sdk.raw_header: "stream"}, "params": dict(query or {})}
+        arrived = asyncio.get_running_loop().time()
         async with self._slots.hold(budget):
+            meter.queued_seconds = asyncio.get_running_loop().time() - arrived
             with self._failures():
                 async with asyncio.timeout_at(until):
                     response = await self._send(meter, path, body, options)

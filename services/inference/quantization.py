@@ -99,6 +99,9 @@ def admit(folder: Path, recovery: Recovery, hardware: Hardware | None = None) ->
     try:
         scheme = declared_scheme(read_config(folder))
         types = stored_types(folder)
+        if scheme is Scheme.NONE and holds_rounded_weights(types):
+            said = f"{folder} stores rounded weights and its config.json names no quantization: fetch it again"
+            raise FolderError(said)
         if scheme is Scheme.NONE:
             return scheme
         if types and not holds_rounded_weights(types):

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -164,6 +165,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 async for event in events:
                     if not begun:
                         begun = True
+                        attempt.served.circuit.succeeded()  # A probe that answers need not come to its end.
                         started = inference_pb2.GenerationStarted(provider_model=backend.provider_model)
                         yield inference_pb2.StreamGenerateTextResponse(started=started)
                     if isinstance(event, Finished):
@@ -235,6 +237,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 request, tenant_id=identity.tenant_id, traceparent=traceparent(span)
             )
             assert served is not None
+            most = served.model.max_output
+            limit = min(generation.sampling.max_output_tokens or most, most)
+            generation = replace(generation, sampling=replace(generation.sampling, max_output_tokens=limit))
             check_abilities(generation, served.model.ability)
             check_prompt_logprobs(generation, served.backend.kind)
             attempt = Attempt(
@@ -355,7 +360,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if not isinstance(error, TenthError):
             circuit.left()
             return error
-        waited = self._clock() - attempt.started
+        # The wait for our own turn says nothing of the provider.
+        waited = self._clock() - attempt.started - attempt.meter.queued_seconds
         impatient = error.code is Code.DEADLINE_EXCEEDED and waited < _FAIR_SECONDS
         if error.reason in _NOT_THE_PROVIDERS_FAULT or impatient:
             circuit.left()

@@ -36,7 +36,9 @@ async def events(
     # Pieces of a line that is not over: joined once, as joining with each would be the square of a long line's length.
     rest: list[bytes] = []
     size = 0
-    seen: set[bytes] = set()
+    seen: dict[bytes, bytes] = {}
+    # Some servers give every event the same id: one that comes with other data is no number.
+    numbers = True
     number = b""
     begun = False
     while True:
@@ -49,6 +51,7 @@ async def events(
         if others:
             rest, size = [others[-1]], len(others[-1])
         for line in lines:
+            line = line.removeprefix(b"\xef\xbb\xbf")
             if line.startswith(b"id:"):
                 number = line[3:].strip()
             if not line.startswith(b"data:"):
@@ -56,11 +59,14 @@ async def events(
             data = line[5:].strip()
             if data == b"[DONE]":
                 return
+            if not data:
+                continue  # Keeps the connection alive.
             numbered, number = number, b""
-            if numbered in seen:
-                continue
-            if numbered:
-                seen.add(numbered)
+            if numbered and numbers:
+                if seen.get(numbered) == data:
+                    continue
+                numbers = numbered not in seen
+                seen[numbered] = data
             yield data, _event(data)
         if not chunk:
             return

@@ -15,7 +15,7 @@ from typing import Any
 from mesh import deadlines
 from mesh.errors import Code, TenthError, invalid_argument, unavailable
 from mesh.errors import Reason as MeshReason
-from services.inference.admission import Admission, QueueLimits
+from services.inference.admission import Admission, QueueLimits, Ticket
 from services.inference.backend import Answer
 from services.inference.errors import Reason, prompt_too_long, unsupported
 from services.inference.policy import (
@@ -30,6 +30,7 @@ from services.inference.policy import (
     TokenLogprob,
     room_for_output,
 )
+from services.inference.schema_cost import MOST_REPEATS, repeats
 from services.inference.usage import Usage
 from services.inference.vllm_load import EngineOptions, Loaded, is_quantized
 from services.inference.vllm_thread import RELOAD_SECONDS, EngineFailedError, EngineThread, Job, Signals, Unserved
@@ -190,7 +191,7 @@ class VllmBackend:
             while not finished:
                 output = await (job.outputs.get() if job.begun else self._first(job))
                 if isinstance(output, BaseException):
-                    raise self._typed(output) from output
+                    raise self._typed(output, generation.response) from output
                 part = output.outputs[0]
                 cached = output.num_cached_tokens or 0
                 if not job.begun:
@@ -210,11 +211,14 @@ class VllmBackend:
                 if finished:
                     reason = _FINISH_REASONS.get(part.finish_reason)
                     if reason is None:
-                        raise self._typed(RuntimeError(f"the engine ended with {part.finish_reason!r}"))
+                        raise self._typed(
+                            RuntimeError(f"the engine ended with {part.finish_reason!r}"), generation.response
+                        )
                     yield Finished(reason, usage)
         finally:
             self.admission.leave(ticket)
             self.engine.remove(job, finished=finished)
+            self._count_unread(job, ticket, meter, len(ids))
 
     async def _first(self, job: Job) -> Any:
         """The first output, while there is time to wait for it."""
@@ -228,6 +232,17 @@ class VllmBackend:
                 return await job.outputs.get()
         except TimeoutError:
             raise (self.admission.too_late() if late else self.admission.waited_out(seconds)) from None
+
+    def _count_unread(self, job: Job, ticket: Ticket, meter: Meter, prompt_tokens: int) -> None:
+        """Count what the engine made ahead of a caller who left."""
+        unread = 0
+        while not job.outputs.empty():
+            left = job.outputs.get_nowait()
+            unread += 0 if isinstance(left, BaseException) else len(left.outputs[0].token_ids)
+        if unread:
+            ticket.made += unread
+            cached = 0 if meter.reported is None else meter.reported.cached
+            meter.reached, meter.reported = True, Usage(input=prompt_tokens, cached=cached, output=ticket.made)
 
     async def _prompt_ids(self, generation: Generation, loaded: Loaded) -> list[int]:
         length = sum(len(message.text) for message in generation.messages)
@@ -274,6 +289,9 @@ class VllmBackend:
         }
         if generation.response is not ResponseKind.TEXT:
             schema = generation.schema if generation.response is ResponseKind.JSON_SCHEMA else None
+            if schema is not None and repeats(schema) > MOST_REPEATS:
+                said = f"{self.model}: the schema's patterns repeat more than {MOST_REPEATS} times"
+                raise unsupported(said, "generation.response_format.json_schema")
             given["structured_outputs"] = (
                 StructuredOutputsParams(json_object=True) if schema is None else StructuredOutputsParams(json=schema)
             )
@@ -287,14 +305,15 @@ class VllmBackend:
         except _refusals() as error:
             raise invalid_argument(str(error), field="generation.sampling") from error
 
-    def _typed(self, error: BaseException) -> TenthError:
+    def _typed(self, error: BaseException, response: ResponseKind) -> TenthError:
         if isinstance(error, TenthError):
             return error
         if isinstance(error, EngineFailedError):
             message = f"{self.model}: the engine failed while it worked on this; the service's log has it"
             return unavailable(message, reason=Reason.ENGINE_FAILED)
+        if isinstance(error, _refusals()) and response is ResponseKind.TEXT:
+            return invalid_argument(f"{self.model}: {error}", field="generation")
         if isinstance(error, _refusals()):
-            # The engine refuses at admission what it cannot do; of all we pass on only a schema can still be that.
             return unsupported(f"{self.model}: {error}", "generation.response_format.json_schema")
         log.error("%s: the engine failed", self.model, exc_info=error)
         return TenthError(Code.INTERNAL, Reason.ENGINE_FAILED, "the local engine failed; the service's log has it")

@@ -6,7 +6,6 @@ serving other providers at once, and starts at all where vLLM cannot be installe
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from mesh.errors import Code, TenthError
 from services.inference.adapters import Adapter, engine_rank
 from services.inference.admission import QueueLimits
+from services.inference.engine_plan import unsupported
 from services.inference.errors import Reason
 from services.inference.folder_checks import (
     available_bytes,
@@ -28,6 +28,7 @@ from services.inference.folder_checks import (
     scheme_of,
 )
 from services.inference.hardware import Hardware
+from services.inference.model_folder import FolderError, Scheme, declared_scheme, read_config
 from services.inference.quantization import Recovery, admit, check_engine
 from services.inference.restarts import RestartPolicy
 
@@ -103,6 +104,11 @@ def load(model: str, options: EngineOptions) -> Loaded:
     """
     started = time.monotonic()
     folder = read_folder(options.folder)
+    if options.hardware is not None:
+        check_scheme(folder, on_cpu=not options.hardware.gpu)
+        if options.quantization == "fp8" and (cannot := unsupported(options.hardware, Scheme.FP8)):
+            said = f"TENTH_INFERENCE_QUANTIZATION=fp8: {cannot}"
+            raise TenthError(Code.UNAVAILABLE, Reason.SCHEME_UNSUPPORTED, said)
     scheme = admit(options.folder, options.recovery, options.hardware)
     with _engine_environment(options):
         from vllm import EngineArgs, SamplingParams
@@ -113,7 +119,6 @@ def load(model: str, options: EngineOptions) -> Loaded:
         arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
         # Without it a small model spends its whole answer on the white space that a schema allows.
         arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
-        check_scheme(folder, on_cpu=on_cpu)
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
             growth = 2.0 if arguments["dtype"] == "float32" and not scheme_of(folder.config) else 1.0
@@ -139,6 +144,8 @@ def load(model: str, options: EngineOptions) -> Loaded:
             )
         )
         check_engine(model, options.quantization or scheme, engine)
+        for each in options.adapters:
+            _add_lora(engine, options.adapters, each)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
@@ -164,6 +171,15 @@ def load(model: str, options: EngineOptions) -> Loaded:
     return loaded
 
 
+def _add_lora(engine: Any, adapters: tuple[Adapter, ...], adapter: Adapter) -> None:
+    """Load an adapter now: a bad one met within a step would end the engine for everybody."""
+    try:
+        engine.add_lora(lora_of(adapters, adapter.name))
+    except Exception as error:
+        said = f"the adapter {adapter.name!r} cannot be loaded ({error}): save it again, or take it off the catalogue"
+        raise TenthError(Code.UNAVAILABLE, Reason.ADAPTER_UNAVAILABLE, said) from error
+
+
 def release(loaded: Loaded) -> None:
     """Give back the memory of an engine that is stopped or has failed, so that another can be loaded."""
     try:
@@ -175,8 +191,8 @@ def release(loaded: Loaded) -> None:
 def is_quantized(folder: Path) -> bool:
     """True when a model folder holds quantized weights, by its own configuration."""
     try:
-        return "quantization_config" in json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        return declared_scheme(read_config(folder)) is not Scheme.NONE
+    except FolderError:
         return False
 
 

@@ -5,12 +5,13 @@ one callback per engine step for all sequences together. The engine is touched b
 
 An exception out of the engine ends every sequence at once and has the model loaded again in the same thread, which
 leaves the rest of the service alone. A step that does not come back cannot be ended from outside (it is in C++): it is
-told to whoever owns the process, which must end it (``EngineWatch`` in vllm_watch.py notices).
+told to whoever owns the process, which must end it (``watch`` in vllm_watch.py notices).
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import queue
 import threading
@@ -279,7 +280,12 @@ class EngineThread:
                 log.warning("%s is not served: %s (%s)", self._model, _MISSING, error)
                 return
             except TenthError as error:  # Somebody must do something first: trying again is of no use.
-                self._put(Unserved(error.reason, error.message, unready=False))
+                if error.reason == Reason.MODEL_TOO_LARGE and self._restarts.count:
+                    wait = self._next_try()  # It was here before: something else has its memory for now.
+                    continue
+                # A model that is only not proven takes no other model of this replica down with it.
+                proven = error.reason not in (Reason.QUANTIZATION_UNPROVEN, Reason.QUANTIZATION_INEFFECTIVE)
+                self._put(Unserved(error.reason, error.message, unready=proven))
                 log.error("%s is not served: %s", self._model, error)
                 return
             except Exception:
@@ -287,12 +293,22 @@ class EngineThread:
                 wait = self._next_try()
                 continue
             wait = self._serve(loaded)
+            del loaded  # Else its weights and KV cache are still there while the next one is loaded.
+            gc.collect()
+
+    def _put_ready(self) -> None:
+        with self._shared.lock:
+            if self.stopping.is_set():
+                return  # A replica that drains takes nothing, though its engine has just come up.
+            self._shared.unserved = None
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._signals.changed)
 
     def _serve(self, loaded: Loaded) -> float | None:
         """Step the engine until it fails: seconds to wait before the next start; None: it was told to stop."""
         self.loaded = loaded
         try:
-            self._put(None)
+            self._put_ready()
             while self._step(loaded.engine):
                 self.counts = EngineCounts(*loaded.counts())
         except Exception:

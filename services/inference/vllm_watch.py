@@ -11,8 +11,8 @@ INTERVAL_SECONDS = 0.25
 
 
 async def watch(engine: EngineThread, step_seconds: float, clock: Callable[[], float]) -> None:
-    """Watch until the engine is told to stop, or hangs. ``step_seconds``: longest that a step may take."""
-    while not engine.stopping.is_set():
+    """Watch until the engine hangs or stays down, while it drains too. A step may take ``step_seconds``."""
+    while not engine.hung:
         await asyncio.sleep(INTERVAL_SECONDS)
         began = engine.busy_since
         if began and clock() - began > step_seconds:

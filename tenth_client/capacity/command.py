@@ -259,6 +259,9 @@ def _notes(found: Report, lang: str, console: Console) -> None:
         least = scheme.least_capability / 10
         line = text("capability", lang, scheme=found.scheme, least=least, gpu=found.gpu, has=has / 10)
         console.print(line, markup=False, soft_wrap=True)
+    if has >= scheme.below_capability:
+        line = text("too_new", lang, scheme=found.scheme, gpu=found.gpu)
+        console.print(line, markup=False, soft_wrap=True)
     if has < 80:
         console.print(text("t4", lang, gpu=found.gpu), markup=False, soft_wrap=True)
 

@@ -22,16 +22,18 @@ class Scheme:
     bits: float
     least_capability: int = 70
     experts_only: bool = False
+    below_capability: int = 1000
+    """The compute capability (times ten) from which vLLM runs it no more."""
 
 
 SCHEMES: Mapping[str, Scheme] = {
     "bf16": Scheme(16.0),
     "fp8": Scheme(8.0, 80),  # One scale per output channel: nothing. On Ampere the weights alone, by Marlin.
-    "int8": Scheme(8.0, 75),
+    "int8": Scheme(8.0, 75, below_capability=100),  # vLLM has no INT8 kernels for Blackwell.
     "awq": Scheme(4 + (16 + 4) / 128, 75),  # Per group of 128 a 16-bit scale and a 4-bit zero point.
     "gptq": Scheme(4 + 16 / 128, 75),  # Symmetric: a scale alone.
     "int4": Scheme(4 + 16 / 128, 75),
-    "nvfp4": Scheme(4 + 8 / 16, 75),  # An 8-bit scale per 16; below Blackwell the weights alone, by Marlin.
+    "nvfp4": Scheme(4 + 8 / 16, 80),  # An 8-bit scale per 16; below Blackwell the weights alone, by Marlin.
     "mxfp4": Scheme(4 + 8 / 32, 80, experts_only=True),  # gpt-oss as published: an 8-bit scale per 32.
 }
 ALSO: Mapping[str, str] = {"fp16": "bf16", "w8a8": "int8", "w4a16": "int4"}

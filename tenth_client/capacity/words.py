@@ -34,6 +34,10 @@ _TEXTS: Mapping[str, tuple[str, str]] = {
              "더 많은 GPU(--count), 메모리가 더 큰 GPU를 시도하십시오."),
     "longer": ("Note: the model was made for {longest:,} tokens of context.",
                "참고: 이 모델은 문맥 {longest:,} 토큰까지 만들어졌습니다."),
+    "too_new": (
+        "Note: vLLM has no kernels for {scheme} on {gpu}; take fp8.",
+        "참고: {gpu}에는 {scheme}용 vLLM 커널이 없습니다. fp8을 쓰세요.",
+    ),
     "capability": ("Note: vLLM runs {scheme} from compute capability {least:.1f} on; {gpu} has {has:.1f}.",
                    "참고: vLLM의 {scheme}은 compute capability {least:.1f}부터이며 {gpu}는 {has:.1f}입니다."),
     "t4": ("Note: {gpu} has no bfloat16; the 16-bit parts run as float16 (--dtype half).",

@@ -219,6 +219,38 @@ async def test_a_numbered_event_that_comes_again_is_taken_once(tmp_path: Path) -
         assert mesh.ending() == ("FINISHED", 9, 2, False)
 
 
+async def test_an_id_that_every_event_has_is_no_number(tmp_path: Path) -> None:
+    items = [piece("the "), piece("more "), piece("the "), piece("merrier", "stop"), USAGE, "[DONE]"]
+    async with mesh_over(tmp_path, numbered(*(("completion-1", item) for item in items))) as mesh:
+        got = await mesh.stream()
+        assert "".join(event.delta.text for event in got) == "the more the merrier"
+
+
+async def test_a_byte_order_mark_and_empty_data_are_no_garbage(tmp_path: Path) -> None:
+    async def handler(_: dict[str, Any], __: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n\xef\xbb\xbf")
+        for item in (piece("Hello."), "", piece("", "stop"), USAGE, "[DONE]"):
+            writer.write(f"data: {item if isinstance(item, str) else json.dumps(item)}\n\n".encode())
+        writer.close()
+
+    async with mesh_over(tmp_path, handler) as mesh:
+        assert [event.delta.text for event in await mesh.stream() if event.HasField("delta")] == ["Hello."]
+
+
+async def test_a_connection_that_breaks_after_all_of_an_answer_came_loses_nothing(tmp_path: Path) -> None:
+    async def handler(_: dict[str, Any], __: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for item in (piece("Hello."), piece("", "stop"), USAGE):
+            data = f"data: {json.dumps(item)}\n\n".encode()
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+        await writer.drain()
+        writer.transport.abort()
+
+    async with mesh_over(tmp_path, handler) as mesh:
+        await mesh.stream()
+        assert mesh.ending() == ("FINISHED", 9, 2, False)
+
+
 async def test_usage_that_comes_twice_is_billed_once_and_a_repeated_end_is_left_out(tmp_path: Path) -> None:
     end = piece("!", "stop")
     async with mesh_over(tmp_path, events(piece("ha"), piece("ha"), end, end, USAGE, USAGE, "[DONE]")) as mesh:

@@ -109,7 +109,28 @@ def test_an_evaluated_folder_is_admitted_and_an_unquantized_one_needs_nothing(fo
     assert admit(folder, Recovery(), CPU) is Scheme.INT8
     (folder / EVALUATION).unlink()
     (folder / "config.json").write_text("{}")
+    tensors(folder / "model.safetensors", **{"embed.weight": "BF16", "q_proj.weight": "BF16"})
     assert admit(folder, Recovery(), CPU) is Scheme.NONE
+
+
+def test_rounded_weights_that_no_configuration_names_are_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    error = refusal(folder, Recovery(forced=True))
+    assert (error.reason, "names no quantization" in error.message) == ("MODEL_CORRUPT", True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"compression_config": INT8}, {"text_config": {"quantization_config": INT8}, "quantization_config": None}],
+)
+def test_a_quantization_is_found_wherever_the_engine_looks_for_it(config: dict[str, Any]) -> None:
+    assert declared_scheme(config) is Scheme.INT8
+
+
+def test_a_quantization_in_a_file_of_its_own_is_gated(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "hf_quant_config.json").write_text("{}")
+    assert refusal(folder).reason == "QUANTIZATION_UNPROVEN"
 
 
 def refusal(folder: Path, recovery: Recovery | None = None, hardware: Hardware | None = CPU) -> TenthError:
