@@ -113,7 +113,7 @@ def _head(title: str, cut: bool, lang: str) -> Text:
 def _changes(before: str, after: str, lang: str) -> Iterator[Text]:
     """Lines gone in red, new ones in green, a few unchanged ones around them."""
     old, new = before.splitlines() or [""], after.splitlines()
-    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, old, new).get_opcodes():
         if tag == "equal":
             yield from _context(old[a:b], lang)
             continue

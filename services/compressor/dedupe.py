@@ -34,13 +34,13 @@ MARK, MARK_KO = "[repeated above]", "[위와 같음]"
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _BREAK = re.compile(r"\n[ \t]*\n\s*")
 _DATA = re.compile(
-    r"```|~~~|[{}]|\|.*\||\t|^ {4,}\S|;\s*$|</?\w+[^>]*>|=>|->|::|==|!=|\+=|^\s*\w[\w.]*\(.*\)\s*$|^\s*>"
-    r"|^\s*(?:def|class|import|from|return|SELECT|INSERT|UPDATE|DELETE|CREATE)\b.*[:;({,=*)]?\s*$(?<!\.)"
+    r"```|~~~|[{}]|\|.*\||\t|^ {4,}\S|;\s*$|</?\w+[^<>]*>|=>|->|::|==|!=|\+=|^[^\S\n]*+\w[\w.]*\(.*\)\s*$|^[^\S\n]*+>"
+    r"|^[^\S\n]*+(?:def|class|import|from|return|SELECT|INSERT|UPDATE|DELETE|CREATE)\b.*[:;({,=*)]?\s*$(?<!\.)"
     r"|\A\s*[\"“「『«]",
     re.MULTILINE,
 )
 _EXAMPLE = re.compile(
-    r"^\s*(?:q|a|question|answer|user|assistant|system|human|ai|input|output|example"
+    r"^[^\S\n]*+(?:q|a|question|answer|user|assistant|system|human|ai|input|output|example"
     r"|예|예시|질문|답|답변|입력|출력|사용자)[ \t]{0,3}\d{0,3}[ \t]{0,3}[:：.)]",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -62,10 +62,11 @@ class Embeddings:
         # Taken now: while this call waits another one may push them out.
         known = {key: self._kept[key] for key in by_key if key in self._kept}
         embedder, micros = self._embedder, 0
+        known_by = self._embedder
         missing = [key for key in by_key if key not in known]
         if missing:
             fresh, embedder, micros, failure = await self._ask([by_key[key] for key in missing])
-            if not failure and known and embedder != self._embedder:
+            if not failure and known and embedder != known_by:
                 # Vectors of two embedders never meet: what the former one made is of no use.
                 missing = list(by_key)
                 fresh, embedder, more, failure = await self._ask(list(by_key.values()))

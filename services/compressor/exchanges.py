@@ -43,17 +43,15 @@ def exchanges(messages: Sequence[Message]) -> Groups:
             members[owner[message.answers]].add(at)
     result = [frozenset({at}) for at in range(len(messages))]
     for group in members.values():
-        for at in group:
-            result[at] = frozenset(group)
+        shared = frozenset(group)
+        for at in shared:
+            result[at] = shared
     return result
 
 
 def closed(positions: set[int], groups: Groups) -> set[int]:
     """The positions with all that must stay with them."""
-    closed = set(positions)
-    for at in positions:
-        closed |= groups[at]
-    return closed
+    return positions.union(*{id(groups[at]): groups[at] for at in positions}.values())
 
 
 def may_follow(left: str, right: str) -> bool:

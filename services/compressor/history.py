@@ -311,8 +311,8 @@ def _units(messages: Sequence[Message], costs: Sequence[int], groups: Groups, pr
     """What is not protected."""
     units = []
     for at in range(len(messages)):
-        positions = tuple(sorted(groups[at]))
-        if at not in protected and positions[0] == at:
+        if at not in protected and min(groups[at], default=at) == at:
+            positions = tuple(sorted(groups[at]))
             units.append(_Unit(positions, sum(costs[position] for position in positions)))
     return units
 

@@ -350,7 +350,8 @@ def _clean(messages: Sequence[Message], counter: Counter) -> tuple[tuple[Message
         changed += 1
         if not emptied:
             result.append(new)
-    return tuple(result), changed
+    # Providers refuse a prompt without messages, too.
+    return (tuple(result), changed) if result else (tuple(messages), 0)
 
 
 def _cleaned(text: str, role: str, counter: Counter) -> str:

@@ -112,6 +112,8 @@ class _Expected:
     scope: str
     shared: int
     lasting: int
+    saved: float = 0.0
+    """Nano-USD that it saves for certain, once it is sent."""
 
 
 class PrefixTracker:
@@ -172,9 +174,10 @@ class PrefixTracker:
                 while len(world) > self._capacity:
                     world.popitem(last=False)
             found = self._scope(scope)
-            found.purse.settle(worst)
+            # A loss counts at once, a gain when the provider has billed it: what is compressed need not be sent.
+            found.purse.settle(min(worst, 0.0) if request_id else worst)
             if request_id:
-                self._pending[scope, request_id] = _Expected(scope, *expected)
+                self._pending[scope, request_id] = _Expected(scope, *expected, max(worst, 0.0))
                 while len(self._pending) > self._capacity:
                     self._pending.popitem(last=False)
 
@@ -194,6 +197,7 @@ class PrefixTracker:
             if expected is None:
                 return False
             found = self._scope(expected.scope)
+            found.purse.settle(expected.saved)
             if terms.readable(expected.shared):
                 # Half of it is a hit: token counts here and there differ, and the step rounds down.
                 found.seen.note(2 * cached_tokens >= terms.readable(expected.shared))

@@ -36,7 +36,7 @@ _ENCLOSED = re.compile(
 )
 _CLOSERS = "\"'”’)]」』»"
 _END = re.compile(
-    rf"[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s)"  # An end before white space.
+    rf"(?<![.!?…])[.!?…]++[{re.escape(_CLOSERS)}]*+(?=\s)"  # An end before white space.
     rf"|[。！？]+[{re.escape(_CLOSERS)}]*"
     # A Korean sentence that ends without a space: only after the syllables that verbs end in.
     rf"|(?<=[다요까죠네함음임됨])[.!?]+[{re.escape(_CLOSERS)}]*(?=[가-힣A-Z“‘「『])"

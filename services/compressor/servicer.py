@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -146,6 +147,8 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         budget = request.token_budget if request.HasField("token_budget") else None
         if budget is not None and budget < 1:
             raise invalid_argument("token_budget is less than 1", field=f"{path}token_budget")
+        if not all(map(math.isfinite, request.embedding.values)):
+            raise invalid_argument("a value is not a finite number", field=f"{path}embedding.values")
         model = self._model(request.model, f"{path}model")
         baseline = self._model(request.baseline_model, f"{path}baseline_model") if request.baseline_model else model
         plan = self._plan(request, path)

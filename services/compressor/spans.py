@@ -24,8 +24,6 @@ class Kind(StrEnum):
 
 SOFT = frozenset({Kind.NUMBER, Kind.NEGATION})
 HARD = frozenset(Kind) - SOFT
-BLOCKS = frozenset({Kind.CODE, Kind.JSON, Kind.SQL, Kind.TABLE, Kind.QUOTATION})
-"""Hard kinds in which even a word-for-word repetition means something."""
 
 
 class Span(NamedTuple):

@@ -196,14 +196,17 @@ def _coverable(messages: Sequence[Message], turns: Sequence[int], end: int) -> t
     """Positions in the turns before ``end`` that may go."""
     groups = exchanges(messages)
     protected = protected_positions(messages, groups)
+    # The turns of each message's exchange: of all its members the same.
+    known = {id(group): frozenset(turns[at] for at in group) for group in groups}
+    reach = [known[id(group)] for group in groups]
     left = {
         turns[at]
         for at, message in enumerate(messages)
-        if (at in protected and message.role != SYSTEM) or any(turns[other] >= end for other in groups[at])
+        if (at in protected and message.role != SYSTEM) or max(reach[at]) >= end
     }
     # A turn stays whole, and with it the turns that its exchanges reach into: roles go on alternating.
     while True:
-        more = {turns[at] for at in range(len(messages)) if any(turns[other] in left for other in groups[at])}
+        more = {turns[at] for at in range(len(messages)) if not reach[at].isdisjoint(left)}
         if more <= left:
             break
         left |= more

@@ -119,6 +119,11 @@ class Summaries:
         case, told, plan = decision.case, decision.told, decision.plan
         if plan is None:
             return told
+        # Another request may have had it made, or failed, since it was decided on.
+        if text := self._store.get(plan.digest):
+            return self._with(case, Told(case.prompt), plan, text, "kept")
+        if self._failed.get(plan.digest, -math.inf) > self._now() and plan.digest not in self._running:
+            return _declined(case, told, "it failed before")
         task, own = self._running.get(plan.digest), False
         if task is None:
             # As the request that asks, for whom it is recorded, but with a deadline of its own.

@@ -7,6 +7,8 @@ those that words put first, of more messages none.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -64,7 +66,7 @@ class PromptVectors:
         korean = is_korean(query.focus)
         if korean and given.embedder.startswith(_ENGLISH_EMBEDDERS):
             return Found(failure=f"{given.embedder} cannot read Korean")
-        places = await asyncio.to_thread(self._places, prompt) if chunks else []
+        places, spent = await asyncio.to_thread(self._places, prompt) if chunks else ([], 0)
         texts = [prompt.chunks[at] for at in places]
         if chunks and query.earlier and query.earlier[0]:
             texts.append(query.earlier[0])
@@ -77,22 +79,25 @@ class PromptVectors:
         }
         with_messages = bool(told) and self._embeddings.missing([*texts, *told.values()]) <= self._most_new
         if not (chunks or with_messages):
-            return Found(failure="too many messages without a vector" if told else "")
+            return Found(failure="too many messages without a vector" if told else "", compute_micros=spent)
         if with_messages:
             texts.extend(told.values())
         found = await self._embeddings.embed(texts)
+        spent += found.compute_micros
         wrong = found.failure
+        if not wrong and not all(math.isfinite(value) for vector in found.vectors for value in vector):
+            wrong = "a vector has values that are not finite numbers"
         if not wrong and korean and found.embedder.startswith(_ENGLISH_EMBEDDERS):
             wrong = f"{found.embedder} cannot read Korean"
         elif not wrong and given.values and found.embedder != given.embedder:
             wrong = f"the question's vector is of {given.embedder}, the chunks' of {found.embedder}"
         if wrong:
-            return Found(failure=wrong, compute_micros=found.compute_micros)
+            return Found(failure=wrong, compute_micros=spent)
         by_text = dict(zip(texts, found.vectors, strict=True))
         question = given.values or by_text[query.question]
         if any(len(vector) != len(question) for vector in found.vectors):
-            return Found(failure="the vectors differ in length", compute_micros=found.compute_micros)
-        result = Found(question, compute_micros=found.compute_micros)
+            return Found(failure="the vectors differ in length", compute_micros=spent)
+        result = Found(question, compute_micros=spent)
         if chunks:
             known = set(places)
             rows = tuple(by_text[text] if at in known else None for at, text in enumerate(prompt.chunks))
@@ -114,8 +119,12 @@ class PromptVectors:
     def _memory_for(self, prompt: Prompt) -> Documents:
         return self._memory if sum(map(len, prompt.chunks)) <= _MOST_COUNTED_CHARS else self._rough
 
-    def _places(self, prompt: Prompt) -> list[int]:
-        """Of the chunks those that get a vector."""
+    def _places(self, prompt: Prompt) -> tuple[list[int], int]:
+        """Of the chunks those that get a vector, and the CPU microseconds that finding them took."""
+        began = time.thread_time_ns()
+        return self._worth_a_vector(prompt), (time.thread_time_ns() - began) // 1000
+
+    def _worth_a_vector(self, prompt: Prompt) -> list[int]:
         every = list(range(len(prompt.chunks)))
         new = [at for at in every if self._embeddings.missing([prompt.chunks[at]])]
         if len(new) <= self._most_new:

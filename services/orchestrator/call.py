@@ -218,7 +218,8 @@ class Call:
     def next_summary_attempt(self) -> int:
         """The number for the compressor's own model call, if it makes one; of the same unique range."""
         self.compressions += 1
-        return self.attempt_base + 750 + self.compressions
+        # Not 250 behind another range: that is where hedges of its attempts are numbered.
+        return self.attempt_base + 400 + self.compressions
 
     def note_failed_attempt(self, model: str, error: TenthError) -> None:
         """Put what a failed attempt spent on the receipt; without word of it, the ledger asks inference's records."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-LOSSY = frozenset(("retrieval", "history", "extractive", "dedupe", "summary", "tokenwise"))
+LOSSY = frozenset(("retrieval", "history", "extractive", "dedupe", "summary", "tokenwise", "tools"))
 """Strategies of the compressor that can take meaning away; a clean-up of blanks cannot."""
 MATERIAL_CHARS, QUESTION_CHARS = 60_000, 20_000
 """Most of the conversation and passages, and of the question, that the judge reads, characters."""

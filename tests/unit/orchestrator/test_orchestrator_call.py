@@ -447,3 +447,11 @@ def test_a_late_hop_or_a_late_request(code: Code, remaining: float | None, expec
     with pytest.raises(TenthError) as raised:
         check_deadline(error, remaining)
     assert raised.value.code is Code.DEADLINE_EXCEEDED
+
+
+def test_no_attempt_has_the_number_of_another_or_of_anothers_hedge() -> None:
+    call = made_call()
+    kinds = (call.next_attempt, call.next_classifier_attempt, call.next_summary_attempt)
+    numbers = [number() for number in kinds for _ in range(90)]
+    # Inference numbers an attempt that it makes beside a slow one 250 higher.
+    assert len({*numbers, *(number + 250 for number in numbers)}) == 2 * len(numbers)

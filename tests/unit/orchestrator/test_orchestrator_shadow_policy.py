@@ -40,7 +40,8 @@ def test_a_request_has_one_check() -> None:
     [
         ((), ()),
         (("cleanup",), ()),
-        (("cleanup", "tools", "output"), ()),
+        (("cleanup", "output"), ()),
+        (("cleanup", "tools"), ("tools",)),
         (("retrieval", "cleanup", "history"), ("history", "retrieval")),
         (("dedupe",), ("dedupe",)),
         (("summary", "extractive"), ("extractive", "summary")),
