@@ -1,4 +1,4 @@
-"""What a stranger may send takes time and memory in proportion to its length. The bounds are loose: machines are busy."""
+"""What a stranger may send takes time and memory in proportion to its length. Bounds are loose: machines are busy."""
 
 from __future__ import annotations
 
