@@ -210,8 +210,8 @@ class VllmBackend:
                 if text or part.logprobs or prompt:
                     yield Delta(text=text, logprobs=_logprobs(part, generation.sampling.top_logprobs), prompt=prompt)
                 if finished:
-                    reason = _FINISH_REASONS.get(part.finish_reason)
-                    if reason is None:
+                    reason = _FINISH_REASONS.get(part.finish_reason, "")
+                    if not reason:
                         raise self._typed(RuntimeError(f"the engine ended with {part.finish_reason!r}"))
                     if tools is not None:
                         rest, reason = await asyncio.to_thread(tools.end, reason)
