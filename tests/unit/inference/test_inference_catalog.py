@@ -58,7 +58,7 @@ def test_models_know_their_provider() -> None:
         (
             "provider: local",
             "provider: local\n    tool_format: hermes",
-            r"models\.tiny\.tool_format: a local model has",
+            r"tiny\.tool_format: a local model",
         ),
         ("provider: openai,", "provider: openai, tool_format: hermes,", r"models\.big\.tool_format: only an engine"),
         ("models:", "modells:", "modells: unknown key"),

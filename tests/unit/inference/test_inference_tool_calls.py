@@ -83,6 +83,57 @@ def test_calls_are_read_whole_at_the_end_in_pieces_of_any_size(
     assert (early, rest.text) == (said, "")
     assert [(call.name, json.loads(call.arguments)) for call in rest.tool_calls] == calls
     assert [call.index for call in rest.tool_calls] == list(range(len(calls)))
+    assert len({call.id for call in rest.tool_calls} - {""}) == len(calls)
+    assert reason == "tool_calls"
+
+
+def test_korean_arguments_stay_korean(hermes: ToolFormat) -> None:
+    text = '<tool_call>{"name": "get_weather", "arguments": {"city": "\\uc11c\\uc6b8"}}</tool_call>'
+    _, rest, _ = written(answer(hermes, asked()), text, 4)
+    assert rest.tool_calls[0].arguments == '{"city": "서울"}'
+
+
+@pytest.mark.parametrize("size", [1, 500])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "It is sunny.\n",
+        "a < b, and <tool is no call ",
+        "ends with <tool_",
+        f"I look. {BROKEN}",
+        f"{FIRST}\n{BROKEN}",
+        '<tool_call>["no call"]</tool_call> and more',
+        '<tool_call>{"name": "get_weather"}</tool_call>',
+    ],
+)
+def test_what_is_no_call_is_given_as_it_is(hermes: ToolFormat, text: str, size: int) -> None:
+    early, rest, reason = written(answer(hermes, asked()), text, size)
+    assert early + rest.text == text
+    assert rest.tool_calls == ()
+    assert reason == "stop"
+
+
+def test_text_is_given_at_once_until_a_call_may_have_begun(hermes: ToolFormat) -> None:
+    reading = answer(hermes, asked())
+    assert reading.take("It is ") == "It is"
+    assert reading.take("sunny. <to") == " sunny."
+    assert reading.take("ast> is bread <tool_call>") == " <toast> is bread"
+    assert reading.take("anything") == ""
+    assert reading.end("length") == (Delta(text=" <tool_call>anything"), "length")
+
+
+def test_an_answer_that_was_cut_off_says_so_although_it_has_calls(hermes: ToolFormat) -> None:
+    _, rest, reason = written(answer(hermes, asked()), FIRST, 5, "length")
+    assert (len(rest.tool_calls), reason) == (1, "length")
+
+
+@pytest.mark.parametrize(("choice", "name", "tools"), [("required", "", 2), ("named", "get_time", 1)])
+def test_a_forced_call_is_a_grammar_and_no_text_comes_of_it(
+    hermes: ToolFormat, choice: str, name: str, tools: int
+) -> None:
+    reading = answer(hermes, asked(choice, name))
+    form = json.loads(reading.parameters["structured_outputs"].structural_tag)["format"]
     assert len({tag["begin"] for tag in form["tags"]}) == 2 * tools, "with and without a line break"
     assert all(tag["content"]["max_whitespace_cnt"] == 1 for tag in form["tags"])
     assert reading.parameters["skip_special_tokens"] is False
