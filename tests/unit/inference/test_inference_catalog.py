@@ -58,7 +58,7 @@ def test_models_know_their_provider() -> None:
         (
             "provider: local",
             "provider: local\n    tool_format: hermes",
-            r"tiny\.tool_format: a local model",
+            r"models\.tiny\.tool_format: a local model has it if, and only if",
         ),
         ("provider: openai,", "provider: openai, tool_format: hermes,", r"models\.big\.tool_format: only an engine"),
         ("models:", "modells:", "modells: unknown key"),
