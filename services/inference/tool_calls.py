@@ -20,6 +20,20 @@ log = logging.getLogger("tenth.inference.vllm")
 TOOLS_FIELD = "generation.tools"
 _UNNAMED = "it does not call tools: its catalogue entry has no tool_format"
 _PROBE = Tool("tenth_probe", "Says hello.", None)
+_HERMES, _DEEPSEEK = ("<tool_call>",), ("<｜tool▁calls▁begin｜>",)
+_LLAMA, _QWEN_XML = ("<|python_tag|>", "{"), ("<tool_call>", "<function=")
+_MARKERS: Mapping[str, tuple[str, ...]] = {
+    "hermes": _HERMES,
+    "qwen3_json": _HERMES,
+    "longcat": ("<longcat_tool_call>",),
+    "llama3_json": _LLAMA,
+    "llama4_json": _LLAMA,
+    "deepseek_v3": _DEEPSEEK,
+    "deepseek_v31": _DEEPSEEK,
+    "qwen3_coder": _QWEN_XML,
+    "qwen3_xml": _QWEN_XML,
+}
+"""What begins a call, of the parsers that find none where it is absent (by their source, vLLM 0.32)."""
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 Reader = Callable[[str], Delta | None]
@@ -38,11 +52,11 @@ class ToolAnswer:
         read: Reader,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
-        marker: str = "",
+        markers: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
         forced: bool = False,
     ) -> None:
-        """``marker`` begins a call wherever one is; empty: a call may begin with anything, so all is held back.
+        """``markers`` begin a call wherever one is; none: a call may begin with anything, so all is held back.
 
         ``tools`` are as the chat template takes them, ``parameters`` vLLM's SamplingParams that go with them;
         ``forced`` says that nothing but calls can be written.
@@ -51,7 +65,7 @@ class ToolAnswer:
         self.parameters = dict(parameters or {})
         self.forced = forced
         self._read = read
-        self._marker = "" if forced else marker
+        self._markers = () if forced else tuple(markers)
         self._text = ""
         self._given = 0
 
@@ -77,22 +91,27 @@ class ToolAnswer:
 
     def _safe_end(self) -> int:
         """Where the text ends that certainly comes before a call. White space before a call belongs to the call."""
-        if not self._marker:
+        if not self._markers:
             return 0
-        end = self._text.find(self._marker, self._given)
-        if end < 0:
-            end = len(self._text)
-            overlap = min(len(self._marker) - 1, end)
-            while overlap and not self._text.endswith(self._marker[:overlap]):
-                overlap -= 1
-            end -= overlap
+        end = min(self._begin(marker) for marker in self._markers)
         return self._given + len(self._text[self._given : end].rstrip())
+
+    def _begin(self, marker: str) -> int:
+        """Where the marker begins, or may be beginning at the text's end."""
+        end = self._text.find(marker, self._given)
+        if end >= 0:
+            return end
+        overlap = min(len(marker) - 1, len(self._text))
+        while overlap and not self._text.endswith(marker[:overlap]):
+            overlap -= 1
+        return len(self._text) - overlap
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
     """How one loaded model is told of tools, and how its calls are read."""
 
+    name: str = ""
     parser: Any = None
     """vLLM's ToolParser class."""
     tokenizer: Any = None
@@ -109,19 +128,21 @@ class ToolFormat:
             raise unsupported(f"{model}: {self.refusal}", TOOLS_FIELD)
         if generation.response is not ResponseKind.TEXT and not forced:
             raise unsupported(f"{model} does not take tools and a form of JSON at once", "generation.response_format")
+        from vllm.exceptions import VLLMClientError
+
         tools = [_tool(tool) for tool in generation.tools]
         try:
             request = _request(tools, generation)
             parser = self.new_parser(request)
             parameters, written_as_json = _constraint(parser, request, forced)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise unsupported(f"{model}: these tools cannot be given to it: {error}", TOOLS_FIELD) from error
         if written_as_json:
             named = generation.tool_choice_name if generation.tool_choice == "named" else ""
             read: Reader = lambda text: _read_json(text, named)  # noqa: E731  # it is the one line
         else:
             read = lambda text: _read(parser, request, text)  # noqa: E731
-        return ToolAnswer(read, tools=tools, marker=_marker(parser), parameters=parameters, forced=forced)
+        return ToolAnswer(read, tools=tools, markers=_MARKERS.get(self.name, ()), parameters=parameters, forced=forced)
 
     def new_parser(self, request: Any) -> Any:
         """A parser for one answer: some keep what they have read."""
@@ -159,11 +180,11 @@ def open_tool_format(name: str, tokenizer: Any) -> ToolFormat:
             )
         parser, cached = ToolParserManager.get_tool_parser(name), get_cached_tokenizer(tokenizer)
         request = _request([_tool(_PROBE)], Generation("", 1, "", ()))
-        ToolFormat(parser, cached, "").new_parser(request).extract_tool_calls("Hello", request)
+        ToolFormat(name, parser, cached, "").new_parser(request).extract_tool_calls("Hello", request)
     except Exception as error:  # A parser may raise anything; text is served all the same.
         refusal = f"it cannot call tools in the format {name!r}: {error}"
         log.error("tools are not served: %s", refusal)
-    return ToolFormat(parser, cached, refusal)
+    return ToolFormat(name, parser, cached, refusal)
 
 
 def chat_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -225,10 +246,11 @@ def _constraint(parser: Any, request: Any, forced: bool) -> tuple[dict[str, Any]
             return {"structured_outputs": StructuredOutputsParams(json=schema)}, True
         form = tag.model_dump()
         _bound_white_space(form)
+        request.structured_outputs = StructuredOutputsParams(structural_tag=json.dumps(form))
     # Where the marks of a call are special tokens, they must stay in the text.
     parameters = {"skip_special_tokens": parser.adjust_request(request).skip_special_tokens}
     if forced:
-        parameters["structured_outputs"] = StructuredOutputsParams(structural_tag=json.dumps(form))
+        parameters["structured_outputs"] = request.structured_outputs
     return parameters, False
 
 
@@ -243,13 +265,6 @@ def _bound_white_space(form: Any) -> None:
     elif isinstance(form, list):
         for value in form:
             _bound_white_space(value)
-
-
-def _marker(parser: Any) -> str:
-    """What begins a call, for parsers that look at nothing before it; empty where that is not certain."""
-    from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
-
-    return str(parser.tool_call_start_token) if isinstance(parser, Hermes2ProToolParser) else ""
 
 
 def _read(parser: Any, request: Any, text: str) -> Delta | None:

@@ -27,6 +27,14 @@ HERMES = (
 DEAF = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 FIRST = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 SECOND = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+XML = "<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>"
+DEEPSEEK = (
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+)
 BROKEN = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par'
 
 
@@ -85,6 +93,40 @@ def test_calls_are_read_whole_at_the_end_in_pieces_of_any_size(
     assert [call.index for call in rest.tool_calls] == list(range(len(calls)))
     assert len({call.id for call in rest.tool_calls} - {""}) == len(calls)
     assert reason == "tool_calls"
+
+
+@pytest.mark.parametrize("size", [1, 4, 500])
+@pytest.mark.parametrize(
+    ("name", "tokens", "call"),
+    [
+        ("qwen3_json", (), FIRST),
+        ("longcat", (), FIRST.replace("tool_call>", "longcat_tool_call>")),
+        ("llama3_json", ("<|python_tag|>",), '{"name": "get_weather", "parameters": {"city": "Paris"}}'),
+        (
+            "llama4_json",
+            ("<|python_tag|>",),
+            '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}',
+        ),
+        ("deepseek_v31", DEEPSEEK, '{begin}{one}get_weather{between}{{"city": "Paris"}}{last}{end}'),
+        ("qwen3_coder", (), f"<tool_call>\n{XML}\n</tool_call>"),
+        ("qwen3_xml", (), XML),
+    ],
+)
+def test_other_formats_stream_text_before_a_call(name: str, tokens: tuple[str, ...], call: str, size: int) -> None:
+    words = tokenizer(HERMES)
+    words.add_special_tokens({"additional_special_tokens": list(tokens)})
+    format_ = open_tool_format(name, words)
+    if tokens == DEEPSEEK:
+        call = call.format(**dict(zip(("begin", "end", "one", "last", "between"), tokens, strict=True)))
+    early, rest, reason = written(answer(format_, asked()), f"I look.\n{call}", size)
+    assert (early, rest.text, reason) == ("I look.", "", "tool_calls")
+    assert [(found.name, json.loads(found.arguments)) for found in rest.tool_calls] == [
+        ("get_weather", {"city": "Paris"})
+    ]
+    plain = "a < b <｜tool and no call\n"
+    early, rest, reason = written(answer(format_, asked()), plain, size)
+    assert (early + rest.text, rest.tool_calls, reason) == (plain, (), "stop")
+    assert early == plain.rstrip()
 
 
 def test_korean_arguments_stay_korean(hermes: ToolFormat) -> None:
