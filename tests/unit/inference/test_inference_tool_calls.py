@@ -44,7 +44,8 @@ def tokenizer(template: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     plain = Tokenizer(WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    return PreTrainedTokenizerFast(tokenizer_object=plain, chat_template=template)
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=plain, chat_template=template)
 
 
 @pytest.fixture(scope="module")
