@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import pytest_asyncio
 
 from mesh.errors import TenthError
 from services.inference.backend import Answer
+from services.inference.models import parse_catalog
 from services.inference.policy import Delta, Finished, Generation, Message, Meter, Sampling, Tool, ToolCall
+from services.inference.serving import open_models
+from services.inference.settings import InferenceSettings
 from services.inference.vllm import VllmBackend
-from services.inference.vllm_load import EngineOptions
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -42,6 +45,17 @@ TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\nYou may call these functio
 {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+CATALOG = """
+providers: {local: {backend: vllm}}
+models:
+  small:
+    provider: local
+    provider_model: calls-tools
+    context_window_tokens: 1024
+    max_output_tokens: 512
+    abilities: {tools: true, json_schema: true}
+    tool_format: hermes
+"""
 WEATHER = Tool(
     "get_weather",
     "The weather of a city.",
@@ -67,18 +81,18 @@ async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vll
         (folder / path.name).symlink_to(path.resolve())
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    options = EngineOptions(
-        folder, 1024, threads=2, kv_cache_bytes=128 * 1024 * 1024, max_running=4, tool_format="hermes"
-    )
-    result = VllmBackend("small", "local", "folder", options)
-    result.start()
-    for _ in range(900):
-        if not result.unavailable_reason() or not result.runs():
-            break
-        await asyncio.sleep(0.2)
-    await result.ping()
-    yield result
-    await result.close()
+    catalog = parse_catalog(CATALOG, "c.yaml")
+    settings = InferenceSettings(models_dir=folder.parent, kv_cache_bytes=128 * 1024 * 1024, max_running=4)
+    async with AsyncExitStack() as stack:
+        served, _ = await open_models(catalog, catalog["small"], settings, "", stack)
+        result = served["small"].backend
+        assert isinstance(result, VllmBackend)
+        for _ in range(900):
+            if not result.unavailable_reason() or not result.runs():
+                break
+            await asyncio.sleep(0.2)
+        await result.ping()
+        yield result
 
 
 def asked(choice: str, name: str = "", *messages: Message, **changes: Any) -> Generation:
