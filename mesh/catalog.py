@@ -40,6 +40,7 @@ MODEL_KEYS = CALL_KEYS | frozenset(
         "provider",
         "provider_model",
         "adapter",
+        "tool_format",
         "tier",
         "context_window_tokens",
         "max_output_tokens",

@@ -61,6 +61,8 @@ class Model:
     rules: CallRules = field(default_factory=CallRules)
     adapter: str = ""
     """A LoRA adapter's folder under the models directory, put on the provider's model; empty: none."""
+    tool_format: str = ""
+    """The name of vLLM's parser of the local model's tool calls; empty: it calls none."""
 
 
 def parse_catalog(text: str, source: str) -> dict[str, Model]:
@@ -68,10 +70,12 @@ def parse_catalog(text: str, source: str) -> dict[str, Model]:
     root = open_catalog(text, source)
     entries = dict(root.mapping("providers", None, required=True).mappings(PROVIDER_KEYS))
     providers = {name: _provider(name, entry) for name, entry in entries.items()}
-    return {
-        name: _model(name, entry, providers, entries)
-        for name, entry in root.mapping("models", None, required=True).mappings(MODEL_KEYS)
-    }
+    models: dict[str, Model] = {}
+    for name, entry in root.mapping("models", None, required=True).mappings(MODEL_KEYS):
+        model = models[name] = _model(name, entry, providers, entries)
+        if model.tool_format and tool_format_of(models, model) != model.tool_format:
+            raise entry.wrong("tool_format", f"another model of {model.provider_model} has another")
+    return models
 
 
 def local_model(models: Mapping[str, Model], wanted: str) -> Model | None:
@@ -89,6 +93,16 @@ def local_model(models: Mapping[str, Model], wanted: str) -> Model | None:
         raise ValueError(f"the catalogue has several local models ({names}) and a replica serves one: name it")
     # The engine has the plain model's name, where the catalogue has one beside those with adapters.
     return next((model for model in local if not model.adapter), local[0] if local else None)
+
+
+def tool_format_of(models: Mapping[str, Model], local: Model) -> str:
+    """The format of tool calls of a local engine: of the model itself, or one that shares its engine; empty: none."""
+    shared = (
+        model.tool_format
+        for model in models.values()
+        if model.provider.backend == "vllm" and model.provider_model == local.provider_model
+    )
+    return next(filter(None, shared), "")
 
 
 def _provider(name: str, entry: Entry) -> Provider:
@@ -141,6 +155,10 @@ def _model(name: str, entry: Entry, providers: Mapping[str, Provider], entries: 
     if "adapter" in entry and provider.backend != "vllm":
         raise entry.wrong("adapter", "only an engine of one's own takes adapters (backend: vllm)")
     abilities = entry.mapping("abilities", ABILITY_KEYS)
+    if "tool_format" in entry and provider.backend != "vllm":
+        raise entry.wrong("tool_format", "only an engine of one's own reads tool calls itself (backend: vllm)")
+    if provider.backend == "vllm" and abilities.boolean("tools", False) != ("tool_format" in entry):
+        raise entry.wrong("tool_format", "a local model has it if, and only if, its abilities have tools: true")
     return Model(
         name=name,
         provider=provider,
@@ -150,4 +168,5 @@ def _model(name: str, entry: Entry, providers: Mapping[str, Provider], entries: 
         ability=Ability(**{key: abilities.boolean(key, False) for key in ABILITY_KEYS - {"korean", "logprobs"}}),
         rules=_rules(provider.backend, entries[provider.name], entry),
         adapter=entry.text("adapter", ""),
+        tool_format=entry.text("tool_format") if "tool_format" in entry else "",
     )

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from mesh.catalog import CatalogError, read_file
@@ -20,7 +21,7 @@ from services.inference.errors import Reason
 from services.inference.hardware import detect
 from services.inference.hedging import HedgedBackend, HedgeDelay
 from services.inference.local_engine import engine_options
-from services.inference.models import Model, Provider, local_model, parse_catalog
+from services.inference.models import Model, Provider, local_model, parse_catalog, tool_format_of
 from services.inference.openai import OpenAiBackend, OpenAiClient
 from services.inference.policy import Circuit
 from services.inference.providers import Endpoint, ProviderClient
@@ -64,6 +65,7 @@ async def open_models(
     if local is not None:
         hardware = await asyncio.to_thread(detect)
         options = engine_options(local, settings, hardware, otlp_endpoint, adapters)
+        options = replace(options, tool_format=tool_format_of(catalog, local))
         engine = VllmBackend(local.name, local.provider.name, local.provider_model, options, signals)
         stack.push_async_callback(engine.close)
         engine.start()

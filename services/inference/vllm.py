@@ -31,6 +31,7 @@ from services.inference.policy import (
     room_for_output,
 )
 from services.inference.schema_cost import MOST_REPEATS, repeats
+from services.inference.tool_calls import TOOLS_FIELD, ToolAnswer, chat_messages
 from services.inference.usage import Usage
 from services.inference.vllm_load import EngineOptions, Loaded, is_quantized
 from services.inference.vllm_thread import RELOAD_SECONDS, EngineFailedError, EngineThread, Job, Signals, Unserved
@@ -156,7 +157,8 @@ class VllmBackend:
         text = "".join(delta.text for delta in deltas)
         logprobs = tuple(item for delta in deltas for item in delta.logprobs)
         prompt = tuple(token for delta in deltas for token in delta.prompt)
-        return Answer(Delta(text=text, logprobs=logprobs, prompt=prompt), finished, first)
+        calls = tuple(call for delta in deltas for call in delta.tool_calls)
+        return Answer(Delta(text=text, tool_calls=calls, logprobs=logprobs, prompt=prompt), finished, first)
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event]:
         """Pieces as the engine makes them.
@@ -167,10 +169,11 @@ class VllmBackend:
         loaded = self.engine.loaded
         if loaded is None or self.engine.unserved is not None:
             raise self.unavailable_error() or self._gone()
-        ids = await self._prompt_ids(generation, loaded)
+        tools = loaded.tools.answer(generation)
+        ids = await self._prompt_ids(generation, loaded, tools)
         wanted = generation.sampling.max_output_tokens or self._options.context_window
         room = room_for_output(self.model, self._options.context_window, len(ids), wanted)
-        params = self._params(generation, room, loaded.defaults)
+        params = self._params(generation, room, loaded.defaults, tools)
         self.admission.kv_tokens = loaded.kv_tokens
         ticket = self.admission.admit(len(ids), room, batch=generation.batch)
         self._count += 1
@@ -191,7 +194,7 @@ class VllmBackend:
             while not finished:
                 output = await (job.outputs.get() if job.begun else self._first(job))
                 if isinstance(output, BaseException):
-                    raise self._typed(output, generation.response) from output
+                    raise self._typed(output, generation, tools) from output
                 part = output.outputs[0]
                 cached = output.num_cached_tokens or 0
                 if not job.begun:
@@ -204,16 +207,18 @@ class VllmBackend:
                 usage = Usage(input=len(ids), cached=cached, output=ticket.made)
                 meter.reported = usage
                 prompt = self._prompt_tokens(generation, loaded, output.prompt_logprobs, ids)
-                if part.text or part.logprobs or prompt:
-                    yield Delta(
-                        text=part.text, logprobs=_logprobs(part, generation.sampling.top_logprobs), prompt=prompt
-                    )
+                text = part.text if tools is None else tools.take(part.text)
+                if text or part.logprobs or prompt:
+                    yield Delta(text=text, logprobs=_logprobs(part, generation.sampling.top_logprobs), prompt=prompt)
                 if finished:
-                    reason = _FINISH_REASONS.get(part.finish_reason)
-                    if reason is None:
-                        raise self._typed(
-                            RuntimeError(f"the engine ended with {part.finish_reason!r}"), generation.response
-                        )
+                    reason = _FINISH_REASONS.get(part.finish_reason, "")
+                    if not reason:
+                        error = RuntimeError(f"the engine ended with {part.finish_reason!r}")
+                        raise self._typed(error, generation, tools)
+                    if tools is not None:
+                        rest, reason = await asyncio.to_thread(tools.end, reason)
+                        if rest != Delta():
+                            yield rest
                     yield Finished(reason, usage)
         finally:
             self.admission.leave(ticket)
@@ -244,17 +249,21 @@ class VllmBackend:
             cached = 0 if meter.reported is None else meter.reported.cached
             meter.reached, meter.reported = True, Usage(input=prompt_tokens, cached=cached, output=ticket.made)
 
-    async def _prompt_ids(self, generation: Generation, loaded: Loaded) -> list[int]:
+    async def _prompt_ids(self, generation: Generation, loaded: Loaded, answer: ToolAnswer | None) -> list[int]:
         length = sum(len(message.text) for message in generation.messages)
         if length > self._options.context_window * loaded.longest_token:
             raise prompt_too_long(self.model, self._options.context_window)  # Certain without tokenizing megabytes.
         if generation.prompt_logprobs:
             plain: list[int] = (await asyncio.to_thread(self._encode_plain, generation, loaded))["input_ids"]
             return plain
-        messages = [{"role": message.role, "content": message.text} for message in generation.messages]
-        if length > _THREAD_TEXT:
-            return await asyncio.to_thread(loaded.tokenize, messages)
-        return loaded.tokenize(messages)
+        messages, tools = chat_messages(generation.messages), None if answer is None else answer.tools
+        length += sum(len(call.arguments) for message in generation.messages for call in message.tool_calls)
+        try:
+            if length > _THREAD_TEXT or len(str(tools)) > _THREAD_TEXT:
+                return await asyncio.to_thread(loaded.tokenize, messages, tools)
+            return loaded.tokenize(messages, tools)
+        except _template_error() as error:
+            raise unsupported(f"{self.model}: its chat template: {error}", "generation.messages") from error
 
     def _encode_plain(self, generation: Generation, loaded: Loaded) -> Any:
         """The one message's text as it stands, with each token's place in it."""
@@ -274,7 +283,9 @@ class VllmBackend:
             for (start, end), found, token_id in zip(places, told, ids, strict=True)
         )
 
-    def _params(self, generation: Generation, max_tokens: int, defaults: Mapping[str, Any]) -> Any:
+    def _params(
+        self, generation: Generation, max_tokens: int, defaults: Mapping[str, Any], tools: ToolAnswer | None
+    ) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         sampling = generation.sampling
@@ -287,7 +298,9 @@ class VllmBackend:
             "logprobs": sampling.top_logprobs or None,
             "prompt_logprobs": 0 if generation.prompt_logprobs else None,
         }
-        if generation.response is not ResponseKind.TEXT:
+        if tools is not None:
+            given.update(tools.parameters)
+        elif generation.response is not ResponseKind.TEXT:
             schema = generation.schema if generation.response is ResponseKind.JSON_SCHEMA else None
             if schema is not None and repeats(schema) > MOST_REPEATS:
                 said = f"{self.model}: the schema's patterns repeat more than {MOST_REPEATS} times"
@@ -305,16 +318,17 @@ class VllmBackend:
         except _refusals() as error:
             raise invalid_argument(str(error), field="generation.sampling") from error
 
-    def _typed(self, error: BaseException, response: ResponseKind) -> TenthError:
+    def _typed(self, error: BaseException, generation: Generation, tools: ToolAnswer | None) -> TenthError:
         if isinstance(error, TenthError):
             return error
         if isinstance(error, EngineFailedError):
             message = f"{self.model}: the engine failed while it worked on this; the service's log has it"
             return unavailable(message, reason=Reason.ENGINE_FAILED)
-        if isinstance(error, _refusals()) and response is ResponseKind.TEXT:
+        if isinstance(error, _refusals()) and tools is None and generation.response is ResponseKind.TEXT:
             return invalid_argument(f"{self.model}: {error}", field="generation")
         if isinstance(error, _refusals()):
-            return unsupported(f"{self.model}: {error}", "generation.response_format.json_schema")
+            field = "generation.response_format.json_schema" if tools is None else TOOLS_FIELD
+            return unsupported(f"{self.model}: {error}", field)
         log.error("%s: the engine failed", self.model, exc_info=error)
         return TenthError(Code.INTERNAL, Reason.ENGINE_FAILED, "the local engine failed; the service's log has it")
 
@@ -324,6 +338,13 @@ def _refusals() -> tuple[type[Exception], ...]:
     from vllm.exceptions import VLLMClientError
 
     return (ValueError, VLLMClientError)
+
+
+def _template_error() -> type[Exception]:
+    """What a chat template raises, for instance where it has no place for a tool's result."""
+    from jinja2 import TemplateError
+
+    return TemplateError
 
 
 def _logprobs(part: Any, wanted: int) -> tuple[TokenLogprob, ...]:

@@ -31,6 +31,7 @@ from services.inference.hardware import Hardware
 from services.inference.model_folder import FolderError, Scheme, declared_scheme, read_config
 from services.inference.quantization import Recovery, admit, check_engine
 from services.inference.restarts import RestartPolicy
+from services.inference.tool_calls import ToolFormat, open_tool_format
 
 log = logging.getLogger("tenth.inference.vllm")
 
@@ -63,6 +64,8 @@ class EngineOptions:
     recovery: Recovery = field(default_factory=Recovery)
     hardware: Hardware | None = None
     """None: unknown."""
+    tool_format: str = ""
+    """The name of vLLM's parser of the model's tool calls; empty: it calls none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,11 @@ class Loaded:
     """Characters of the vocabulary's longest token."""
     defaults: Mapping[str, Any]
     """Sampling parameters that the model's folder recommends."""
+    tools: ToolFormat = field(default_factory=ToolFormat)
 
-    def tokenize(self, messages: list[dict[str, str]]) -> list[int]:
+    def tokenize(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """The prompt's tokens, by the model's own chat template."""
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = self.tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -153,7 +157,8 @@ def load(model: str, options: EngineOptions) -> Loaded:
             text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
             raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, text)
         longest = max(len(token) for token in tokenizer.get_vocab())
-        loaded = Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
+        defaults = dict(engine.model_config.get_diff_sampling_param())
+        loaded = Loaded(engine, tokenizer, longest, defaults, open_tool_format(options.tool_format, tokenizer))
         built = time.monotonic()
         ids = loaded.tokenize([{"role": "user", "content": "Hello"}])
         engine.add_request("warm-up", prompt_of(ids, ""), SamplingParams(max_tokens=2))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh.catalog import CatalogError
-from services.inference.models import Provider, local_model, parse_catalog
+from services.inference.models import Provider, local_model, parse_catalog, tool_format_of
 from services.inference.serving import key_reader
 
 GOOD = """
@@ -54,6 +54,13 @@ def test_models_know_their_provider() -> None:
         ("context_window_tokens: 100", "context_window_tokens: many", r"models\.tiny\.context_window_tokens"),
         ("tools: false", "tools: 1", r"models\.tiny\.abilities\.tools"),
         ("provider_model: tiny-folder", "provider_modell: x", r"models\.tiny\.provider_modell: unknown key"),
+        ("tools: false", "tools: true", r"models\.tiny\.tool_format: a local model has it if, and only if"),
+        (
+            "provider: local",
+            "provider: local\n    tool_format: hermes",
+            r"models\.tiny\.tool_format: a local model has it if, and only if",
+        ),
+        ("provider: openai,", "provider: openai, tool_format: hermes,", r"models\.big\.tool_format: only an engine"),
         ("models:", "modells:", "modells: unknown key"),
         ("providers:", "providers: [", "not YAML"),
     ],
@@ -61,6 +68,20 @@ def test_models_know_their_provider() -> None:
 def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:
     with pytest.raises(CatalogError, match=rf"c\.yaml:(\d+:)? {message}"):
         parse_catalog(GOOD.replace(old, new, 1), "c.yaml")
+
+
+def test_models_of_one_engine_share_a_tool_format() -> None:
+    tuned = "  tuned: {<<: *m, adapter: a, tool_format: FORMAT, abilities: {tools: true}}\n"
+    text = GOOD + tuned.replace("FORMAT", "hermes")
+    models = parse_catalog(text, "c.yaml")
+    local = local_model(models, "")
+    assert local is not None
+    assert (local.name, local.tool_format, tool_format_of(models, local)) == ("tiny", "", "hermes")
+    assert (models["tiny"].ability.tools, models["tuned"].ability.tools) == (False, True)
+    assert tool_format_of(parse_catalog(GOOD, "c.yaml"), local) == ""
+    other = tuned.replace("FORMAT", "llama3_json").replace("tuned", "other")
+    with pytest.raises(CatalogError, match=r"models\.other\.tool_format: another model of tiny-folder has another"):
+        parse_catalog(text + other, "c.yaml")
 
 
 def test_two_local_folders_want_a_choice() -> None:
