@@ -32,7 +32,7 @@ from mesh.telemetry import start_telemetry
 
 MODEL, FOLDER = "m", "smollm2-135m-instruct"
 CONTEXT_TOKENS, MOST_OUTPUT = 2048, 512
-_READY_SECONDS = 120.0
+_READY_SECONDS = 600.0
 _CHILD = """
 # The service as it is, but for a step of the engine that raises once when a file is there.
 import sys
