@@ -239,13 +239,12 @@ async def test_a_deadline_that_passes_in_the_queue_costs_nothing(service: Servic
 async def test_leaving_frees_the_sequence_at_once(service: Service, full: list[Running], record_property: Any) -> None:
     engine = service.backend.engine
     measured = []
-    for stream in full:
-        before = engine.counts.running
+    for gone, stream in enumerate(full, 1):
         left = time.perf_counter()
         await stream.leave()
-        while engine.counts.running >= before:
+        while engine.counts.running > len(full) - gone:
             await asyncio.sleep(0)
-            assert time.perf_counter() - left < 5
+            assert time.perf_counter() - left < 20
         measured.append((time.perf_counter() - left) * 1000)
     record_property("cancellation_ms", [round(value, 1) for value in measured])
     print("\nfrom the client's cancel to the scheduler without the sequence, ms:", [f"{v:.0f}" for v in measured])
@@ -271,7 +270,8 @@ async def check_recovery(service: Service, streams: list[Running], broken_at: fl
     await until(service.serving, 60)
     answer = await service.stub.GenerateText(service.request(8), timeout=20)
     assert answer.completion.usage.output_token_count == 8
-    assert service.backend.engine.counts.running == 0
+    # The engine's own counts are of the end of a step, a moment after its last output.
+    await until(lambda: service.backend.engine.counts.running == 0)
     assert service.backend.admission.running_count == service.backend.admission.waiting_count == 0
 
 

@@ -44,12 +44,21 @@ async def settled(options: EngineOptions) -> VllmBackend:
 
 
 async def refused(options: EngineOptions) -> TenthError:
-    """How a request fails on an engine that refuses its model; the service is ready for its other models meanwhile."""
+    """How a request fails on an engine that refuses its model.
+
+    A model that is only not proven leaves the service ready for its others; one that is broken does not, so that no
+    rollout replaces replicas that work by ones that cannot.
+    """
     backend = await settled(options)
-    await backend.ping()
+    ready = True
+    try:
+        await backend.ping()
+    except TenthError:
+        ready = False
     with pytest.raises(TenthError) as caught:
         await backend.generate(question("x"), Meter(1, len))
     await backend.close()
+    assert ready == caught.value.reason.startswith("QUANTIZATION_")
     return caught.value
 
 
