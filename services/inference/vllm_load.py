@@ -1,4 +1,4 @@
-"""Loads a model into vLLM's V1 engine, in the thread that will step it.
+"""Loads a model into vLLM's V1 engine: in the thread that will step it, or into a process of its own.
 
 vLLM (and torch with it) is imported here and nowhere else, and only when an engine is asked for: the service starts
 serving other providers at once, and starts at all where vLLM cannot be installed.
@@ -6,15 +6,16 @@ serving other providers at once, and starts at all where vLLM cannot be installe
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mesh.errors import Code, TenthError
 from services.inference.adapters import Adapter, engine_rank
@@ -28,13 +29,19 @@ from services.inference.folder_checks import (
     scheme_of,
 )
 from services.inference.hardware import Hardware
-from services.inference.quantization import Recovery, admit, check_engine
+from services.inference.quantization import Layers, Recovery, admit, check_engine, check_layers
 from services.inference.restarts import RestartPolicy
 
 log = logging.getLogger("tenth.inference.vllm")
 
-_ENGINE_BYTES = 500 * 2**20
-"""What an engine takes beside weights and KV cache once vLLM is imported (measured: 450 MiB with the shipped model)."""
+_ENGINE_BYTES = {"thread": 500 * 2**20, "async": 1200 * 2**20}
+"""What an engine takes beside weights and KV cache once vLLM is imported here (measured with the shipped model: 450 MiB
+in this process; TODO)."""
+_WORKER = "services.inference.vllm_worker.WorkerReport"
+_WARM_UP = [{"role": "user", "content": "Hello"}]
+
+Stepped = Callable[[tuple[int, int, float] | None, int], None]
+"""Takes what runs and waits and the share of the KV cache in use (None: vLLM did not say), and the tokens made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ class EngineOptions:
     recovery: Recovery = field(default_factory=Recovery)
     hardware: Hardware | None = None
     """None: unknown."""
+    engine: Literal["thread", "async"] = "thread"
+    """Stepped by a thread of this process, or AsyncLLM with its core in a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,7 @@ class Loaded:
     """An engine that has answered once, and what else is read from the model's folder."""
 
     engine: Any
-    """vLLM's LLMEngine; touched by its thread alone."""
+    """vLLM's LLMEngine, touched by its thread alone; or its AsyncLLM."""
     tokenizer: Any
     """One of our own: the engine's is busy in the engine's thread, and it is not safe to share."""
     longest_token: int
@@ -102,56 +111,128 @@ def load(model: str, options: EngineOptions) -> Loaded:
     Raises ImportError without vLLM, TenthError for what a person must change, and what else vLLM raises.
     """
     started = time.monotonic()
-    folder = read_folder(options.folder)
     scheme = admit(options.folder, options.recovery, options.hardware)
     with _engine_environment(options):
         from vllm import EngineArgs, SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
 
         imported = time.monotonic()
-        on_cpu = not _has_cuda()
-        arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
-        # Without it a small model spends its whole answer on the white space that a schema allows.
-        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
-        check_scheme(folder, on_cpu=on_cpu)
-        if on_cpu:
-            arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
-            growth = 2.0 if arguments["dtype"] == "float32" and not scheme_of(folder.config) else 1.0
-            check_memory(folder, options.kv_cache_bytes, _ENGINE_BYTES, growth, available_bytes())
-        if options.adapters:
-            # vLLM's CPU kernels take "no adapter" (-1) for the last place, so that a plain sequence in a batch with
-            # others got that one's adapter: one place more, which stays empty, is what -1 then means.
-            places = len(options.adapters) + (1 if on_cpu else 0)
-            arguments.update(enable_lora=True, max_loras=places, max_lora_rank=engine_rank(options.adapters))
-        arguments.update(options.arguments)
-        engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(options.folder),
-                max_model_len=options.context_window,
-                max_num_seqs=options.max_running,
-                quantization=options.quantization or None,
-                enable_prefix_caching=True,
-                scheduling_policy="priority",
-                enforce_eager=not options.compile,
-                otlp_traces_endpoint=options.otlp_endpoint or None,
-                disable_log_stats=not options.otlp_endpoint,  # Its spans are made of its statistics.
-                **arguments,
-            )
-        )
+        engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(options)))
         check_engine(model, options.quantization or scheme, engine)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
-        if not tokenizer.chat_template:
-            text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
-            raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, text)
-        longest = max(len(token) for token in tokenizer.get_vocab())
-        loaded = Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
+        loaded = _loaded(engine, options)
         built = time.monotonic()
-        ids = loaded.tokenize([{"role": "user", "content": "Hello"}])
+        ids = loaded.tokenize(_WARM_UP)
         engine.add_request("warm-up", prompt_of(ids, ""), SamplingParams(max_tokens=2))
         while engine.has_unfinished_requests():
             engine.step()
+    _log_ready(model, options, engine, (started, imported, built))
+    return loaded
+
+
+async def load_async(model: str, options: EngineOptions, stepped: Stepped) -> Loaded:
+    """The same with an AsyncLLM, whose core is a process of its own; ``stepped`` is called in the event loop with the
+    figures of every step of it. Raises as ``load`` does; no process is left then.
+    """
+    started = time.monotonic()
+    loaded, scheme, imported = await asyncio.to_thread(_build_async, options, stepped)
+    try:
+        from vllm import SamplingParams
+
+        engine, claimed = loaded.engine, options.quantization or scheme
+        for found in await engine.collective_rpc("tenth_layers"):
+            check_layers(model, claimed, Layers(*found))
+        await engine.collective_rpc("tenth_end_with", args=(os.getpid(),))
+        built = time.monotonic()
+        ids = await asyncio.to_thread(loaded.tokenize, _WARM_UP)
+        async for _ in engine.generate(prompt_of(ids, ""), SamplingParams(max_tokens=2), "warm-up"):
+            pass
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(release, loaded))
+        raise
+    _log_ready(model, options, engine, (started, imported, built))
+    return loaded
+
+
+def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str, float]:
+    """Blocks until the core's process is ready; the tasks of AsyncLLM begin with its first call in the event loop."""
+    scheme = admit(options.folder, options.recovery, options.hardware)
+    with _engine_environment(options):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        class Figures(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types for us
+            """Passes on what the scheduler tells after each step."""
+
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                """Nothing is kept."""
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+                tokens = iteration_stats.num_generation_tokens if iteration_stats is not None else 0
+                counts = None
+                if scheduler_stats is not None:
+                    waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
+                    counts = (scheduler_stats.num_running_reqs, waiting, scheduler_stats.kv_cache_usage)
+                stepped(counts, tokens)
+
+            def log_engine_initialized(self) -> None:
+                """Nothing is kept."""
+
+        imported = time.monotonic()
+        arguments = {**_arguments(options), "disable_log_stats": True, "worker_extension_cls": _WORKER}
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[Figures])
+    try:
+        return _loaded(engine, options), scheme, imported
+    except BaseException:
+        engine.shutdown()
+        raise
+
+
+def _arguments(options: EngineOptions) -> dict[str, Any]:
+    """EngineArgs of both kinds of engine. Raises TenthError where folder and machine do not fit."""
+    folder = read_folder(options.folder)
+    on_cpu = not _has_cuda()
+    arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
+    # Without it a small model spends its whole answer on the white space that a schema allows.
+    arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+    check_scheme(folder, on_cpu=on_cpu)
+    if on_cpu:
+        arguments["kv_cache_memory_bytes"] = options.kv_cache_bytes
+        growth = 2.0 if arguments["dtype"] == "float32" and not scheme_of(folder.config) else 1.0
+        check_memory(folder, options.kv_cache_bytes, _ENGINE_BYTES[options.engine], growth, available_bytes())
+    if options.adapters:
+        # vLLM's CPU kernels take "no adapter" (-1) for the last place, so that a plain sequence in a batch with
+        # others got that one's adapter: one place more, which stays empty, is what -1 then means.
+        places = len(options.adapters) + (1 if on_cpu else 0)
+        arguments.update(enable_lora=True, max_loras=places, max_lora_rank=engine_rank(options.adapters))
+    return {
+        "model": str(options.folder),
+        "max_model_len": options.context_window,
+        "max_num_seqs": options.max_running,
+        "quantization": options.quantization or None,
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",
+        "enforce_eager": not options.compile,
+        "otlp_traces_endpoint": options.otlp_endpoint or None,
+        "disable_log_stats": not options.otlp_endpoint,  # Its spans are made of its statistics.
+        **arguments,
+        **options.arguments,
+    }
+
+
+def _loaded(engine: Any, options: EngineOptions) -> Loaded:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.folder, local_files_only=True)
+    if not tokenizer.chat_template:
+        text = f"{options.folder} has no chat template (chat_template.jinja); take an instruction-tuned model"
+        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, text)
+    longest = max(len(token) for token in tokenizer.get_vocab())
+    return Loaded(engine, tokenizer, longest, dict(engine.model_config.get_diff_sampling_param()))
+
+
+def _log_ready(model: str, options: EngineOptions, engine: Any, times: tuple[float, float, float]) -> None:
+    started, imported, built = times
     log.info(
         "%s ready: import %.1f s, load %.1f s, first answer %.1f s, %s, %d threads",
         model,
@@ -161,13 +242,13 @@ def load(model: str, options: EngineOptions) -> Loaded:
         engine.model_config.dtype,
         options.threads,
     )
-    return loaded
 
 
 def release(loaded: Loaded) -> None:
     """Give back the memory of an engine that is stopped or has failed, so that another can be loaded."""
+    engine = loaded.engine
     try:
-        loaded.engine.engine_core.shutdown()
+        (engine.shutdown if hasattr(engine, "shutdown") else engine.engine_core.shutdown)()
     except Exception:
         log.exception("the old engine could not be put away whole; its memory may stay taken")
 
@@ -215,7 +296,8 @@ def _cpu_dtype() -> str:
 def _engine_environment(options: EngineOptions) -> Iterator[None]:
     """vLLM reads the environment at import and while it starts; nothing of it is meant for anybody else."""
     variables = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # The engine core runs in this very thread.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # LLMEngine's core runs in the thread that steps it.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # gRPC's threads do not survive a fork.
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(options.threads),

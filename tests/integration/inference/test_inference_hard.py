@@ -38,7 +38,7 @@ from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
 from services.inference.vllm import VllmBackend
 from services.inference.vllm_load import EngineOptions
-from services.inference.vllm_thread import Signals
+from services.inference.vllm_engine import Signals
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
