@@ -22,6 +22,7 @@ from services.inference.adapters import Adapter, engine_rank
 from services.inference.admission import QueueLimits
 from services.inference.errors import Reason
 from services.inference.folder_checks import (
+    Folder,
     available_bytes,
     check_memory,
     check_scheme,
@@ -34,9 +35,9 @@ from services.inference.restarts import RestartPolicy
 
 log = logging.getLogger("tenth.inference.vllm")
 
-_ENGINE_BYTES = {"thread": 500 * 2**20, "async": 1200 * 2**20}
+_ENGINE_BYTES = {"thread": 500 * 2**20, "async": 900 * 2**20}
 """What an engine takes beside weights and KV cache once vLLM is imported here (measured with the shipped model: 450 MiB
-in this process; TODO)."""
+in this process, 790 MiB in a process of its own, which imports vLLM again)."""
 _WORKER = "services.inference.vllm_worker.WorkerReport"
 _WARM_UP = [{"role": "user", "content": "Hello"}]
 
@@ -111,13 +112,13 @@ def load(model: str, options: EngineOptions) -> Loaded:
     Raises ImportError without vLLM, TenthError for what a person must change, and what else vLLM raises.
     """
     started = time.monotonic()
-    scheme = admit(options.folder, options.recovery, options.hardware)
+    folder, scheme = _admitted(options)
     with _engine_environment(options):
         from vllm import EngineArgs, SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
 
         imported = time.monotonic()
-        engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(options)))
+        engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(options, folder)))
         check_engine(model, options.quantization or scheme, engine)
         loaded = _loaded(engine, options)
         built = time.monotonic()
@@ -155,7 +156,7 @@ async def load_async(model: str, options: EngineOptions, stepped: Stepped) -> Lo
 
 def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str, float]:
     """Blocks until the core's process is ready; the tasks of AsyncLLM begin with its first call in the event loop."""
-    scheme = admit(options.folder, options.recovery, options.hardware)
+    folder, scheme = _admitted(options)
     with _engine_environment(options):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -179,7 +180,7 @@ def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str,
                 """Nothing is kept."""
 
         imported = time.monotonic()
-        arguments = {**_arguments(options), "disable_log_stats": True, "worker_extension_cls": _WORKER}
+        arguments = {**_arguments(options, folder), "disable_log_stats": True, "worker_extension_cls": _WORKER}
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[Figures])
     try:
         return _loaded(engine, options), scheme, imported
@@ -188,9 +189,14 @@ def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str,
         raise
 
 
-def _arguments(options: EngineOptions) -> dict[str, Any]:
-    """EngineArgs of both kinds of engine. Raises TenthError where folder and machine do not fit."""
+def _admitted(options: EngineOptions) -> tuple[Folder, str]:
+    """The folder, which is whole and may be served, and its scheme. Needs no vLLM."""
     folder = read_folder(options.folder)
+    return folder, admit(options.folder, options.recovery, options.hardware)
+
+
+def _arguments(options: EngineOptions, folder: Folder) -> dict[str, Any]:
+    """EngineArgs of both kinds of engine. Raises TenthError where folder and machine do not fit."""
     on_cpu = not _has_cuda()
     arguments: dict[str, Any] = {"dtype": _cpu_dtype()} if on_cpu else {}
     # Without it a small model spends its whole answer on the white space that a schema allows.
@@ -245,10 +251,11 @@ def _log_ready(model: str, options: EngineOptions, engine: Any, times: tuple[flo
 
 
 def release(loaded: Loaded) -> None:
-    """Give back the memory of an engine that is stopped or has failed, so that another can be loaded."""
+    """Give back the memory of an engine that is stopped or has failed, so that another can be loaded. Blocks."""
     engine = loaded.engine
     try:
-        (engine.shutdown if hasattr(engine, "shutdown") else engine.engine_core.shutdown)()
+        # AsyncLLM has tasks and sockets beside its core; LLMEngine has nothing else.
+        (engine.shutdown if hasattr(engine, "output_handler") else engine.engine_core.shutdown)()
     except Exception:
         log.exception("the old engine could not be put away whole; its memory may stay taken")
 
