@@ -1,8 +1,8 @@
 """vLLM's AsyncLLM behind the interface of the stepping thread: its core is a process of its own.
 
-Each sequence has a task in the event loop that passes its outputs on. A core that dies (AsyncLLM raises EngineDeadError, and says
-``errored`` while nobody asks it anything) ends every sequence at once, and another one is started. A step that hangs is
-ended from outside: the core is killed, and the service goes on.
+Each sequence has a task in the event loop that passes its outputs on. A core that dies (AsyncLLM raises
+EngineDeadError, and says ``errored`` while nobody asks it anything) ends every sequence at once, and another one is
+started. A step that hangs is ended from outside: the core is killed, and the service goes on.
 """
 
 from __future__ import annotations
