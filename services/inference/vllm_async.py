@@ -42,6 +42,7 @@ class AsyncEngine(SupervisedEngine):
         """``clock`` in seconds, never going back."""
         super().__init__(model, options, signals, clock)
         self._passing: dict[str, asyncio.Task[None]] = {}
+        """By sequence; those that the engine works on."""
         self._bringing_up: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._stepped_at = 0.0
@@ -74,13 +75,13 @@ class AsyncEngine(SupervisedEngine):
         if self.unserved is not None or loaded is None:
             return False
         with self._shared.lock:
-            if not self._shared.jobs:
-                self.busy_since = self._stepped_at = self._clock()
-                self.work.working(True)
             self._shared.jobs[job.id] = job
+        if not self._passing:
+            self.busy_since = self._stepped_at = self._clock()
+            self.work.working(True)
         task = asyncio.create_task(self._pass_on(loaded.engine, job))
         self._passing[job.id] = task
-        task.add_done_callback(lambda _: self._passing.pop(job.id, None))
+        task.add_done_callback(lambda _: self._passed(job))
         return True
 
     def remove(self, job: Job, *, finished: bool) -> None:
@@ -88,8 +89,6 @@ class AsyncEngine(SupervisedEngine):
         job.over = True
         with self._shared.lock:
             self._shared.jobs.pop(job.id, None)
-            if not self._shared.jobs:
-                self._rest()
         task = self._passing.get(job.id)
         if task is not None and not finished:
             task.cancel()
@@ -187,14 +186,17 @@ class AsyncEngine(SupervisedEngine):
         if counts is not None:
             self.counts = EngineCounts(*counts)
         now = self._clock()
-        with self._shared.lock:
-            busy = bool(self._shared.jobs)
         if tokens and self._stepped_at:
             self.speed.note(tokens, now - self._stepped_at)
         self.work.made(tokens)
         self.totals.output_tokens += tokens
-        self._stepped_at = now if busy else 0.0
-        self.busy_since = self._stepped_at
+        self._stepped_at = self.busy_since = now if self._passing else 0.0
+
+    def _passed(self, job: Job) -> None:
+        """The engine is done with a sequence; whoever asked for it may still be reading."""
+        self._passing.pop(job.id, None)
+        if not self._passing:
+            self._rest()
 
     def _rest(self) -> None:
         """There is nothing to work on."""

@@ -162,7 +162,7 @@ def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str,
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import StatLoggerBase
 
-        class Figures(StatLoggerBase):  # type: ignore[misc]  # vLLM has no types for us
+        class Figures(StatLoggerBase):
             """Passes on what the scheduler tells after each step."""
 
             def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:

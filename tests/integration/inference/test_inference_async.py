@@ -215,6 +215,15 @@ async def test_leaving_frees_the_sequence_and_charges_what_was_made(backend: Vll
     await until(lambda: backend.engine.counts == EngineCounts(), 20)
 
 
+async def test_an_answer_that_is_not_read_is_no_step_that_hangs(backend: VllmBackend) -> None:
+    async with aclosing(backend.stream(generation("Hello", 3), used := meter())) as stream:
+        await anext(stream)
+        await until(lambda: not backend.engine.busy_since, 20)
+        assert backend.engine.jobs()
+        assert [event async for event in stream]
+    assert used.usage().output == 3
+
+
 async def test_interactive_work_goes_before_batch_work(backend: VllmBackend) -> None:
     running = [backend.stream(generation(f"Tell the story of {n}.", 1500), meter()) for n in range(RUNNING)]
     for stream in running:
