@@ -37,9 +37,9 @@ from services.inference.served import Served
 from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
 from services.inference.vllm import VllmBackend
+from services.inference.vllm_engine import Signals
 from services.inference.vllm_load import EngineOptions
 from services.inference.vllm_thread import EngineThread
-from services.inference.vllm_engine import Signals
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
