@@ -319,9 +319,6 @@ async def recovers(backend: VllmBackend, before: list[psutil.Process]) -> None:
     await until(lambda: not backend.unavailable_reason(), 150)
     await backend.ping()
     assert not any(process.is_running() for process in before), "the old processes are gone"
-    gc.collect()
-    engines = [found for found in gc.get_objects() if type(found).__name__ == "AsyncLLM"]
-    assert len(engines) == 1, "and what this process kept for them"
     answer = await backend.generate(generation("What is the capital of France?"), meter())
     assert "Paris" in answer.delta.text
     assert backend.admission.running_count == backend.admission.waiting_count == 0
