@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from services.inference.errors import Reason
@@ -63,7 +64,8 @@ class AsyncEngine(SupervisedEngine):
         loaded, self.loaded = self.loaded, None
         if loaded is not None:
             await asyncio.to_thread(release, loaded)
-        multiprocessing.active_children()  # Waits for those that have ended, so that none is left as a zombie.
+        for process in _cores():
+            await asyncio.to_thread(process.join, 5)  # vLLM kills one that takes long, and does not wait for its end.
 
     def runs(self) -> bool:
         """True while the core is there, loading, idle or at work, or will be started again."""
@@ -210,8 +212,11 @@ def _is_wrapper(error: Exception) -> bool:
     return isinstance(error, EngineGenerateError) and error.__cause__ is not None
 
 
-def _kill_cores() -> None:
+def _cores() -> list[BaseProcess]:
     """A process has one local engine: all cores are this one's."""
-    for process in multiprocessing.active_children():
-        if process.name.startswith(_CORE):
-            process.kill()
+    return [process for process in multiprocessing.active_children() if process.name.startswith(_CORE)]
+
+
+def _kill_cores() -> None:
+    for process in _cores():
+        process.kill()
