@@ -63,6 +63,8 @@ class AsyncEngine(SupervisedEngine):
             await asyncio.wait([self._bringing_up], timeout=0.2)
         loaded, self.loaded = self.loaded, None
         if loaded is not None:
+            if loaded.engine.output_handler is not None:
+                loaded.engine.output_handler.cancel()  # It would log the end of the core as an error.
             await asyncio.to_thread(release, loaded)
         for process in _cores():
             await asyncio.to_thread(process.join, 5)  # vLLM kills one that takes long, and does not wait for its end.

@@ -135,7 +135,9 @@ async def load_async(model: str, options: EngineOptions, stepped: Stepped) -> Lo
     figures of every step of it. Raises as ``load`` does; no process is left then.
     """
     started = time.monotonic()
-    loaded, scheme, imported = await asyncio.to_thread(_build_async, options, stepped)
+    built_engine: list[tuple[Loaded, str, float]] = []
+    await asyncio.to_thread(_build_async, options, stepped, built_engine.append)
+    loaded, scheme, imported = built_engine.pop()
     try:
         from vllm import SamplingParams
 
@@ -154,8 +156,14 @@ async def load_async(model: str, options: EngineOptions, stepped: Stepped) -> Lo
     return loaded
 
 
-def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str, float]:
-    """Blocks until the core's process is ready; the tasks of AsyncLLM begin with its first call in the event loop."""
+def _build_async(
+    options: EngineOptions, stepped: Stepped, hand_over: Callable[[tuple[Loaded, str, float]], None]
+) -> None:
+    """Blocks until the core's process is ready; the tasks of AsyncLLM begin with its first call in the event loop.
+
+    Hands over the engine, its scheme, and when vLLM was imported. Something that vLLM imports keeps a frame of its
+    set-up, and with it all that called it: nothing is returned, so that an engine which has failed can be collected.
+    """
     folder, scheme = _admitted(options)
     with _engine_environment(options):
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -183,10 +191,12 @@ def _build_async(options: EngineOptions, stepped: Stepped) -> tuple[Loaded, str,
         arguments = {**_arguments(options, folder), "disable_log_stats": True, "worker_extension_cls": _WORKER}
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[Figures])
     try:
-        return _loaded(engine, options), scheme, imported
+        hand_over((_loaded(engine, options), scheme, imported))
     except BaseException:
         engine.shutdown()
         raise
+    finally:
+        del engine
 
 
 def _admitted(options: EngineOptions) -> tuple[Folder, str]:
