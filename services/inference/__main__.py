@@ -25,7 +25,7 @@ from services.inference.serving import drain_local, drain_seconds, local_engine,
 from services.inference.settings import InferenceSettings
 from services.inference.tokens import count_tokens
 from services.inference.utilization import start_reporting
-from services.inference.vllm_thread import Signals
+from services.inference.vllm_engine import Signals
 
 HUNG = 75
 """Exit code of a process whose engine hangs (EX_TEMPFAIL of sysexits.h): its supervisor starts it again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 from services.inference.adapters import Adapter
 from services.inference.admission import QueueLimits
@@ -32,6 +32,8 @@ def engine_options(
     log.info("engine plan for %s (%s weights) on %s:", model.name, facts.scheme, hardware.name)
     for line in plan.lines():
         log.info("engine plan: %s", line)
+    engine, reason = engine_kind(settings, hardware)
+    log.info("engine plan: engine %s: %s", engine, reason)
     running = settings.max_running or int(plan.max_num_seqs.value)
     return EngineOptions(
         folder=settings.models_dir / model.provider_model,
@@ -55,7 +57,17 @@ def engine_options(
             settings.queue_seconds,
         ),
         adapters=adapters,
+        engine=engine,
     )
+
+
+def engine_kind(settings: InferenceSettings, hardware: Hardware) -> tuple[Literal["thread", "async"], str]:
+    """How the engine runs, and why."""
+    if settings.engine != "auto":
+        return settings.engine, "TENTH_INFERENCE_ENGINE says so"
+    if hardware.gpu:
+        return "async", "on a GPU the service's own Python would keep the next step waiting: a process has its own lock"
+    return "thread", "on a CPU a second process would take a gigabyte and three times as long to start"
 
 
 def model_facts(model: Model, settings: InferenceSettings) -> ModelFacts:

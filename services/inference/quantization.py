@@ -138,15 +138,25 @@ def layers_of(model: Any) -> Layers:
 def check_engine(name: str, claimed: str, engine: Any) -> None:
     """Raises TenthError (QUANTIZATION_INEFFECTIVE) when vLLM's LLMEngine claims a scheme and quantized no layer; it is
     shut down then.
+    """
+    if claimed in ("", Scheme.NONE):
+        return
+    try:
+        check_layers(name, claimed, engine.apply_model(layers_of)[0])
+    except TenthError:
+        engine.engine_core.shutdown()
+        raise
+
+
+def check_layers(name: str, claimed: str, layers: Layers) -> None:
+    """Raises TenthError (QUANTIZATION_INEFFECTIVE) when a scheme is claimed and no layer is quantized.
 
     ``claimed`` is the scheme that the folder or the setting says; empty or "none": nothing is claimed. Never forced: a
     model that is billed and reported as quantized must be.
     """
     if claimed in ("", Scheme.NONE):
         return
-    layers: Layers = engine.apply_model(layers_of)[0]
     if not layers.quantized_count:
-        engine.engine_core.shutdown()
         raise TenthError(
             Code.UNAVAILABLE,
             Reason.QUANTIZATION_INEFFECTIVE,

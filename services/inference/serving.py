@@ -30,7 +30,7 @@ from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
 from services.inference.usage import Family
 from services.inference.vllm import VllmBackend
-from services.inference.vllm_thread import Signals
+from services.inference.vllm_engine import Signals
 
 log = logging.getLogger("tenth.inference")
 

@@ -28,6 +28,11 @@ class InferenceSettings(BaseSettings):
         description="The catalogue model that this replica's engine serves; empty: the only one whose provider's "
         'backend is vllm; "none": no engine',
     )
+    engine: Literal["auto", "thread", "async"] = Field(
+        default="auto",
+        description="How the local engine runs: thread: stepped by a thread of this process; async: vLLM's AsyncLLM, "
+        "its core in a process of its own; auto: async on a GPU, thread on a CPU",
+    )
     threads: int = Field(
         default=2, ge=1, description="Threads of the CPU engine; with its neighbours at most the cores, 1 or more"
     )

@@ -1,6 +1,7 @@
 """The Backend of the local engine: requests and outputs, ours into vLLM's and back.
 
-The engine itself is stepped by a thread of its own, in this process (``vllm_thread.py``).
+The engine itself is stepped by a thread of its own, in this process (``vllm_thread.py``), or has a process of its own
+(``vllm_async.py``).
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from mesh import deadlines
 from mesh.errors import Code, TenthError, invalid_argument, unavailable
 from mesh.errors import Reason as MeshReason
-from services.inference.admission import Admission, QueueLimits, Ticket
+from services.inference.admission import Admission, QueueLimits, Speed, Ticket
 from services.inference.backend import Answer
 from services.inference.errors import Reason, prompt_too_long, unsupported
 from services.inference.policy import (
@@ -33,9 +34,11 @@ from services.inference.policy import (
 from services.inference.schema_cost import MOST_REPEATS, repeats
 from services.inference.tool_calls import TOOLS_FIELD, ToolAnswer, chat_messages
 from services.inference.usage import Usage
+from services.inference.vllm_async import AsyncEngine
+from services.inference.vllm_engine import EngineCounts, EngineFailedError, Job, Signals, Totals, Unserved
 from services.inference.vllm_load import EngineOptions, Loaded, is_quantized
-from services.inference.vllm_thread import RELOAD_SECONDS, EngineFailedError, EngineThread, Job, Signals, Unserved
-from services.inference.vllm_watch import watch
+from services.inference.vllm_thread import EngineThread
+from services.inference.vllm_watch import Watched, watch
 from services.inference.work import WorkMeter
 
 log = logging.getLogger("tenth.inference.vllm")
@@ -47,6 +50,54 @@ _ANSWER_SHARE, _ANSWER_SECONDS = 0.1, 0.5
 _INTERACTIVE, _BATCH = 0, 10
 """Priorities as vLLM has them: the lower goes first, and the higher is preempted when the KV cache is full."""
 _FINISH_REASONS = {"stop": "stop", "length": "length", "repetition": "stop"}
+
+
+class LocalEngine(Watched, Protocol):
+    """What runs the model; its methods are called in the event loop."""
+
+    work: WorkMeter
+    """How much of the time it had work; loading is none."""
+    speed: Speed
+    counts: EngineCounts
+    totals: Totals
+    hung: bool
+    """True when only the end of this process helps."""
+    reload_seconds: float
+    """What a caller is told to wait for a model that is loaded again."""
+    loaded: Loaded | None
+
+    @property
+    def unserved(self) -> Unserved | None:
+        """Why the model is not served now; None when it is."""
+        ...
+
+    def start(self) -> None:
+        """Begin loading the model; ``unserved`` says how far it is."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine; running generations fail."""
+        ...
+
+    def runs(self) -> bool:
+        """True while the engine is there: loading, idle or at work."""
+        ...
+
+    def add(self, job: Job) -> bool:
+        """Have a sequence made; it must be ended with ``remove``. False: the engine has gone meanwhile."""
+        ...
+
+    def remove(self, job: Job, *, finished: bool) -> None:
+        """Forget a sequence; one that has not finished is aborted and its KV space freed."""
+        ...
+
+    def jobs(self) -> list[Job]:
+        """The sequences that have not ended."""
+        ...
+
+    def refuse(self, unserved: Unserved) -> None:
+        """Take no more sequences, and do not start the engine again; those that run go on."""
+        ...
 
 
 class VllmBackend:
@@ -62,7 +113,8 @@ class VllmBackend:
         self.provider = provider
         self.provider_model = provider_model
         self.quantized = is_quantized(options.folder) or bool(options.quantization)
-        self.engine = EngineThread(model, options, signals)
+        kind = AsyncEngine if options.engine == "async" else EngineThread
+        self.engine: LocalEngine = kind(model, options, signals)
         self._limits = options.limits or QueueLimits(options.max_running)
         self.admission = Admission(model, self._limits, self.engine.speed)
         self._options = options
@@ -104,7 +156,7 @@ class VllmBackend:
         return len(jobs)
 
     def runs(self) -> bool:
-        """True while the engine's thread is there: loading, idle or at work."""
+        """True while the engine is there: loading, idle or at work."""
         return self.engine.runs()
 
     async def ping(self) -> None:
@@ -131,7 +183,7 @@ class VllmBackend:
             Code.UNAVAILABLE,
             Reason.ENGINE_RESTARTING,
             f"{self.model}: the engine is starting again",
-            retry_after_seconds=RELOAD_SECONDS,
+            retry_after_seconds=self.engine.reload_seconds,
         )
 
     def _refusal(self, unserved: Unserved) -> TenthError:

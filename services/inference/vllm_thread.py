@@ -17,112 +17,23 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from mesh.errors import TenthError
-from services.inference.admission import Speed
 from services.inference.errors import Reason
-from services.inference.restarts import Restarts
+from services.inference.vllm_engine import EngineCounts, Job, Signals, SupervisedEngine, Unserved
 from services.inference.vllm_load import EngineOptions, Loaded, load, lora_of, prompt_of, release
-from services.inference.work import WorkMeter
 
 log = logging.getLogger("tenth.inference.vllm")
 
-RELOAD_SECONDS = 8.0
-"""What a caller is told to wait for a model that is loaded again; measured: 4 to 8 s, the shipped one, two cores."""
-_MISSING = (
-    "vLLM is not installed here; serve this model from a machine that has it and point the catalogue's provider at its "
-    "OpenAI-compatible URL (backend: openai, base_url: http://HOST:8000/v1)"
-)
+_RELOAD_SECONDS = 8.0
+"""Measured: 4 to 8 s to load the shipped model again, two cores."""
+_GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine failed", _RELOAD_SECONDS)
 
 
-class EngineFailedError(Exception):
-    """Given to every sequence that the engine had when it failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unserved:
-    """Why the model is not served now. ``unready``: the service is not ready until that changes."""
-
-    reason: str
-    message: str
-    retry_after_seconds: float | None = None
-    unready: bool = True
-
-
-@dataclass(slots=True)
-class Job:
-    """One sequence: what the engine's thread needs, and where its outputs (or the error that ended it) go."""
-
-    id: str
-    prompt_ids: list[int]
-    params: Any
-    cache_salt: str
-    traceparent: str
-    outputs: asyncio.Queue[Any]
-    adapter: str = ""
-    """The LoRA adapter to put on; empty: none."""
-    priority: int = 0
-    """vLLM's: the lower, the earlier."""
-    begun: bool = False
-    """True from its first output."""
-    over: bool = False
-    """True when it was ended from our side: the engine need not begin it."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCounts:
-    """The engine's own figures after its last step."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_usage: float = 0.0
-    """Share of the KV cache in use, 0 to 1."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the service started; each is written by one thread."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """Of these, found in the prefix cache."""
-    output_tokens: int = 0
-    failures: int = 0
-    """Times that the engine failed or did not start."""
-
-
-def _nothing() -> None:
-    """Nobody wants to know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What the owner of the process wants to hear; called in the event loop."""
-
-    changed: Callable[[], None] = _nothing
-    """The model is served now, or not any more."""
-    hung: Callable[[], None] = _nothing
-    """A step does not come back: the process must end."""
-
-
-@dataclass(slots=True)
-class _Shared:
-    """What both sides change, under the lock: a job is either known before a failure, and fails, or not taken."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    jobs: dict[str, Job] = field(default_factory=dict)
-    unserved: Unserved | None = field(
-        default_factory=lambda: Unserved(Reason.MODEL_UNAVAILABLE, "the engine has not been started", unready=False)
-    )
-
-
-_GONE = Unserved(Reason.ENGINE_RESTARTING, "the engine failed", RELOAD_SECONDS)
-
-
-class EngineThread:
+class EngineThread(SupervisedEngine):
     """Loads a model and steps its engine, again after a failure. ``start`` it, and ``close`` it at the end."""
+
+    reload_seconds = _RELOAD_SECONDS
 
     def __init__(
         self,
@@ -132,47 +43,10 @@ class EngineThread:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock`` in seconds, never going back."""
-        self.loaded: Loaded | None = None
-        self.work = WorkMeter(time.monotonic_ns)
-        """How much of the time the engine had work; loading is none."""
-        self.speed = Speed()
-        self.counts = EngineCounts()
-        self.totals = Totals()
-        self.busy_since = 0.0
-        """When the command or step that runs now began, by the clock; 0: none does."""
-        self.hung = False
-        """True when a step did not come back: only the end of the process helps."""
-        self.stopping = threading.Event()
-        self._model = model
-        self._options = options
-        self._signals = signals or Signals()
-        self._clock = clock
-        self._restarts = Restarts(options.restart)
+        super().__init__(model, options, signals, clock)
         self._commands: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
-        self._shared = _Shared()
-
-    @property
-    def unserved(self) -> Unserved | None:
-        """Why the model is not served now; None when it is."""
-        return self._shared.unserved
-
-    def start(self) -> None:
-        """Begin loading the model; ``unserved`` says how far it is."""
-        folder = self._options.folder
-        self._loop = asyncio.get_running_loop()
-        if not (folder / "config.json").is_file():
-            text = (
-                f"there is no model folder {folder}; `make models` builds the shipped ones, "
-                "`python -m models.build ORG/NAME` fetches one from the hub"
-            )
-            self._put(Unserved(Reason.MODEL_UNAVAILABLE, text, unready=False))
-            log.error("%s: %s", self._model, text)
-            return
-        self._put(Unserved(Reason.MODEL_UNAVAILABLE, "the engine is starting"))
-        self._spawn(0.0)
 
     async def close(self) -> None:
         """Stop the engine; running generations fail."""
@@ -202,21 +76,6 @@ class EngineThread:
         if not finished:
             self._commands.put(lambda engine: engine.abort_request([job.id]))
 
-    def jobs(self) -> list[Job]:
-        """The sequences that have not ended."""
-        with self._shared.lock:
-            return list(self._shared.jobs.values())
-
-    def refuse(self, unserved: Unserved) -> None:
-        """Take no more sequences, and do not start the engine again; those that run go on."""
-        self.stopping.set()
-        self._put(unserved)
-
-    def fail(self, unserved: Unserved) -> None:
-        """The engine is lost: end every sequence with EngineFailedError. From any thread."""
-        self._put(unserved)
-        self._hand_over([(job, EngineFailedError()) for job in self.jobs()])
-
     def died(self) -> bool:
         """True when the thread is not there any more, although nobody told it to end."""
         return self._thread is not None and not self._thread.is_alive() and not self._ended
@@ -235,34 +94,13 @@ class EngineThread:
         self.hung = True
         self.totals.failures += 1
         self.stopping.set()
-        self.fail(Unserved(Reason.ENGINE_RESTARTING, text, RELOAD_SECONDS))
+        self.fail(Unserved(Reason.ENGINE_RESTARTING, text, self.reload_seconds))
         self._signals.hung()
-
-    def _put(self, unserved: Unserved | None) -> None:
-        with self._shared.lock:
-            self._shared.unserved = unserved
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._signals.changed)
 
     def _spawn(self, wait_seconds: float) -> None:
         self._thread = threading.Thread(target=self._run, args=(wait_seconds,), name="vllm-engine", daemon=True)
         self._ended = False
         self._thread.start()
-
-    def _next_try(self) -> float | None:
-        """Seconds to wait before the next start; None: it stays down. Every sequence is ended either way."""
-        self.totals.failures += 1
-        if self.stopping.is_set():
-            self.fail(self.unserved or Unserved(Reason.ENGINE_RESTARTING, "the engine failed while it was stopped"))
-            return None
-        wait = self._restarts.wait_seconds(self._clock())
-        if wait is None:
-            self.fail(Unserved(Reason.MODEL_UNAVAILABLE, self._restarts.gave_up))
-            log.error("%s: %s", self._model, self._restarts.gave_up)
-        else:
-            text = f"the engine failed and starts again (restart {self._restarts.count})"
-            self.fail(Unserved(Reason.ENGINE_RESTARTING, text, wait + RELOAD_SECONDS))
-        return wait
 
     # What follows runs in the engine's thread.
 
@@ -275,34 +113,12 @@ class EngineThread:
         while wait is not None and not self.stopping.wait(wait):
             try:
                 loaded = load(self._model, self._options)
-            except ImportError as error:
-                self._put(Unserved(Reason.MODEL_UNAVAILABLE, _MISSING, unready=False))
-                log.warning("%s is not served: %s (%s)", self._model, _MISSING, error)
-                return
-            except TenthError as error:  # Somebody must do something first: trying again is of no use.
-                if error.reason == Reason.MODEL_TOO_LARGE and self._restarts.count:
-                    wait = self._next_try()  # It was here before: something else has its memory for now.
-                    continue
-                # A model that is only not proven takes no other model of this replica down with it.
-                proven = error.reason not in (Reason.QUANTIZATION_UNPROVEN, Reason.QUANTIZATION_INEFFECTIVE)
-                self._put(Unserved(error.reason, error.message, unready=proven))
-                log.error("%s is not served: %s", self._model, error)
-                return
-            except Exception:
-                log.exception("%s did not start", self._model)
-                wait = self._next_try()
+            except Exception as error:
+                wait = self._load_failed(error)
                 continue
             wait = self._serve(loaded)
             del loaded  # Else its weights and KV cache are still there while the next one is loaded.
             gc.collect()
-
-    def _put_ready(self) -> None:
-        with self._shared.lock:
-            if self.stopping.is_set():
-                return  # A replica that drains takes nothing, though its engine has just come up.
-            self._shared.unserved = None
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._signals.changed)
 
     def _serve(self, loaded: Loaded) -> float | None:
         """Step the engine until it fails: seconds to wait before the next start; None: it was told to stop."""
@@ -368,11 +184,3 @@ class EngineThread:
         except Exception as error:
             # Refused at admission: that sequence's problem alone, the engine goes on.
             self._hand_over([(job, error)])
-
-    def _hand_over(self, outputs: list[tuple[Job, Any]]) -> None:
-        def deliver() -> None:
-            for job, output in outputs:
-                job.outputs.put_nowait(output)
-
-        if outputs and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(deliver)

@@ -37,8 +37,9 @@ from services.inference.served import Served
 from services.inference.servicer import InferenceServicer
 from services.inference.tokens import count_tokens
 from services.inference.vllm import VllmBackend
+from services.inference.vllm_engine import Signals
 from services.inference.vllm_load import EngineOptions
-from services.inference.vllm_thread import Signals
+from services.inference.vllm_thread import EngineThread
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -294,7 +295,9 @@ async def test_a_dead_thread_is_noticed_and_replaced(service: Service, full: lis
     def die(engine: Any) -> None:
         raise SystemExit
 
-    service.backend.engine._commands.put(die)
+    thread = service.backend.engine
+    assert isinstance(thread, EngineThread)
+    thread._commands.put(die)
     broken_at = time.monotonic()
     await until(lambda: all(stream.error for stream in full), 2)
     await check_recovery(service, full, broken_at)

@@ -16,6 +16,9 @@ from services.inference.models import Model, Provider
 from services.inference.policy import Ability
 from services.inference.quantization import THRESHOLDS, Threshold
 from services.inference.settings import InferenceSettings
+from services.inference.vllm import VllmBackend
+from services.inference.vllm_async import AsyncEngine
+from services.inference.vllm_thread import EngineThread
 
 H100 = Hardware("H100", frozenset(), (9, 0), 80 * 1024**3, 80 * 1024**3)
 CPU = Hardware("CPU", frozenset({"avx512_vnni"}))
@@ -62,6 +65,27 @@ def test_settings_go_before_the_plan(models_dir: Path) -> None:
     }
     assert (options.quantization, options.otlp_endpoint, options.recovery.forced) == ("fp8", "collector:4317", True)
     assert options.recovery.thresholds[Scheme.INT8] == Threshold(1.01, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("setting", "hardware", "engine", "reason"),
+    [
+        ("auto", H100, "async", "on a GPU "),
+        ("auto", CPU, "thread", "on a CPU "),
+        ("async", CPU, "async", "TENTH_INFERENCE_ENGINE says so"),
+        ("thread", H100, "thread", "TENTH_INFERENCE_ENGINE says so"),
+    ],
+)
+def test_the_engine_follows_the_hardware_unless_it_is_set(
+    models_dir: Path, caplog: pytest.LogCaptureFixture, setting: str, hardware: Hardware, engine: str, reason: str
+) -> None:
+    with caplog.at_level(logging.INFO, "tenth.inference"):
+        options = engine_options(MODEL, settings(models_dir, engine=setting), hardware, "")
+    assert options.engine == engine
+    (said,) = (line for line in caplog.messages if line.startswith("engine plan: engine "))
+    assert said.startswith(f"engine plan: engine {engine}: {reason}")
+    backend = VllmBackend("m", "local", "f", options)
+    assert isinstance(backend.engine, AsyncEngine if engine == "async" else EngineThread)
 
 
 def test_the_settings_defaults_are_the_gates(models_dir: Path) -> None:

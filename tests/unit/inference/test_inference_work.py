@@ -13,6 +13,7 @@ from services.inference.settings import InferenceSettings
 from services.inference.utilization import Node, node_of
 from services.inference.vllm import VllmBackend
 from services.inference.vllm_load import EngineOptions
+from services.inference.vllm_thread import EngineThread
 from services.inference.work import Work, WorkMeter
 
 
@@ -98,7 +99,9 @@ class Engine:
 def test_the_engines_thread_counts_its_steps() -> None:
     clock = Clock()
     backend = VllmBackend("m", "local", "f", EngineOptions(Path("none"), 100, 1, 1, 1))
-    backend.engine.work = WorkMeter(clock)
+    thread = backend.engine
+    assert isinstance(thread, EngineThread)
+    thread.work = WorkMeter(clock)
     engine = Engine(clock)
 
     def give(*steps: list[Output]) -> Any:
@@ -108,16 +111,16 @@ def test_the_engines_thread_counts_its_steps() -> None:
 
         return command
 
-    backend.engine._commands.put(give([Output(1), Output(1)], [Output(3)]))
-    assert backend.engine._step(engine)
-    assert backend.engine._step(engine)
+    thread._commands.put(give([Output(1), Output(1)], [Output(3)]))
+    assert thread._step(engine)
+    assert thread._step(engine)
     assert not backend.runs()
     assert backend.work.take() == Work(0.5, 5)
-    backend.engine._commands.put(give())
-    assert backend.engine._step(engine)
+    thread._commands.put(give())
+    assert thread._step(engine)
     assert backend.work.take() == Work(0.0, 0)
-    backend.engine._commands.put(None)
-    assert not backend.engine._step(engine)
+    thread._commands.put(None)
+    assert not thread._step(engine)
 
 
 @pytest.mark.parametrize(
