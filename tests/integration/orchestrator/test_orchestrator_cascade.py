@@ -357,6 +357,6 @@ async def test_the_router_knows_the_time_left_and_the_strategy(start: Start) -> 
         await mesh.generate(ask(), timeout=10)
         (asked,) = mesh.fakes.requests("SelectModel")
         assert asked.strategy == strategy
-        assert 5 < asked.time_left.ToNanoseconds() / 1e9 <= 10
+        assert 5 < asked.time_left.ToNanoseconds() / 1e9 < 10.5  # gRPC rounds a deadline up.
         assert not asked.streaming
         await mesh.stop()

@@ -215,7 +215,7 @@ async def unchecked(mesh: Mesh, request: chat_pb2.CompletionRequest) -> None:
     assert not [each for each in mesh.fakes.requests("ReserveFunds") if each.request_id == of(request)]
 
 
-@pytest.mark.parametrize("strategy", ["cleanup", "tools", "output"])
+@pytest.mark.parametrize("strategy", ["cleanup", "output"])
 async def test_a_clean_up_is_not_checked(start: Start, strategy: str) -> None:
     mesh = await shadowed(start)
     mesh.fakes.on("CompressPrompt", shortened(strategy))
