@@ -52,7 +52,7 @@ or route to paid providers alone by setting their keys (OPENAI_API_KEY, ...)."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Install, or find that nothing has changed. Returns the exit status."""
     options = _parse(arguments)
-    if not (OLDEST <= sys.version_info[:3] and sys.version_info[:2] <= NEWEST):
+    if not (sys.version_info[:3] >= OLDEST and sys.version_info[:2] <= NEWEST):
         print(
             f"Tenth needs Python 3.11.5 to 3.13, and this is {platform.python_version()}: "
             "name another one with PYTHON=..., e.g. `make install PYTHON=python3.12`",
