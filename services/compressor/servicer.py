@@ -154,6 +154,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         plan = self._plan(request, path)
         meter = _Meter()
         prompt = await self._run(lambda: prompt_of(asked), _parts(asked), _Meter())
+        size = prompt.size() + _parts(asked)
         counter = (await self._counters.counter(model)).for_one_prompt()
         baseline_counter = await self._counters.counter(baseline)
         sampling = asked.sampling
@@ -172,7 +173,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
         if plan.runs(SUMMARY):
             if named(request) and self._summaries.why_not():
                 raise not_set_up(self._summaries.why_not(), path)
-            decision = await self._run(weigh, prompt.size(), meter)
+            decision = await self._run(weigh, size, meter)
             told = told if decision is None else await self._summaries.finish(decision, request)
         with spent_on(told, asked.request_id):
             found = await self._find(request, told.prompt, plan, counter, meter)
@@ -197,7 +198,7 @@ class CompressorServicer(compressor_pb2_grpc.CompressorServiceServicer):
                 baseline_count = done.original_token_count if same else baseline_counter.prompt(prompt)
                 return done, baseline_count, scales.probability if scales is not None else 0.0
 
-            done, baseline_count, probability = await self._run(work, prompt.size() + _parts(asked), meter)
+            done, baseline_count, probability = await self._run(work, size, meter)
         saving = round(sum(step.saving_nano_usd for step in done.steps))
         annotate(
             {

@@ -10,16 +10,14 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import anthropic
-import httpx2
 from anthropic._constants import RAW_RESPONSE_HEADER
 
-from mesh.errors import TenthError
 from services.inference import sse
 from services.inference.backend import Answer
 from services.inference.call import CallRules, fitted
 from services.inference.messages_wire import BlockReader, delta_of, request_body, stop_reason_of
 from services.inference.policy import Delta, Event, Finished, Generation, Meter
-from services.inference.providers import Chances, Endpoint, ProviderClient, Sdk
+from services.inference.providers import Chances, Endpoint, ProviderBackend, ProviderClient, Sdk
 from services.inference.usage import UsageReader
 
 _PATH = "/messages"
@@ -36,22 +34,16 @@ class AnthropicClient(ProviderClient):
             api_key="read for each call",
             max_retries=0,
             open_telemetry=False,
-            http_client=anthropic.DefaultAioHttpClient(
-                timeout=httpx2.Timeout(None, connect=endpoint.connect_seconds),
-                limits=httpx2.Limits(max_connections=endpoint.max_connections, keepalive_expiry=15),
-                follow_redirects=False,
-            ),
+            http_client=anthropic.DefaultAioHttpClient(**endpoint.http_options()),
         )
         sdk = Sdk(client, anthropic.APIStatusError, anthropic.APIConnectionError, RAW_RESPONSE_HEADER)
         super().__init__(endpoint, key, sdk, chances or Chances())
 
 
-class AnthropicBackend:
+class AnthropicBackend(ProviderBackend):
     """A Backend on one model of a provider that speaks the Messages API."""
 
     kind = "anthropic"
-    quantized = False
-    bills_abandoned = True
 
     def __init__(
         self, client: AnthropicClient, provider_model: str, max_output: int, rules: CallRules | None = None
@@ -62,14 +54,6 @@ class AnthropicBackend:
         self._rules = rules or CallRules()
         self.provider = client.endpoint.shown
         self.provider_model = provider_model
-
-    def unavailable_reason(self) -> str:
-        """Empty: an endpoint is believed to work until calls fail."""
-        return ""
-
-    def unavailable_error(self) -> TenthError | None:
-        """None, likewise."""
-        return None
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """The whole answer in one HTTP response."""

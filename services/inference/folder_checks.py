@@ -6,7 +6,6 @@ killed by the kernel without any. These checks read headers only and say what to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,10 @@ from typing import Any
 
 from mesh.errors import Code, TenthError
 from services.inference.errors import Reason
-from services.inference.model_folder import quantization_of
+from services.inference.model_folder import AGAIN, FolderError, header, quantization_of, read_config, read_object
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
-_LARGEST_HEADER = 100_000_000
-"""Bytes; the safetensors format's own limit."""
-_AGAIN = "build or fetch the folder again (`make models`, or `python -m models.build ORG/NAME`)"
 _ONLY_CUDA = frozenset({"bitsandbytes", "gguf", "modelopt", "modelopt_fp4", "fp8", "fbgemm_fp8", "mxfp4", "exl3"})
 """Methods of ``quantization_config`` for which vLLM has no CPU kernel (fp8: none that is of use, 1.6 tokens/s)."""
 
@@ -35,18 +31,21 @@ class Folder:
 
 def read_folder(path: Path) -> Folder:
     """Check that a folder holds a whole model. Raises MODEL_CORRUPT and MODEL_INCOMPLETE."""
-    config = _json(path / "config.json")
     weights = sorted(path.glob("*.safetensors"))
-    _check_index(path, {file.name for file in weights})
-    for file in weights:
-        _check_safetensors(file)
+    try:
+        config = read_config(path)
+        _check_index(path, {file.name for file in weights})
+        for file in weights:
+            header(file)
+    except FolderError as error:
+        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_CORRUPT, str(error)) from error
     if not weights:
         weights = [file for pattern in _OTHER_WEIGHTS for file in path.glob(pattern)]
     if not weights:
-        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no weight file; {_AGAIN}")
+        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no weight file; {AGAIN}")
     if not any((path / name).is_file() for name in _TOKENIZERS):
         raise TenthError(
-            Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no tokenizer (tokenizer.json); {_AGAIN}"
+            Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} has no tokenizer (tokenizer.json); {AGAIN}"
         )
     return Folder(sum(file.stat().st_size for file in weights), config)
 
@@ -124,45 +123,10 @@ def _check_index(path: Path, present: set[str]) -> None:
     index = path / "model.safetensors.index.json"
     if not index.is_file():
         return
-    shards = _json(index).get("weight_map")
+    shards = read_object(index).get("weight_map")
     missing = sorted(set(shards.values()) - present) if isinstance(shards, Mapping) else []
     if missing:
-        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} lacks {', '.join(missing)}; {_AGAIN}")
-
-
-def _check_safetensors(file: Path) -> None:
-    """The header's offsets must end where the file does (https://github.com/huggingface/safetensors#format)."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 0 < length <= min(_LARGEST_HEADER, size):
-                raise ValueError(f"its header claims {length} bytes")
-            header = json.loads(opened.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            wanted = 8 + length + max(ends, default=0)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise TenthError(
-            Code.UNAVAILABLE, Reason.MODEL_CORRUPT, f"{file} is no safetensors file ({error}); {_AGAIN}"
-        ) from error
-    if size != wanted:
-        raise TenthError(
-            Code.UNAVAILABLE,
-            Reason.MODEL_CORRUPT,
-            f"{file} has {size} bytes and its header says {wanted}: it is damaged; {_AGAIN}",
-        )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(file.read_text("utf-8"))
-        if not isinstance(read, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise TenthError(
-            Code.UNAVAILABLE, Reason.MODEL_CORRUPT, f"{file} cannot be read ({error}); {_AGAIN}"
-        ) from error
-    return read
+        raise TenthError(Code.UNAVAILABLE, Reason.MODEL_INCOMPLETE, f"{path} lacks {', '.join(missing)}; {AGAIN}")
 
 
 def _mib(size: int) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 EVALUATION = "tenth-evaluation.json"
 """File beside the weights with what `tenth model evaluate` measured."""
+AGAIN = "build or fetch the folder again (`make models`, or `python -m models.build ORG/NAME`)"
+"""What to do about a damaged folder."""
 _MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit."""
 _ROUNDED = {"I8": 8, "U8": 8, "I16": 16, "I32": 32, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}
@@ -55,17 +57,21 @@ class Evaluation:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json``. Raises FolderError."""
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except OSError as error:
-        raise FolderError(f"there is no model in {folder}: {error}") from error
-    except ValueError as error:
-        raise FolderError(f"{folder / 'config.json'} is damaged ({error}): make or fetch the folder again") from error
-    if not isinstance(config, dict):
-        raise FolderError(f"{folder / 'config.json'} is damaged (no mapping): make or fetch the folder again")
+    config = read_object(folder / "config.json")
     if quantization_of(config) is None and (folder / "hf_quant_config.json").is_file():
         config["quantization_config"] = {"quant_method": "modelopt"}  # vLLM reads it from there.
     return config
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises FolderError."""
+    try:
+        read = json.loads(file.read_text("utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{file} cannot be read ({error}); {AGAIN}") from error
+    return read
 
 
 def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -124,8 +130,8 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
         expected = 8 + length + max(ends, default=0)
         if size != expected:
             raise ValueError(f"it has {size} bytes, its header says {expected}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise FolderError(f"the weights {path} are damaged ({error}): make or fetch the folder again") from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+        raise FolderError(f"the weights {path} are damaged ({error}); {AGAIN}") from error
     return dict(tensors)
 
 

@@ -16,7 +16,7 @@ from services.inference import sse
 from services.inference.backend import Answer
 from services.inference.call import CallRules, fitted
 from services.inference.policy import Delta, Event, Finished, Generation, Meter
-from services.inference.providers import Chances, Endpoint, ProviderClient, Sdk
+from services.inference.providers import Chances, Endpoint, ProviderBackend, ProviderClient, Sdk
 from services.inference.usage import UsageReader
 from services.inference.wire import delta_of, finish_reason_of, request_body
 
@@ -35,21 +35,14 @@ class OpenAiClient(ProviderClient):
             api_key="read for each call",
             max_retries=0,
             # aiohttp's parser is C: 0.95 ms of CPU per call against 1.4 ms.
-            http_client=openai.DefaultAioHttpClient(
-                timeout=httpx2.Timeout(None, connect=endpoint.connect_seconds),
-                limits=httpx2.Limits(max_connections=endpoint.max_connections, keepalive_expiry=15),
-                follow_redirects=False,
-            ),
+            http_client=openai.DefaultAioHttpClient(**endpoint.http_options()),
         )
         sdk = Sdk(client, openai.APIStatusError, openai.APIConnectionError, RAW_RESPONSE_HEADER)
         super().__init__(endpoint, key, sdk, chances or Chances())
 
 
-class OpenAiBackend:
+class OpenAiBackend(ProviderBackend):
     """A Backend on one model of an OpenAI-compatible provider."""
-
-    quantized = False
-    bills_abandoned = True
 
     def __init__(self, client: OpenAiClient, provider_model: str, rules: CallRules | None = None) -> None:
         self._client = client
@@ -62,14 +55,6 @@ class OpenAiBackend:
         self._limit = self._rules.limit_name or ("max_completion_tokens" if host == _OPENAI else "max_tokens")
         # Others refuse a field that they do not know.
         self._hints = self._rules.prompt_cache_hint and (host == _OPENAI or client.endpoint.sandbox)
-
-    def unavailable_reason(self) -> str:
-        """Empty: an endpoint is believed to work until calls fail."""
-        return ""
-
-    def unavailable_error(self) -> TenthError | None:
-        """None, likewise."""
-        return None
 
     async def generate(self, generation: Generation, meter: Meter) -> Answer:
         """The whole answer in one HTTP response."""

@@ -72,6 +72,14 @@ class Endpoint:
         """The provider as shown to people."""
         return self.provider + (" (sandbox)" if self.sandbox else "")
 
+    def http_options(self) -> dict[str, Any]:
+        """How both SDKs set their HTTP client up."""
+        return {
+            "timeout": httpx2.Timeout(None, connect=self.connect_seconds),
+            "limits": httpx2.Limits(max_connections=self.max_connections, keepalive_expiry=15),
+            "follow_redirects": False,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Sdk:
@@ -91,6 +99,21 @@ class Chances:
     random: Callable[[], float] = random.random
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic
+
+
+class ProviderBackend:
+    """What Backends on a provider over HTTP have in common."""
+
+    quantized = False
+    bills_abandoned = True
+
+    def unavailable_reason(self) -> str:
+        """Empty: an endpoint is believed to work until calls fail."""
+        return ""
+
+    def unavailable_error(self) -> TenthError | None:
+        """None, likewise."""
+        return None
 
 
 class ProviderClient:
