@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import pictures
 from bench.cache_counts import Point
-from bench.pictures import HEIGHT, WIDTH
+from bench.pictures import layered
 
 _MOST_WRONG = 100.0
 """Where the picture ends, wrong answers per 1,000: nobody would run a cache beyond."""
@@ -73,36 +73,29 @@ def specification(set_name: str, lines: Mapping[str, Line]) -> dict[str, Any]:
         "scale": {"domain": [0, 1]},
         "axis": {"format": ".1f"},
     }
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": {"text": f"{set_name}: hit rate against wrong answers", "anchor": "start", "fontSize": 17},
-        "width": WIDTH,
-        "height": HEIGHT,
-        "background": "white",
-        "layer": [
-            {
-                "data": {"values": [{"at": 5}]},
-                "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#b0b5bd"},
-                "encoding": {"x": {**x, "field": "at"}},
-            },
-            {
-                "data": {"values": curve},
-                "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5, "clip": True},
-                "encoding": {"x": x, "y": y, "color": colour, "order": {"field": "hits"}},
-            },
-            {
-                "data": {"values": dots},
-                "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
-                "encoding": {"x": x, "y": y, "color": colour},
-            },
-            {
-                "data": {"values": dots},
-                "mark": {"type": "text", "align": "left", "dx": 9, "dy": 14, "fontSize": 13},
-                "encoding": {"x": x, "y": y, "text": {"field": "text"}, "color": colour},
-            },
-        ],
-        "config": {"axis": {"labelFontSize": 13, "titleFontSize": 14}, "legend": {"labelFontSize": 13}},
-    }
+    layers: list[dict[str, Any]] = [
+        {
+            "data": {"values": [{"at": 5}]},
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#b0b5bd"},
+            "encoding": {"x": {**x, "field": "at"}},
+        },
+        {
+            "data": {"values": curve},
+            "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5, "clip": True},
+            "encoding": {"x": x, "y": y, "color": colour, "order": {"field": "hits"}},
+        },
+        {
+            "data": {"values": dots},
+            "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
+            "encoding": {"x": x, "y": y, "color": colour},
+        },
+        {
+            "data": {"values": dots},
+            "mark": {"type": "text", "align": "left", "dx": 9, "dy": 14, "fontSize": 13},
+            "encoding": {"x": x, "y": y, "text": {"field": "text"}, "color": colour},
+        },
+    ]
+    return layered(f"{set_name}: hit rate against wrong answers", layers)
 
 
 def _curve(points: Sequence[Point]) -> list[tuple[float, float]]:

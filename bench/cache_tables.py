@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cache_sets import INFERENCE, PAIRS, STREAMS
-from bench.cells import Figures, head, row, yes
+from bench.cells import Figures, head, row, with_notes, yes
 
 SYSTEMS = {"article": "article's default", "ours_strict": "Tenth, strict", "ours_faq": "Tenth, faq"}
 _LOOKUP_SYSTEMS = {"ours": "Tenth, in the process", "ours_rpc": "Tenth, by RPC", "gptcache": "GPTCache"}
@@ -72,10 +72,7 @@ def cache_tables(result: Mapping[str, Any]) -> str:
         f"Commit {result['commit'][:12]}, rows: {said['rows']}, seed {said['seed']}, embedder {said['embedder']}, "
         f"{result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), Python {machine['python']}."
     )
-    skipped = [f"Not measured: {item}." for item in result["skipped"]]
-    if skipped:
-        lines.append("\n".join(skipped))
-    return "\n\n".join(lines)
+    return with_notes(lines, result)
 
 
 def _reach(figures: _Figures) -> list[str]:

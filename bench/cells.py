@@ -34,6 +34,14 @@ class Figures:
         return str(self.metrics[name]["n"]) if name in self.metrics else ""
 
 
+def with_notes(texts: list[str], result: Mapping[str, Any]) -> str:
+    """The texts, then which parts are of earlier commits, and what was not measured."""
+    kept = result["assumptions"].get("kept", {})
+    notes = [f"{part}: measured on commit {commit[:12]}." for part, commit in kept.items()]
+    skipped = "\n".join(f"Not measured: {item}." for item in result["skipped"])
+    return "\n\n".join([*texts, *notes, *([skipped] if skipped else [])])
+
+
 def head(*titles: str, texts: int) -> list[str]:
     """The head of a table whose first columns are text and whose others are numbers."""
     return [row(*titles), f"|{'---|' * texts}{'--:|' * (len(titles) - texts)}"]

@@ -31,13 +31,30 @@ from services.router.scores import mean, resamples
 
 PART = "local_model"
 MODEL = "smollm2-135m-instruct"
-_SET = "nq_gold_passages"
+SET = "nq_gold_passages"
 _ROWS, _QUICK_ROWS = 150, 10
 _CHUNKS = 3
 _MAX_CHUNK_CHARS = 900
 _MAX_OUTPUT_TOKENS = 24
 _WINDOW_TOKENS = 2048
 _RESAMPLES = 1000
+
+
+def cases_for_engine(
+    result: Result, part: str, data: Path, models_dir: Path, seed: int, *, held_out: bool
+) -> list[Case] | None:
+    """The rows that a part with the local model works on; None, and why in the result, where it cannot."""
+    if not (data / "compressor" / f"{SET}.jsonl.gz").is_file():
+        result.skipped.append(f"{part}: no {SET}")
+        return None
+    if find_spec("vllm") is None or not (models_dir / MODEL).is_dir():
+        result.skipped.append(f"{part}: no vLLM, or no {MODEL} in the models folder")
+        return None
+    try:
+        return [case for case in read(data, SET, seed) if not (held_out and case.training)]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        result.skipped.append(f"{part}: {SET} cannot be read: {error or type(error).__name__}")
+        return None
 
 
 def measure(
@@ -51,23 +68,15 @@ def measure(
     held_out: bool,
 ) -> None:
     """All of it, or the reason why not; without an encoder words alone choose."""
-    if not (data / "compressor" / f"{_SET}.jsonl.gz").is_file():
-        result.skipped.append(f"{PART}: no {_SET}")
+    found = cases_for_engine(result, PART, data, models_dir, seed, held_out=held_out)
+    if found is None:
         return
-    if find_spec("vllm") is None or not (models_dir / MODEL).is_dir():
-        result.skipped.append(f"{PART}: no vLLM, or no {MODEL} in the models folder")
-        return
-    try:
-        cases = [_small(case) for case in read(data, _SET, seed) if not (held_out and case.training)]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        result.skipped.append(f"{PART}: {_SET} cannot be read: {error or type(error).__name__}")
-        return
-    cases = [case for case in cases if all(len(chunk) <= _MAX_CHUNK_CHARS for chunk in case.chunks)]
+    cases = [case for case in map(_small, found) if all(len(chunk) <= _MAX_CHUNK_CHARS for chunk in case.chunks)]
     cases = cases[: _QUICK_ROWS if result.quick else _ROWS]
     if not cases:
         result.skipped.append(f"{PART}: no rows with short passages")
         return
-    known = None if encoder is None else embed(encoder, f"compressor_{_SET}", cases, sentences=False)
+    known = None if encoder is None else embed(encoder, f"compressor_{SET}", cases, sentences=False)
     asked: list[tuple[Case, Sequence[str]]] = [(case, case.chunks) for case in cases]
     for mode in MODES:
         for case in cases:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.pictures import HEIGHT, WIDTH
+from bench.pictures import layered
 
 _LEAST_KEPT = 0.6
 _LOOKS: Mapping[str, tuple[str, str]] = {
@@ -66,28 +66,21 @@ def frontier(title: str, kept: str, lines: Mapping[str, Line]) -> dict[str, Any]
         "legend": {"title": None, "orient": "bottom", "labelLimit": 400},
     }
     at = {"x": x, "y": y, "color": colour}
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": {"text": title, "anchor": "start", "fontSize": 17},
-        "width": WIDTH,
-        "height": HEIGHT,
-        "background": "white",
-        "layer": [
-            {
-                "data": {"values": curve},
-                "mark": {"type": "line", "strokeWidth": 2.5, "clip": True},
-                "encoding": {**at, "order": {"field": "saved"}},
-            },
-            {
-                "data": {"values": dots},
-                "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
-                "encoding": at,
-            },
-            {
-                "data": {"values": named},
-                "mark": {"type": "text", "align": "left", "dx": 9, "dy": 14, "fontSize": 12},
-                "encoding": {**at, "text": {"field": "text"}},
-            },
-        ],
-        "config": {"axis": {"labelFontSize": 13, "titleFontSize": 14}, "legend": {"labelFontSize": 13}},
-    }
+    layers: list[dict[str, Any]] = [
+        {
+            "data": {"values": curve},
+            "mark": {"type": "line", "strokeWidth": 2.5, "clip": True},
+            "encoding": {**at, "order": {"field": "saved"}},
+        },
+        {
+            "data": {"values": dots},
+            "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
+            "encoding": at,
+        },
+        {
+            "data": {"values": named},
+            "mark": {"type": "text", "align": "left", "dx": 9, "dy": 14, "fontSize": 12},
+            "encoding": {**at, "text": {"field": "text"}},
+        },
+    ]
+    return layered(title, layers)

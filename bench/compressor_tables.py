@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cells import Figures, head, row, yes
+from bench.cells import Figures, head, row, with_notes, yes
 
 _SYSTEMS = {
     "bm25_top3": "BM25, best 3 chunks",
@@ -94,11 +94,7 @@ def compressor_tables(result: Mapping[str, Any]) -> str:
         f"tokens by {said['tokens']}, {result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), "
         f"Python {machine['python']}."
     )
-    texts += [f"{part}: measured on commit {commit[:12]}." for part, commit in said.get("kept", {}).items()]
-    skipped = [f"Not measured: {item}." for item in result["skipped"]]
-    if skipped:
-        texts.append("\n".join(skipped))
-    return "\n\n".join(texts)
+    return with_notes(texts, result)
 
 
 def _goals(figures: _Figures) -> list[str]:

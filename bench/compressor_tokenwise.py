@@ -14,17 +14,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from bench.cache_vectors import KeptEncoder
+from bench.compressor_local import MODEL, SET, cases_for_engine
 from bench.compressor_product import Product
 from bench.compressor_vectors import embed
 from bench.result import Result
 from mesh.errors import TenthError
-from services.compressor.datasets import Case, answered, read
+from services.compressor.datasets import Case, answered
 from services.compressor.documents import Documents
 from services.compressor.fit import vectors_of
 from services.compressor.ranking import Level, Query
@@ -36,9 +36,7 @@ from services.inference.vllm_load import EngineOptions
 from services.router.scores import mean, ratio, resamples
 
 PART = "tokenwise"
-MODEL = "smollm2-135m-instruct"
 SHARES = (0.20, 0.35, 0.50)
-_SET = "nq_gold_passages"
 _ROWS, _QUICK_ROWS = 60, 6
 _RESAMPLES = 1000
 _WINDOW_TOKENS = 2048
@@ -60,16 +58,8 @@ def measure(
     held_out: bool,
 ) -> None:
     """All of it, or the reason why not."""
-    if not (data / "compressor" / f"{_SET}.jsonl.gz").is_file():
-        result.skipped.append(f"{PART}: no {_SET}")
-        return
-    if find_spec("vllm") is None or not (models_dir / MODEL).is_dir():
-        result.skipped.append(f"{PART}: no vLLM, or no {MODEL} in the models folder")
-        return
-    try:
-        cases = [case for case in read(data, _SET, seed) if not (held_out and case.training)]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        result.skipped.append(f"{PART}: {_SET} cannot be read: {error or type(error).__name__}")
+    cases = cases_for_engine(result, PART, data, models_dir, seed, held_out=held_out)
+    if cases is None:
         return
     wanted = min(len(cases), _QUICK_ROWS if result.quick else _ROWS)
     cases = random.Random(seed).sample(cases, wanted)  # noqa: S311  (a sample of rows)
@@ -82,7 +72,7 @@ def measure(
         result.skipped.append(f"{PART}: the engine does not run here: {error}")
         return
     bench = Measured(result, cases, product, seed)
-    known = None if encoder is None else embed(encoder, f"compressor_{_SET}", cases, sentences=False)
+    known = None if encoder is None else embed(encoder, f"compressor_{SET}", cases, sentences=False)
     prepared = {"extractive_words": bench.prepared(None)}
     if known is not None:
         prepared["extractive"] = bench.prepared(known)

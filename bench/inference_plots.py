@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.inference_schemes import BASE, SCHEMES
-from bench.pictures import HEIGHT, WIDTH
+from bench.pictures import layered
 
 _COLOURS = ("#8a8f98", "#1f6feb", "#9c36b5", "#d9480f", "#f59f00")
 _SPEED = re.compile(r"(\w+)/vllm/tokens_per_s_c(\d+)")
@@ -51,7 +51,7 @@ def _speed(values: list[dict[str, Any]]) -> dict[str, Any]:
     }
     y = {"field": "tokens", "type": "quantitative", "title": "output tokens a second, all sequences"}
     at = {"x": x, "y": y, "color": _colour([each["scheme"] for each in values])}
-    return _picture(
+    return layered(
         "Tokens a second by precision",
         [
             {"data": {"values": values}, "mark": {"type": "line", "strokeWidth": 2.5, "point": True}, "encoding": at},
@@ -76,7 +76,7 @@ def _quality(values: list[dict[str, Any]]) -> dict[str, Any]:
     }
     colour = _colour([each["scheme"] for each in values])
     data = {"values": values}
-    return _picture(
+    return layered(
         "What smaller weights cost in perplexity",
         [
             {
@@ -104,16 +104,4 @@ def _colour(there: list[str]) -> dict[str, Any]:
         "type": "nominal",
         "scale": {"domain": [said for said, _ in looks], "range": [colour for _, colour in looks]},
         "legend": {"title": None, "orient": "bottom", "columns": 3, "labelLimit": 400},
-    }
-
-
-def _picture(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": {"text": title, "anchor": "start", "fontSize": 17},
-        "width": WIDTH,
-        "height": HEIGHT,
-        "background": "white",
-        "layer": layers,
-        "config": {"axis": {"labelFontSize": 13, "titleFontSize": 14}, "legend": {"labelFontSize": 13}},
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import inference_stream
-from bench.cells import Figures, head, row, yes
+from bench.cells import Figures, head, row, with_notes, yes
 from bench.inference_schemes import BASE, PART, SCHEMES
 
 _CONCURRENCIES = (1, 8, 32, 64)
@@ -104,11 +104,7 @@ def inference_tables(result: Mapping[str, Any]) -> str:
         f"({machine['machine']}), Python {machine['python']}, {result['seconds']:.0f} s, seed {said.get('seed')}; "
         f"load average before: {said.get('load_before')}."
     )
-    texts += [f"{part}: measured on commit {commit[:12]}." for part, commit in said.get("kept", {}).items()]
-    skipped = [f"Not measured: {item}." for item in result["skipped"]]
-    if skipped:
-        texts.append("\n".join(skipped))
-    return "\n\n".join(texts)
+    return with_notes(texts, result)
 
 
 def _goals(figures: _Figures) -> list[str]:

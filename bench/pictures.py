@@ -12,6 +12,19 @@ WIDTH, HEIGHT = 860, 420
 _SCALE = 2.0
 
 
+def layered(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A Vega-Lite picture of layers under a title."""
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "title": {"text": title, "anchor": "start", "fontSize": 17},
+        "width": WIDTH,
+        "height": HEIGHT,
+        "background": "white",
+        "layer": layers,
+        "config": {"axis": {"labelFontSize": 13, "titleFontSize": 14}, "legend": {"labelFontSize": 13}},
+    }
+
+
 def draw(file: Path, picture: Mapping[str, Any]) -> str:
     """Write one PNG of a Vega-Lite picture. Returns why there is none, else an empty string."""
     if find_spec("vl_convert") is None:

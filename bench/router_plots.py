@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.pictures import HEIGHT, WIDTH
+from bench.pictures import layered
 from bench.router_costs import Frontier
 from services.router.scores import SHARES, Curve
 
@@ -34,7 +34,7 @@ def call_shares(
     ]
     x = _axis("share", f"share of calls to {strong}", [0.0, 1.0], ".0%")
     y = _axis("quality", f"mean quality, {weak} otherwise", None, ".2f")
-    return _picture(
+    return layered(
         f"{set_name}: quality by the share of strong calls",
         [
             {
@@ -56,7 +56,7 @@ def costs(set_name: str, best: str, frontier: Frontier) -> dict[str, Any]:
     looks = _looks(list(frontier.by_system))
     grey = {"value": "#868e96"}
     at = {"x": x, "y": y}
-    return _picture(
+    return layered(
         f"{set_name}: quality by cost",
         [
             {
@@ -114,15 +114,3 @@ def _looks(systems: Sequence[str]) -> dict[str, Any]:
 def _axis(field: str, title: str, domain: list[float] | None, form: str) -> dict[str, Any]:
     scale = {"domain": domain} if domain else {"zero": False}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": {"format": form}}
-
-
-def _picture(title: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "title": {"text": title, "anchor": "start", "fontSize": 17},
-        "width": WIDTH,
-        "height": HEIGHT,
-        "background": "white",
-        "layer": layers,
-        "config": {"axis": {"labelFontSize": 13, "titleFontSize": 14}, "legend": {"labelFontSize": 13}},
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.cells import Figures, head, row
+from bench.cells import Figures, head, row, with_notes
 
 SYSTEMS = {
     "ours_in_domain": "Tenth, in domain",
@@ -60,10 +60,7 @@ def router_tables(result: Mapping[str, Any]) -> str:
         f"Commit {result['commit'][:12]}, rows: {said['rows']}, seed {said['seed']}, "
         f"{result['seconds']:.0f} s, {machine['cpus']} CPUs ({machine['machine']}), Python {machine['python']}."
     )
-    skipped = [f"Not measured: {item}." for item in result["skipped"]]
-    if skipped:
-        texts.append("\n".join(skipped))
-    return "\n\n".join(texts)
+    return with_notes(texts, result)
 
 
 def _apgr(figures: _Figures, said: Mapping[str, Any]) -> list[str]:
