@@ -10,18 +10,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import psutil
 import pytest
 import pytest_asyncio
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from mesh.errors import TenthError
 from services.inference.adapters import AdaptedBackend, read_adapter
@@ -33,6 +30,7 @@ from services.inference.vllm import VllmBackend
 from services.inference.vllm_async import AsyncEngine
 from services.inference.vllm_engine import EngineCounts
 from services.inference.vllm_load import EngineOptions
+from tests.integration.inference.span_collector import Collector
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -56,28 +54,6 @@ OPTIONS = EngineOptions(
     limits=QueueLimits(RUNNING, 8),
 )
 TRACE_ID, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans it is sent."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-
-    def Export(self, request: trace_service_pb2.ExportTraceServiceRequest, context: object) -> Any:
-        self.spans += [span for group in request.resource_spans for scope in group.scope_spans for span in scope.spans]
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[tuple[Collector, str]]:
-    server = grpc.server(ThreadPoolExecutor(1))
-    result = Collector()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(result, server)  # type: ignore[no-untyped-call]  # generated without types
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield result, f"127.0.0.1:{port}"
-    server.stop(0)
 
 
 def write_adapter(folder: Path) -> Path:
@@ -274,10 +250,11 @@ async def test_what_the_engine_refuses_is_that_requests_problem_alone(backend: V
 
 
 async def test_the_engines_span_joins_the_trace(backend: VllmBackend, collector: tuple[Collector, str]) -> None:
+    earlier = len(collector[0].spans)  # Of another module's engine.
     await backend.generate(generation("Hello", traceparent=f"00-{TRACE_ID}-{PARENT}-01"), meter())
 
     def found() -> list[Any]:
-        return [span for span in collector[0].spans if span.trace_id.hex() == TRACE_ID]
+        return [span for _, span in collector[0].spans[earlier:] if span.trace_id.hex() == TRACE_ID]
 
     await until(lambda: bool(found()), 20)
     assert (found()[0].name, found()[0].parent_span_id.hex()) == ("llm_request", PARENT)

@@ -11,29 +11,13 @@ from bench.compressor_product import Product, shipped_plans
 from bench.compressor_rag import KEYS, Choice, Tools, measure
 from bench.result import Result
 from services.compressor import weights
-from services.compressor.prompt import Message, Prompt
+from tests.unit.bench.bench_words import Words
 
 
 def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     (folder / "compressor").mkdir(exist_ok=True)
     with gzip.open(folder / "compressor" / f"{name}.jsonl.gz", "wt", encoding="utf-8") as out:
         out.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-class Words:
-    """A token is a word."""
-
-    def text(self, text: str) -> int:
-        return len(text.split())
-
-    def message(self, message: Message) -> int:
-        return sum(map(self.text, message.texts))
-
-    def chunk(self, text: str) -> int:
-        return self.text(text)
-
-    def prompt(self, prompt: Prompt) -> int:
-        return sum(map(self.message, prompt.messages)) + sum(map(self.chunk, prompt.chunks))
 
 
 def tools() -> Tools:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 
@@ -13,32 +11,12 @@ from bench.compressor_tokenwise import Measured, shuffled
 from bench.result import Result
 from services.compressor import weights
 from services.compressor.datasets import Case
-from services.compressor.prompt import Message, Prompt
 from services.compressor.tokenwise import Surprisal
+from tests.unit.bench.bench_words import Words
 
 GOLD = "Lamps\nKeepers lit every lamp with burning matches at dusk long ago."
 OTHER = "Ships\nSailors steered big ships around dark rocks near land somehow."
 CASE = Case("1", "g", "what lit the lamps", (), (GOLD, OTHER), (0,), ("burning matches",))
-
-
-@dataclass(frozen=True)
-class Words:
-    """Counts words."""
-
-    def text(self, text: str) -> int:
-        return len(text.split())
-
-    def message(self, message: Message) -> int:
-        return sum(map(self.text, message.texts))
-
-    def chunk(self, text: str) -> int:
-        return self.text(text)
-
-    def prompt(self, prompt: Prompt) -> int:
-        return sum(map(self.chunk, prompt.chunks))
-
-    def tools(self, tools: Sequence[str]) -> int:
-        return sum(map(self.text, tools))
 
 
 def scored(text: str, dull: str) -> list[Surprisal]:
