@@ -39,7 +39,7 @@ test: install models check ## every check and every test
 check: install ## ruff, mypy, buf, import contracts, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy mesh services tenth_client sandbox bench models scripts tests
+	$(BIN)/mypy mesh services formats tenth_client sandbox bench models scripts tests
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/lint-imports --no-cache

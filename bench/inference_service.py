@@ -24,11 +24,11 @@ from tenth.inference.v1 import inference_pb2_grpc as rpc
 from tenth.type.v1 import chat_pb2
 
 from bench.inference_engine import EngineError, log_end
+from formats.openai import text_message
 from mesh.auth import Identity, Signer, set_identity
 from mesh.channel import MeshChannel, connect
 from mesh.settings import MeshSettings
 from mesh.telemetry import start_telemetry
-from tenth_client.openai_format import text_message
 from tenth_client.processes import healthy
 
 START_SECONDS = 240.0

@@ -1,9 +1,9 @@
 """What a backend service installs to call Tenth: a typed async client, and the ``tenth`` command."""
 
+from formats.openai import FormatError, completion_request, read_jsonl
 from tenth_client.client import Answer, Client, StreamEvent
 from tenth_client.connection import Connection, Tls
 from tenth_client.errors import TenthClientError
-from tenth_client.openai_format import FormatError, completion_request, read_jsonl
 
 __all__ = [
     "Answer",

@@ -16,12 +16,12 @@ from rich.text import Text
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from formats.openai import FormatError, text_message
 from tenth_client import cache_views as views
 from tenth_client.cache_files import STANDARD, Item, line_of, read_items, spooled, writing
 from tenth_client.cache_words import LANGUAGES, language, reason
 from tenth_client.commands import Command, request_of
 from tenth_client.errors import TenthClientError
-from tenth_client.openai_format import FormatError, text_message
 from tenth_client.rpc import Rpc
 
 _STUB = cache_pb2_grpc.CacheServiceStub

@@ -34,7 +34,7 @@ from google.protobuf import json_format
 from tenth.cache.v1 import cache_pb2
 from tenth.type.v1 import chat_pb2
 
-from tenth_client.openai_format import TIERS, FormatError, completion_request, parse_json, text_message
+from formats.openai import TIERS, FormatError, completion_request, parse_json, text_message
 
 STANDARD = "-"
 _PAIR_KEYS = {"question", "request", "answer", "namespace", "system", "model", "tier", "output_tokens", "tags"}

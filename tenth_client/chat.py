@@ -9,10 +9,10 @@ import sys
 from rich.console import Console
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from formats.openai import text_message
 from tenth_client.client import Client
 from tenth_client.errors import TenthClientError
 from tenth_client.money import percent, usd
-from tenth_client.openai_format import text_message
 from tenth_client.rpc import Rpc
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from formats.openai import FormatError
 from tenth_client import (
     budgets,
     cache_commands,
@@ -29,7 +30,6 @@ from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
 from tenth_client.money import usd
-from tenth_client.openai_format import FormatError
 from tenth_client.processes import StartError
 from tenth_client.reporting import commands as reporting
 from tenth_client.up import Mesh, MeshOptions

@@ -22,9 +22,9 @@ import grpc
 from tenth.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from formats.openai import messages_from_openai, text_message
 from tenth_client.connection import Tls, dial
 from tenth_client.errors import TenthClientError, decode
-from tenth_client.openai_format import messages_from_openai, text_message
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class Client:
     ) -> Answer:
         """Ask and wait for the whole answer. Raises TenthClientError; ValueError for messages that make no sense.
 
-        Instead of messages a whole CompletionRequest may be given (see ``openai_format.completion_request``).
+        Instead of messages a whole CompletionRequest may be given (see ``formats.openai.completion_request``).
         ``timeout`` is seconds over all attempts; ``traceparent`` joins the request to the caller's own trace.
         """
         request = self._request(

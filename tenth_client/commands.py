@@ -20,12 +20,12 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from tenth.trace.v1 import trace_pb2, trace_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from formats.openai import completion_request, parse_json, read_jsonl, text_message
 from tenth_client import traces
 from tenth_client.client import Client
 from tenth_client.connection import Tls, find
 from tenth_client.errors import TenthClientError
 from tenth_client.money import usd
-from tenth_client.openai_format import completion_request, parse_json, read_jsonl, text_message
 from tenth_client.processes import health_of, healthy
 from tenth_client.replay import LAYERS, Played, counts, play, summarize, waterfall
 from tenth_client.rpc import Rpc, replicas

@@ -12,10 +12,10 @@ from rich.console import Console
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from formats.openai import COMPRESSION_MODES, FormatError, completion_request, read_jsonl, text_message
 from tenth_client import compress_views as views
 from tenth_client.cache_words import LANGUAGES, language
 from tenth_client.compress_tokenwise import tokenwise
-from tenth_client.openai_format import COMPRESSION_MODES, FormatError, completion_request, read_jsonl, text_message
 from tenth_client.rpc import Rpc
 
 DEFAULT_MODEL = "gpt-4o"

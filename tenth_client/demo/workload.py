@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from tenth.type.v1 import chat_pb2
 
-from tenth_client.openai_format import completion_request
+from formats.openai import completion_request
 
 MAX_TOKENS = 24
 """Output tokens per answer: enough to read, few enough for two cores."""

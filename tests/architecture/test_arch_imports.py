@@ -38,7 +38,7 @@ NAMESPACES = {
 """Import packages that several distributions share: the longest prefix decides."""
 OUTSIDE_THE_RESOLVER = {"vllm"}
 """Installed by scripts/install.py, or by the extra `inference-gpu`; imported only when a local engine is asked for."""
-OURS = {"mesh", "services", "tenth", "tenth_client", "sandbox", "bench", "models"}
+OURS = {"mesh", "services", "tenth", "formats", "tenth_client", "sandbox", "bench", "models"}
 
 
 def sources(*tops: str) -> list[Path]:

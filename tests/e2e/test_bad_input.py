@@ -30,10 +30,10 @@ from tenth.orchestrator.v1 import orchestrator_pb2
 from tenth.router.v1 import router_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from formats.openai import text_message
 from tenth_client import Client, FormatError, TenthClientError, read_jsonl
 from tenth_client.connection import dial
 from tenth_client.errors import decode
-from tenth_client.openai_format import text_message
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh
 

@@ -23,9 +23,9 @@ from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
 from tenth.trace.v1 import trace_pb2, trace_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from formats.openai import text_message
 from tenth_client import Answer, Client, TenthClientError
 from tenth_client.local import missing_local_model
-from tenth_client.openai_format import text_message
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh, MeshOptions
 

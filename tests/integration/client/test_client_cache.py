@@ -20,6 +20,7 @@ from rich.console import Console
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.type.v1 import chat_pb2
 
+from formats.openai import FormatError
 from mesh.auth import Authenticator
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings
@@ -36,7 +37,6 @@ from services.cache.reports import Reports
 from services.cache.servicer import Board, CacheServicer, piece_size
 from tenth_client import cli
 from tenth_client.errors import TenthClientError
-from tenth_client.openai_format import FormatError
 from tests.cache_verifier import VERIFIER
 from tests.integration.cache.test_cache_service import WordEncoder, answer, ask
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from tenth.cache.v1 import cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2_grpc
 
+from formats.openai import FormatError
 from mesh.auth import Authenticator
 from mesh.catalog import WatchedFile
 from mesh.server import MeshServer
@@ -40,7 +41,6 @@ from services.compressor.weights import load
 from tenth_client import cli
 from tenth_client.compress_command import STRATEGIES, read
 from tenth_client.errors import TenthClientError
-from tenth_client.openai_format import FormatError
 
 API_KEY = "a key for tests"
 SYSTEM = "You are a helpful assistant.\n\n\n\n\nAnswer   briefly, in the language of the customer, without promises."

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 
+from formats.openai import FormatError
 from mesh.auth import Authenticator
 from mesh.server import MeshServer
 from mesh.settings import MeshSettings
@@ -25,7 +26,6 @@ from mesh.testing import KEY, memory_telemetry
 from services.compressor.tokenwise import Surprisal, budget_of, prune
 from tenth_client import cli
 from tenth_client.compress_command import documents
-from tenth_client.openai_format import FormatError
 
 API_KEY = "a key for tests"
 TEXT = "Lindqvist climbed up very steep stairs.\nNobody saw it.\nNothing else.\nHe lit an old lamp overhead.\n"

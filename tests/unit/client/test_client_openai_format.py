@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tenth.type.v1 import chat_pb2
 
+from formats.openai import FormatError, completion_request, parse_json, read_jsonl
 from tenth_client.client import to_messages
-from tenth_client.openai_format import FormatError, completion_request, parse_json, read_jsonl
 
 USER = {"role": "user", "content": "hello"}
 

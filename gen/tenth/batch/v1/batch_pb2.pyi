@@ -41,6 +41,8 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     """Cancelled."""
     BATCH_STATE_FAILED: _BatchState.ValueType  # 5
     """Could not run."""
+    BATCH_STATE_CANCELLING: _BatchState.ValueType  # 6
+    """Being cancelled: what is at a provider is waited for."""
 
 class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
     """How far a batch is."""
@@ -57,6 +59,8 @@ BATCH_STATE_CANCELLED: BatchState.ValueType  # 4
 """Cancelled."""
 BATCH_STATE_FAILED: BatchState.ValueType  # 5
 """Could not run."""
+BATCH_STATE_CANCELLING: BatchState.ValueType  # 6
+"""Being cancelled: what is at a provider is waited for."""
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
 @_typing.final
@@ -64,6 +68,26 @@ class Batch(_message.Message):
     """A batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -74,6 +98,18 @@ class Batch(_message.Message):
     FORECAST_NANO_USD_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    BASELINE_NANO_USD_FIELD_NUMBER: _builtins.int
+    SAVINGS_FIELD_NUMBER: _builtins.int
+    CACHE_HIT_COUNT_FIELD_NUMBER: _builtins.int
+    SHARED_COUNT_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
+    OVERHEAD_NANO_USD_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_REASON_FIELD_NUMBER: _builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Its id."""
     state: Global___BatchState.ValueType
@@ -88,6 +124,20 @@ class Batch(_message.Message):
     """Spent so far."""
     forecast_nano_usd: _builtins.int
     """Expected in all."""
+    baseline_nano_usd: _builtins.int
+    """What the items done so far would have cost on the baseline model, online."""
+    cache_hit_count: _builtins.int
+    """Of done_count, answered by the cache."""
+    shared_count: _builtins.int
+    """Of done_count, answered with another item's answer, the question being the same."""
+    overhead_nano_usd: _builtins.int
+    """Spent beside the answers; part of actual_nano_usd."""
+    error_reason: _builtins.str
+    """Why it could not run, with FAILED."""
+    error_message: _builtins.str
+    """For a person."""
+    run: _builtins.int
+    """Which run this is: 1, and one more for each RetryFailed."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -95,6 +145,26 @@ class Batch(_message.Message):
     @_builtins.property
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
         """When it must be done."""
+
+    @_builtins.property
+    def savings(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.LayerSaving]:
+        """Savings of the items done so far, by layer."""
+
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaneCount]:
+        """Items by the lane that answered them."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When its items and results are deleted."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels, as given."""
 
     def __init__(
         self,
@@ -108,14 +178,52 @@ class Batch(_message.Message):
         forecast_nano_usd: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        baseline_nano_usd: _builtins.int = ...,
+        savings: _abc.Iterable[_receipt_pb2.LayerSaving] | None = ...,
+        cache_hit_count: _builtins.int = ...,
+        shared_count: _builtins.int = ...,
+        lanes: _abc.Iterable[Global___LaneCount] | None = ...,
+        overhead_nano_usd: _builtins.int = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        error_reason: _builtins.str = ...,
+        error_message: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        run: _builtins.int = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_nano_usd", b"actual_nano_usd", "batch_id", b"batch_id", "create_time", b"create_time", "deadline_time", b"deadline_time", "done_count", b"done_count", "failed_count", b"failed_count", "forecast_nano_usd", b"forecast_nano_usd", "item_count", b"item_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_nano_usd", b"actual_nano_usd", "baseline_nano_usd", b"baseline_nano_usd", "batch_id", b"batch_id", "cache_hit_count", b"cache_hit_count", "create_time", b"create_time", "deadline_time", b"deadline_time", "done_count", b"done_count", "end_time", b"end_time", "error_message", b"error_message", "error_reason", b"error_reason", "expire_time", b"expire_time", "failed_count", b"failed_count", "forecast_nano_usd", b"forecast_nano_usd", "item_count", b"item_count", "lanes", b"lanes", "overhead_nano_usd", b"overhead_nano_usd", "run", b"run", "savings", b"savings", "shared_count", b"shared_count", "state", b"state", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Batch: _TypeAlias = Batch  # noqa: Y015
+
+@_typing.final
+class LaneCount(_message.Message):
+    """How many items a lane answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    lane: _builtins.str
+    """"local", "openai", "anthropic" or "online"."""
+    item_count: _builtins.int
+    """Items."""
+    def __init__(
+        self,
+        *,
+        lane: _builtins.str = ...,
+        item_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_count", b"item_count", "lane", b"lane"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaneCount: _TypeAlias = LaneCount  # noqa: Y015
 
 @_typing.final
 class BatchHeader(_message.Message):
@@ -123,10 +231,32 @@ class BatchHeader(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     COMPLETION_WINDOW_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LANES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID for safe retries."""
     user_id: _builtins.str
@@ -137,6 +267,14 @@ class BatchHeader(_message.Message):
     def completion_window(self) -> _duration_pb2.Duration:
         """How long the answers may take; 1 minute to 7 days."""
 
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of every item, for reports; at most 16. An item's own go before them."""
+
+    @_builtins.property
+    def lanes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lanes that may be used: "local", "openai", "anthropic", "online". Empty: all."""
+
     def __init__(
         self,
         *,
@@ -144,10 +282,12 @@ class BatchHeader(_message.Message):
         completion_window: _duration_pb2.Duration | None = ...,
         user_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        lanes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completion_window", b"completion_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_window", b"completion_window", "project_id", b"project_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_window", b"completion_window", "lanes", b"lanes", "project_id", b"project_id", "request_id", b"request_id", "tags", b"tags", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -544,3 +684,157 @@ class RetryFailedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryFailedResponse: _TypeAlias = RetryFailedResponse  # noqa: Y015
+
+@_typing.final
+class EnqueueCompletionRequest(_message.Message):
+    """A request that can wait."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> _chat_pb2.CompletionRequest:
+        """The request; request_id and policy.completion_window are required."""
+
+    def __init__(
+        self,
+        *,
+        request: _chat_pb2.CompletionRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnqueueCompletionRequest: _TypeAlias = EnqueueCompletionRequest  # noqa: Y015
+
+@_typing.final
+class EnqueueCompletionResponse(_message.Message):
+    """It is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it must be answered."""
+
+    def __init__(
+        self,
+        *,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnqueueCompletionResponse: _TypeAlias = EnqueueCompletionResponse  # noqa: Y015
+
+@_typing.final
+class GetQueuedCompletionRequest(_message.Message):
+    """Asks for an enqueued request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQueuedCompletionRequest: _TypeAlias = GetQueuedCompletionRequest  # noqa: Y015
+
+@_typing.final
+class GetQueuedCompletionResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ended: _builtins.bool
+    """False while it waits or runs; the rest is then empty, but for deadline_time."""
+    @_builtins.property
+    def result(self) -> Global___StreamBatchResultsResponse:
+        """Its result."""
+
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it must be answered."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the result is deleted."""
+
+    def __init__(
+        self,
+        *,
+        ended: _builtins.bool = ...,
+        result: Global___StreamBatchResultsResponse | None = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "expire_time", b"expire_time", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_time", b"deadline_time", "ended", b"ended", "expire_time", b"expire_time", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQueuedCompletionResponse: _TypeAlias = GetQueuedCompletionResponse  # noqa: Y015
+
+@_typing.final
+class DeleteUserItemsRequest(_message.Message):
+    """Whose items to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The end user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserItemsRequest: _TypeAlias = DeleteUserItemsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteUserItemsResponse(_message.Message):
+    """What was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    item_count: _builtins.int
+    """Items."""
+    def __init__(
+        self,
+        *,
+        item_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_count", b"item_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteUserItemsResponse: _TypeAlias = DeleteUserItemsResponse  # noqa: Y015

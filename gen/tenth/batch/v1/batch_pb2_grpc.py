@@ -65,6 +65,21 @@ class BatchServiceStub:
                 request_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.RetryFailedRequest.SerializeToString,
                 response_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.RetryFailedResponse.FromString,
                 _registered_method=True)
+        self.EnqueueCompletion = channel.unary_unary(
+                '/tenth.batch.v1.BatchService/EnqueueCompletion',
+                request_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.EnqueueCompletionRequest.SerializeToString,
+                response_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.EnqueueCompletionResponse.FromString,
+                _registered_method=True)
+        self.GetQueuedCompletion = channel.unary_unary(
+                '/tenth.batch.v1.BatchService/GetQueuedCompletion',
+                request_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.GetQueuedCompletionRequest.SerializeToString,
+                response_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.GetQueuedCompletionResponse.FromString,
+                _registered_method=True)
+        self.DeleteUserItems = channel.unary_unary(
+                '/tenth.batch.v1.BatchService/DeleteUserItems',
+                request_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.DeleteUserItemsRequest.SerializeToString,
+                response_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.DeleteUserItemsResponse.FromString,
+                _registered_method=True)
 
 
 class BatchServiceServicer:
@@ -108,7 +123,29 @@ class BatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryFailed(self, request, context):
-        """Runs the failed items again.
+        """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnqueueCompletion(self, request, context):
+        """Takes one request that can wait; such requests are gathered into batches. Idempotent by request_id. For the
+        orchestrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQueuedCompletion(self, request, context):
+        """What became of an enqueued request. NOT_FOUND for one that never was, or is forgotten. For the orchestrator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUserItems(self, request, context):
+        """Deletes one end user's items, asked and answered, from every ended batch, and those that wait from every other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +183,21 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     servicer.RetryFailed,
                     request_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.RetryFailedRequest.FromString,
                     response_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.RetryFailedResponse.SerializeToString,
+            ),
+            'EnqueueCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnqueueCompletion,
+                    request_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.EnqueueCompletionRequest.FromString,
+                    response_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.EnqueueCompletionResponse.SerializeToString,
+            ),
+            'GetQueuedCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQueuedCompletion,
+                    request_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.GetQueuedCompletionRequest.FromString,
+                    response_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.GetQueuedCompletionResponse.SerializeToString,
+            ),
+            'DeleteUserItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUserItems,
+                    request_deserializer=tenth_dot_batch_dot_v1_dot_batch__pb2.DeleteUserItemsRequest.FromString,
+                    response_serializer=tenth_dot_batch_dot_v1_dot_batch__pb2.DeleteUserItemsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +363,87 @@ class BatchService:
             '/tenth.batch.v1.BatchService/RetryFailed',
             tenth_dot_batch_dot_v1_dot_batch__pb2.RetryFailedRequest.SerializeToString,
             tenth_dot_batch_dot_v1_dot_batch__pb2.RetryFailedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnqueueCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.batch.v1.BatchService/EnqueueCompletion',
+            tenth_dot_batch_dot_v1_dot_batch__pb2.EnqueueCompletionRequest.SerializeToString,
+            tenth_dot_batch_dot_v1_dot_batch__pb2.EnqueueCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQueuedCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.batch.v1.BatchService/GetQueuedCompletion',
+            tenth_dot_batch_dot_v1_dot_batch__pb2.GetQueuedCompletionRequest.SerializeToString,
+            tenth_dot_batch_dot_v1_dot_batch__pb2.GetQueuedCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUserItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.batch.v1.BatchService/DeleteUserItems',
+            tenth_dot_batch_dot_v1_dot_batch__pb2.DeleteUserItemsRequest.SerializeToString,
+            tenth_dot_batch_dot_v1_dot_batch__pb2.DeleteUserItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,7 +46,15 @@ class BatchServiceStub:
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]
     """Stops a batch; what ran is billed. Idempotent."""
     RetryFailed: _grpc.UnaryUnaryMultiCallable[_batch_pb2.RetryFailedRequest, _batch_pb2.RetryFailedResponse]
-    """Runs the failed items again."""
+    """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent."""
+    EnqueueCompletion: _grpc.UnaryUnaryMultiCallable[_batch_pb2.EnqueueCompletionRequest, _batch_pb2.EnqueueCompletionResponse]
+    """Takes one request that can wait; such requests are gathered into batches. Idempotent by request_id. For the
+    orchestrator.
+    """
+    GetQueuedCompletion: _grpc.UnaryUnaryMultiCallable[_batch_pb2.GetQueuedCompletionRequest, _batch_pb2.GetQueuedCompletionResponse]
+    """What became of an enqueued request. NOT_FOUND for one that never was, or is forgotten. For the orchestrator."""
+    DeleteUserItems: _grpc.UnaryUnaryMultiCallable[_batch_pb2.DeleteUserItemsRequest, _batch_pb2.DeleteUserItemsResponse]
+    """Deletes one end user's items, asked and answered, from every ended batch, and those that wait from every other."""
 
 @_typing.type_check_only
 class BatchServiceAsyncStub(BatchServiceStub):
@@ -66,7 +74,15 @@ class BatchServiceAsyncStub(BatchServiceStub):
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]  # type: ignore[assignment]
     """Stops a batch; what ran is billed. Idempotent."""
     RetryFailed: _aio.UnaryUnaryMultiCallable[_batch_pb2.RetryFailedRequest, _batch_pb2.RetryFailedResponse]  # type: ignore[assignment]
-    """Runs the failed items again."""
+    """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent."""
+    EnqueueCompletion: _aio.UnaryUnaryMultiCallable[_batch_pb2.EnqueueCompletionRequest, _batch_pb2.EnqueueCompletionResponse]  # type: ignore[assignment]
+    """Takes one request that can wait; such requests are gathered into batches. Idempotent by request_id. For the
+    orchestrator.
+    """
+    GetQueuedCompletion: _aio.UnaryUnaryMultiCallable[_batch_pb2.GetQueuedCompletionRequest, _batch_pb2.GetQueuedCompletionResponse]  # type: ignore[assignment]
+    """What became of an enqueued request. NOT_FOUND for one that never was, or is forgotten. For the orchestrator."""
+    DeleteUserItems: _aio.UnaryUnaryMultiCallable[_batch_pb2.DeleteUserItemsRequest, _batch_pb2.DeleteUserItemsResponse]  # type: ignore[assignment]
+    """Deletes one end user's items, asked and answered, from every ended batch, and those that wait from every other."""
 
 class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs batches durably."""
@@ -119,6 +135,32 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _batch_pb2.RetryFailedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.RetryFailedResponse, _abc.Awaitable[_batch_pb2.RetryFailedResponse]]:
-        """Runs the failed items again."""
+        """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def EnqueueCompletion(
+        self,
+        request: _batch_pb2.EnqueueCompletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.EnqueueCompletionResponse, _abc.Awaitable[_batch_pb2.EnqueueCompletionResponse]]:
+        """Takes one request that can wait; such requests are gathered into batches. Idempotent by request_id. For the
+        orchestrator.
+        """
+
+    @_abc_1.abstractmethod
+    def GetQueuedCompletion(
+        self,
+        request: _batch_pb2.GetQueuedCompletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.GetQueuedCompletionResponse, _abc.Awaitable[_batch_pb2.GetQueuedCompletionResponse]]:
+        """What became of an enqueued request. NOT_FOUND for one that never was, or is forgotten. For the orchestrator."""
+
+    @_abc_1.abstractmethod
+    def DeleteUserItems(
+        self,
+        request: _batch_pb2.DeleteUserItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batch_pb2.DeleteUserItemsResponse, _abc.Awaitable[_batch_pb2.DeleteUserItemsResponse]]:
+        """Deletes one end user's items, asked and answered, from every ended batch, and those that wait from every other."""
 
 def add_BatchServiceServicer_to_server(servicer: BatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

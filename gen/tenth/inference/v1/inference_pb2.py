@@ -23,42 +23,73 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
 from tenth.type.v1 import receipt_pb2 as tenth_dot_type_dot_v1_dot_receipt__pb2
 from tenth.type.v1 import usage_pb2 as tenth_dot_type_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tenth/inference/v1/inference.proto\x12\x12tenth.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"\x92\x05\n\x13GenerateTextRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x08messages\x18\x04 \x03(\x0b\x32\x1a.tenth.type.v1.ChatMessage\x12\x37\n\x10retrieved_chunks\x18\x05 \x03(\x0b\x32\x1d.tenth.type.v1.RetrievedChunk\x12\"\n\x05tools\x18\x06 \x03(\x0b\x32\x13.tenth.type.v1.Tool\x12.\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x19.tenth.type.v1.ToolChoice\x12\x36\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x1d.tenth.type.v1.ResponseFormat\x12\x33\n\x08sampling\x18\t \x01(\x0b\x32!.tenth.type.v1.SamplingParameters\x12,\n\x07purpose\x18\n \x01(\x0e\x32\x1b.tenth.inference.v1.Purpose\x12\x1a\n\x12price_book_version\x18\x0b \x01(\x03\x12\x16\n\x0ereservation_id\x18\x0c \x01(\t\x12#\n\x1b\x65stimated_input_token_count\x18\r \x01(\x03\x12\x12\n\nproject_id\x18\x0e \x01(\t\x12\x17\n\x0fprompt_logprobs\x18\x0f \x01(\x08\x12#\n\x1bstable_prefix_message_count\x18\x12 \x01(\x05\x12\x16\n\x0eprefix_version\x18\x10 \x01(\t\x12.\n\x08priority\x18\x11 \x01(\x0e\x32\x1c.tenth.inference.v1.Priority\"_\n\x0bPromptToken\x12\x17\n\x0fstart_character\x18\x01 \x01(\x05\x12\x15\n\rend_character\x18\x02 \x01(\x05\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\xa1\x02\n\x14GenerateTextResponse\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\x11\n\tquantized\x18\x02 \x01(\x08\x12\x16\n\x0eprovider_model\x18\x03 \x01(\t\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\rprompt_tokens\x18\x05 \x03(\x0b\x32\x1f.tenth.inference.v1.PromptToken\x12.\n\toverheads\x18\x06 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"X\n\x19StreamGenerateTextRequest\x12;\n\ngeneration\x18\x01 \x01(\x0b\x32\'.tenth.inference.v1.GenerateTextRequest\"\xcc\x01\n\x1aStreamGenerateTextResponse\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32%.tenth.inference.v1.GenerationStartedH\x00\x12/\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12:\n\x08\x66inished\x18\x03 \x01(\x0b\x32&.tenth.inference.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"+\n\x11GenerationStarted\x12\x16\n\x0eprovider_model\x18\x01 \x01(\t\"\xf9\x01\n\x12GenerationFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x11\n\tquantized\x18\x03 \x01(\x08\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\toverheads\x18\x05 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\"@\n\x17ListServedModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8a\x01\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rrunning_count\x18\x06 \x01(\x05\x12\x11\n\tquantized\x18\x07 \x01(\x08\"d\n\x18ListServedModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.tenth.inference.v1.ServedModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb6\x01\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_ANSWER\x10\x01\x12\x16\n\x12PURPOSE_CLASSIFIER\x10\x02\x12\x13\n\x0fPURPOSE_SANDBOX\x10\x03\x12\x13\n\x0fPURPOSE_SUMMARY\x10\x04\x12\x15\n\x11PURPOSE_TOKENWISE\x10\x05\x12\x12\n\x0ePURPOSE_SHADOW\x10\x06\x12\x11\n\rPURPOSE_JUDGE\x10\x07*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02\x32\xdb\x02\n\x10InferenceService\x12u\n\x12StreamGenerateText\x12-.tenth.inference.v1.StreamGenerateTextRequest\x1a..tenth.inference.v1.StreamGenerateTextResponse0\x01\x12\x61\n\x0cGenerateText\x12\'.tenth.inference.v1.GenerateTextRequest\x1a(.tenth.inference.v1.GenerateTextResponse\x12m\n\x10ListServedModels\x12+.tenth.inference.v1.ListServedModelsRequest\x1a,.tenth.inference.v1.ListServedModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tenth/inference/v1/inference.proto\x12\x12tenth.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"\x92\x05\n\x13GenerateTextRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12,\n\x08messages\x18\x04 \x03(\x0b\x32\x1a.tenth.type.v1.ChatMessage\x12\x37\n\x10retrieved_chunks\x18\x05 \x03(\x0b\x32\x1d.tenth.type.v1.RetrievedChunk\x12\"\n\x05tools\x18\x06 \x03(\x0b\x32\x13.tenth.type.v1.Tool\x12.\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x19.tenth.type.v1.ToolChoice\x12\x36\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x1d.tenth.type.v1.ResponseFormat\x12\x33\n\x08sampling\x18\t \x01(\x0b\x32!.tenth.type.v1.SamplingParameters\x12,\n\x07purpose\x18\n \x01(\x0e\x32\x1b.tenth.inference.v1.Purpose\x12\x1a\n\x12price_book_version\x18\x0b \x01(\x03\x12\x16\n\x0ereservation_id\x18\x0c \x01(\t\x12#\n\x1b\x65stimated_input_token_count\x18\r \x01(\x03\x12\x12\n\nproject_id\x18\x0e \x01(\t\x12\x17\n\x0fprompt_logprobs\x18\x0f \x01(\x08\x12#\n\x1bstable_prefix_message_count\x18\x12 \x01(\x05\x12\x16\n\x0eprefix_version\x18\x10 \x01(\t\x12.\n\x08priority\x18\x11 \x01(\x0e\x32\x1c.tenth.inference.v1.Priority\"_\n\x0bPromptToken\x12\x17\n\x0fstart_character\x18\x01 \x01(\x05\x12\x15\n\rend_character\x18\x02 \x01(\x05\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\xa1\x02\n\x14GenerateTextResponse\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\x11\n\tquantized\x18\x02 \x01(\x08\x12\x16\n\x0eprovider_model\x18\x03 \x01(\t\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\rprompt_tokens\x18\x05 \x03(\x0b\x32\x1f.tenth.inference.v1.PromptToken\x12.\n\toverheads\x18\x06 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\"X\n\x19StreamGenerateTextRequest\x12;\n\ngeneration\x18\x01 \x01(\x0b\x32\'.tenth.inference.v1.GenerateTextRequest\"\xcc\x01\n\x1aStreamGenerateTextResponse\x12\x38\n\x07started\x18\x01 \x01(\x0b\x32%.tenth.inference.v1.GenerationStartedH\x00\x12/\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12:\n\x08\x66inished\x18\x03 \x01(\x0b\x32&.tenth.inference.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"+\n\x11GenerationStarted\x12\x16\n\x0eprovider_model\x18\x01 \x01(\t\"\xf9\x01\n\x12GenerationFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\x11\n\tquantized\x18\x03 \x01(\x08\x12\x36\n\x13time_to_first_token\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\toverheads\x18\x05 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\"@\n\x17ListServedModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8a\x01\n\x0bServedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x15\n\rrunning_count\x18\x06 \x01(\x05\x12\x11\n\tquantized\x18\x07 \x01(\x08\"d\n\x18ListServedModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.tenth.inference.v1.ServedModel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9a\x01\n\x1aSubmitProviderBatchRequest\x12\x35\n\x04head\x18\x01 \x01(\x0b\x32%.tenth.inference.v1.ProviderBatchHeadH\x00\x12=\n\ngeneration\x18\x02 \x01(\x0b\x32\'.tenth.inference.v1.GenerateTextRequestH\x00\x42\x06\n\x04part\"i\n\x11ProviderBatchHead\x12\x15\n\rsubmission_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\nbegin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf6\x01\n\rProviderBatch\x12\x19\n\x11provider_batch_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x35\n\x05state\x18\x03 \x01(\x0e\x32&.tenth.inference.v1.ProviderBatchState\x12\x12\n\nitem_count\x18\x04 \x01(\x03\x12\x12\n\ndone_count\x18\x05 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x06 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x08 \x01(\t\"^\n\x1bSubmitProviderBatchResponse\x12\x30\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32!.tenth.inference.v1.ProviderBatch\x12\r\n\x05\x66ound\x18\x02 \x01(\x08\"C\n\x17GetProviderBatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11provider_batch_id\x18\x02 \x01(\t\"L\n\x18GetProviderBatchResponse\x12\x30\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32!.tenth.inference.v1.ProviderBatch\"M\n!StreamProviderBatchResultsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11provider_batch_id\x18\x02 \x01(\t\"\xc9\x01\n\"StreamProviderBatchResultsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12:\n\x06\x61nswer\x18\x03 \x01(\x0b\x32(.tenth.inference.v1.GenerateTextResponseH\x00\x12\x37\n\x05\x65rror\x18\x04 \x01(\x0b\x32&.tenth.inference.v1.ProviderBatchErrorH\x00\x42\t\n\x07outcome\"m\n\x12ProviderBatchError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12#\n\x05usage\x18\x04 \x01(\x0b\x32\x14.tenth.type.v1.Usage\"F\n\x1a\x43\x61ncelProviderBatchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11provider_batch_id\x18\x02 \x01(\t\"O\n\x1b\x43\x61ncelProviderBatchResponse\x12\x30\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32!.tenth.inference.v1.ProviderBatch\".\n\x1dGetProviderBatchLimitsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8e\x01\n\x1eGetProviderBatchLimitsResponse\x12\x11\n\tsupported\x18\x01 \x01(\x08\x12\x16\n\x0emax_item_count\x18\x02 \x01(\x03\x12\x16\n\x0emax_byte_count\x18\x03 \x01(\x03\x12)\n\x06\x65xpiry\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\xb6\x01\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_ANSWER\x10\x01\x12\x16\n\x12PURPOSE_CLASSIFIER\x10\x02\x12\x13\n\x0fPURPOSE_SANDBOX\x10\x03\x12\x13\n\x0fPURPOSE_SUMMARY\x10\x04\x12\x15\n\x11PURPOSE_TOKENWISE\x10\x05\x12\x12\n\x0ePURPOSE_SHADOW\x10\x06\x12\x11\n\rPURPOSE_JUDGE\x10\x07*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\x9d\x01\n\x12ProviderBatchState\x12$\n PROVIDER_BATCH_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cPROVIDER_BATCH_STATE_RUNNING\x10\x01\x12\x1e\n\x1aPROVIDER_BATCH_STATE_ENDED\x10\x02\x12\x1f\n\x1bPROVIDER_BATCH_STATE_FAILED\x10\x03\x32\xdb\x02\n\x10InferenceService\x12u\n\x12StreamGenerateText\x12-.tenth.inference.v1.StreamGenerateTextRequest\x1a..tenth.inference.v1.StreamGenerateTextResponse0\x01\x12\x61\n\x0cGenerateText\x12\'.tenth.inference.v1.GenerateTextRequest\x1a(.tenth.inference.v1.GenerateTextResponse\x12m\n\x10ListServedModels\x12+.tenth.inference.v1.ListServedModelsRequest\x1a,.tenth.inference.v1.ListServedModelsResponse2\x88\x05\n\x14ProviderBatchService\x12x\n\x13SubmitProviderBatch\x12..tenth.inference.v1.SubmitProviderBatchRequest\x1a/.tenth.inference.v1.SubmitProviderBatchResponse(\x01\x12m\n\x10GetProviderBatch\x12+.tenth.inference.v1.GetProviderBatchRequest\x1a,.tenth.inference.v1.GetProviderBatchResponse\x12\x8d\x01\n\x1aStreamProviderBatchResults\x12\x35.tenth.inference.v1.StreamProviderBatchResultsRequest\x1a\x36.tenth.inference.v1.StreamProviderBatchResultsResponse0\x01\x12v\n\x13\x43\x61ncelProviderBatch\x12..tenth.inference.v1.CancelProviderBatchRequest\x1a/.tenth.inference.v1.CancelProviderBatchResponse\x12\x7f\n\x16GetProviderBatchLimits\x12\x31.tenth.inference.v1.GetProviderBatchLimitsRequest\x1a\x32.tenth.inference.v1.GetProviderBatchLimitsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tenth.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=2126
-  _globals['_PURPOSE']._serialized_end=2308
-  _globals['_PRIORITY']._serialized_start=2310
-  _globals['_PRIORITY']._serialized_end=2392
-  _globals['_GENERATETEXTREQUEST']._serialized_start=173
-  _globals['_GENERATETEXTREQUEST']._serialized_end=831
-  _globals['_PROMPTTOKEN']._serialized_start=833
-  _globals['_PROMPTTOKEN']._serialized_end=928
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=931
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=1220
-  _globals['_STREAMGENERATETEXTREQUEST']._serialized_start=1222
-  _globals['_STREAMGENERATETEXTREQUEST']._serialized_end=1310
-  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_start=1313
-  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_end=1517
-  _globals['_GENERATIONSTARTED']._serialized_start=1519
-  _globals['_GENERATIONSTARTED']._serialized_end=1562
-  _globals['_GENERATIONFINISHED']._serialized_start=1565
-  _globals['_GENERATIONFINISHED']._serialized_end=1814
-  _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=1816
-  _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=1880
-  _globals['_SERVEDMODEL']._serialized_start=1883
-  _globals['_SERVEDMODEL']._serialized_end=2021
-  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=2023
-  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_end=2123
-  _globals['_INFERENCESERVICE']._serialized_start=2395
-  _globals['_INFERENCESERVICE']._serialized_end=2742
+  _globals['_PURPOSE']._serialized_start=3655
+  _globals['_PURPOSE']._serialized_end=3837
+  _globals['_PRIORITY']._serialized_start=3839
+  _globals['_PRIORITY']._serialized_end=3921
+  _globals['_PROVIDERBATCHSTATE']._serialized_start=3924
+  _globals['_PROVIDERBATCHSTATE']._serialized_end=4081
+  _globals['_GENERATETEXTREQUEST']._serialized_start=206
+  _globals['_GENERATETEXTREQUEST']._serialized_end=864
+  _globals['_PROMPTTOKEN']._serialized_start=866
+  _globals['_PROMPTTOKEN']._serialized_end=961
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=964
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=1253
+  _globals['_STREAMGENERATETEXTREQUEST']._serialized_start=1255
+  _globals['_STREAMGENERATETEXTREQUEST']._serialized_end=1343
+  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_start=1346
+  _globals['_STREAMGENERATETEXTRESPONSE']._serialized_end=1550
+  _globals['_GENERATIONSTARTED']._serialized_start=1552
+  _globals['_GENERATIONSTARTED']._serialized_end=1595
+  _globals['_GENERATIONFINISHED']._serialized_start=1598
+  _globals['_GENERATIONFINISHED']._serialized_end=1847
+  _globals['_LISTSERVEDMODELSREQUEST']._serialized_start=1849
+  _globals['_LISTSERVEDMODELSREQUEST']._serialized_end=1913
+  _globals['_SERVEDMODEL']._serialized_start=1916
+  _globals['_SERVEDMODEL']._serialized_end=2054
+  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_start=2056
+  _globals['_LISTSERVEDMODELSRESPONSE']._serialized_end=2156
+  _globals['_SUBMITPROVIDERBATCHREQUEST']._serialized_start=2159
+  _globals['_SUBMITPROVIDERBATCHREQUEST']._serialized_end=2313
+  _globals['_PROVIDERBATCHHEAD']._serialized_start=2315
+  _globals['_PROVIDERBATCHHEAD']._serialized_end=2420
+  _globals['_PROVIDERBATCH']._serialized_start=2423
+  _globals['_PROVIDERBATCH']._serialized_end=2669
+  _globals['_SUBMITPROVIDERBATCHRESPONSE']._serialized_start=2671
+  _globals['_SUBMITPROVIDERBATCHRESPONSE']._serialized_end=2765
+  _globals['_GETPROVIDERBATCHREQUEST']._serialized_start=2767
+  _globals['_GETPROVIDERBATCHREQUEST']._serialized_end=2834
+  _globals['_GETPROVIDERBATCHRESPONSE']._serialized_start=2836
+  _globals['_GETPROVIDERBATCHRESPONSE']._serialized_end=2912
+  _globals['_STREAMPROVIDERBATCHRESULTSREQUEST']._serialized_start=2914
+  _globals['_STREAMPROVIDERBATCHRESULTSREQUEST']._serialized_end=2991
+  _globals['_STREAMPROVIDERBATCHRESULTSRESPONSE']._serialized_start=2994
+  _globals['_STREAMPROVIDERBATCHRESULTSRESPONSE']._serialized_end=3195
+  _globals['_PROVIDERBATCHERROR']._serialized_start=3197
+  _globals['_PROVIDERBATCHERROR']._serialized_end=3306
+  _globals['_CANCELPROVIDERBATCHREQUEST']._serialized_start=3308
+  _globals['_CANCELPROVIDERBATCHREQUEST']._serialized_end=3378
+  _globals['_CANCELPROVIDERBATCHRESPONSE']._serialized_start=3380
+  _globals['_CANCELPROVIDERBATCHRESPONSE']._serialized_end=3459
+  _globals['_GETPROVIDERBATCHLIMITSREQUEST']._serialized_start=3461
+  _globals['_GETPROVIDERBATCHLIMITSREQUEST']._serialized_end=3507
+  _globals['_GETPROVIDERBATCHLIMITSRESPONSE']._serialized_start=3510
+  _globals['_GETPROVIDERBATCHLIMITSRESPONSE']._serialized_end=3652
+  _globals['_INFERENCESERVICE']._serialized_start=4084
+  _globals['_INFERENCESERVICE']._serialized_end=4431
+  _globals['_PROVIDERBATCHSERVICE']._serialized_start=4434
+  _globals['_PROVIDERBATCHSERVICE']._serialized_end=5082
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tenth.type.v1 import chat_pb2 as _chat_pb2
@@ -94,6 +95,34 @@ PRIORITY_BATCH: Priority.ValueType  # 2
 cache is full: it waits then, its prompt is read again, and its answer goes on where it was.
 """
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _ProviderBatchState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProviderBatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProviderBatchState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROVIDER_BATCH_STATE_UNSPECIFIED: _ProviderBatchState.ValueType  # 0
+    """Not set."""
+    PROVIDER_BATCH_STATE_RUNNING: _ProviderBatchState.ValueType  # 1
+    """Waiting, running, or being stopped."""
+    PROVIDER_BATCH_STATE_ENDED: _ProviderBatchState.ValueType  # 2
+    """Ended: results are there, also those of a batch that expired or was cancelled on its way."""
+    PROVIDER_BATCH_STATE_FAILED: _ProviderBatchState.ValueType  # 3
+    """The provider refused it whole; nothing ran."""
+
+class ProviderBatchState(_ProviderBatchState, metaclass=_ProviderBatchStateEnumTypeWrapper):
+    """How far a provider's batch is."""
+
+PROVIDER_BATCH_STATE_UNSPECIFIED: ProviderBatchState.ValueType  # 0
+"""Not set."""
+PROVIDER_BATCH_STATE_RUNNING: ProviderBatchState.ValueType  # 1
+"""Waiting, running, or being stopped."""
+PROVIDER_BATCH_STATE_ENDED: ProviderBatchState.ValueType  # 2
+"""Ended: results are there, also those of a batch that expired or was cancelled on its way."""
+PROVIDER_BATCH_STATE_FAILED: ProviderBatchState.ValueType  # 3
+"""The provider refused it whole; nothing ran."""
+Global___ProviderBatchState: _TypeAlias = ProviderBatchState  # noqa: Y015
 
 @_typing.final
 class GenerateTextRequest(_message.Message):
@@ -526,3 +555,407 @@ class ListServedModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListServedModelsResponse: _TypeAlias = ListServedModelsResponse  # noqa: Y015
+
+@_typing.final
+class SubmitProviderBatchRequest(_message.Message):
+    """A message of the submitting stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def head(self) -> Global___ProviderBatchHead:
+        """First."""
+
+    @_builtins.property
+    def generation(self) -> Global___GenerateTextRequest:
+        """Then the generations, all for the head's model, at most as many as GetProviderBatchLimits says."""
+
+    def __init__(
+        self,
+        *,
+        head: Global___ProviderBatchHead | None = ...,
+        generation: Global___GenerateTextRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "head", b"head", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "head", b"head", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["head", "generation"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___SubmitProviderBatchRequest: _TypeAlias = SubmitProviderBatchRequest  # noqa: Y015
+
+@_typing.final
+class ProviderBatchHead(_message.Message):
+    """The head of a batch at a provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMISSION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    submission_id: _builtins.str
+    """UUID of this submission; the same one is sent again after a broken call. Required."""
+    model: _builtins.str
+    """The catalogue model. Required."""
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """When the submission was begun first: what the provider lists from before it cannot be it. Required."""
+
+    def __init__(
+        self,
+        *,
+        submission_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "model", b"model", "submission_id", b"submission_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderBatchHead: _TypeAlias = ProviderBatchHead  # noqa: Y015
+
+@_typing.final
+class ProviderBatch(_message.Message):
+    """A batch at a provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_BATCH_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    DONE_COUNT_FIELD_NUMBER: _builtins.int
+    FAILED_COUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    provider_batch_id: _builtins.str
+    """The provider's id of it."""
+    model: _builtins.str
+    """The catalogue model."""
+    state: Global___ProviderBatchState.ValueType
+    """How far it is."""
+    item_count: _builtins.int
+    """Generations in it."""
+    done_count: _builtins.int
+    """Answered."""
+    failed_count: _builtins.int
+    """Failed."""
+    error_message: _builtins.str
+    """Why it could not run, for a person; with FAILED."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the provider gives up on it."""
+
+    def __init__(
+        self,
+        *,
+        provider_batch_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        state: Global___ProviderBatchState.ValueType = ...,
+        item_count: _builtins.int = ...,
+        done_count: _builtins.int = ...,
+        failed_count: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        error_message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "error_message", b"error_message", "expire_time", b"expire_time", "failed_count", b"failed_count", "item_count", b"item_count", "model", b"model", "provider_batch_id", b"provider_batch_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderBatch: _TypeAlias = ProviderBatch  # noqa: Y015
+
+@_typing.final
+class SubmitProviderBatchResponse(_message.Message):
+    """The batch as made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    """True when an earlier call had made it."""
+    @_builtins.property
+    def batch(self) -> Global___ProviderBatch:
+        """The batch."""
+
+    def __init__(
+        self,
+        *,
+        batch: Global___ProviderBatch | None = ...,
+        found: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "found", b"found"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitProviderBatchResponse: _TypeAlias = SubmitProviderBatchResponse  # noqa: Y015
+
+@_typing.final
+class GetProviderBatchRequest(_message.Message):
+    """Asks for a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROVIDER_BATCH_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The catalogue model."""
+    provider_batch_id: _builtins.str
+    """The provider's id."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        provider_batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "provider_batch_id", b"provider_batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProviderBatchRequest: _TypeAlias = GetProviderBatchRequest  # noqa: Y015
+
+@_typing.final
+class GetProviderBatchResponse(_message.Message):
+    """A batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> Global___ProviderBatch:
+        """The batch."""
+
+    def __init__(
+        self,
+        *,
+        batch: Global___ProviderBatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProviderBatchResponse: _TypeAlias = GetProviderBatchResponse  # noqa: Y015
+
+@_typing.final
+class StreamProviderBatchResultsRequest(_message.Message):
+    """Asks for results."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROVIDER_BATCH_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The catalogue model."""
+    provider_batch_id: _builtins.str
+    """The provider's id."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        provider_batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "provider_batch_id", b"provider_batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamProviderBatchResultsRequest: _TypeAlias = StreamProviderBatchResultsRequest  # noqa: Y015
+
+@_typing.final
+class StreamProviderBatchResultsResponse(_message.Message):
+    """One result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The generation's request."""
+    attempt: _builtins.int
+    """Its attempt."""
+    @_builtins.property
+    def answer(self) -> Global___GenerateTextResponse:
+        """The answer."""
+
+    @_builtins.property
+    def error(self) -> Global___ProviderBatchError:
+        """The provider failed on it, or refused it; billed nothing, except where usage says so."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        answer: Global___GenerateTextResponse | None = ...,
+        error: Global___ProviderBatchError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "attempt", b"attempt", "error", b"error", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___StreamProviderBatchResultsResponse: _TypeAlias = StreamProviderBatchResultsResponse  # noqa: Y015
+
+@_typing.final
+class ProviderBatchError(_message.Message):
+    """Why one generation of a batch has no answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRYABLE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The reason, as GenerateText would have raised it, or PROVIDER_BATCH_EXPIRED or PROVIDER_BATCH_CANCELLED."""
+    message: _builtins.str
+    """For a person."""
+    retryable: _builtins.bool
+    """True when another try may go better."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What it used all the same."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        retryable: _builtins.bool = ...,
+        usage: _usage_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "retryable", b"retryable", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProviderBatchError: _TypeAlias = ProviderBatchError  # noqa: Y015
+
+@_typing.final
+class CancelProviderBatchRequest(_message.Message):
+    """Stops a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROVIDER_BATCH_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The catalogue model."""
+    provider_batch_id: _builtins.str
+    """The provider's id."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        provider_batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "provider_batch_id", b"provider_batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelProviderBatchRequest: _TypeAlias = CancelProviderBatchRequest  # noqa: Y015
+
+@_typing.final
+class CancelProviderBatchResponse(_message.Message):
+    """The batch as it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> Global___ProviderBatch:
+        """The batch."""
+
+    def __init__(
+        self,
+        *,
+        batch: Global___ProviderBatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelProviderBatchResponse: _TypeAlias = CancelProviderBatchResponse  # noqa: Y015
+
+@_typing.final
+class GetProviderBatchLimitsRequest(_message.Message):
+    """Asks for limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The catalogue model."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProviderBatchLimitsRequest: _TypeAlias = GetProviderBatchLimitsRequest  # noqa: Y015
+
+@_typing.final
+class GetProviderBatchLimitsResponse(_message.Message):
+    """The limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUPPORTED_FIELD_NUMBER: _builtins.int
+    MAX_ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_BYTE_COUNT_FIELD_NUMBER: _builtins.int
+    EXPIRY_FIELD_NUMBER: _builtins.int
+    supported: _builtins.bool
+    """False: the model's provider has no batch interface that is set up here; the rest is then empty."""
+    max_item_count: _builtins.int
+    """Most generations in one batch."""
+    max_byte_count: _builtins.int
+    """Most bytes of one batch's upload."""
+    @_builtins.property
+    def expiry(self) -> _duration_pb2.Duration:
+        """How long a batch may take there before it expires."""
+
+    def __init__(
+        self,
+        *,
+        supported: _builtins.bool = ...,
+        max_item_count: _builtins.int = ...,
+        max_byte_count: _builtins.int = ...,
+        expiry: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry", "max_byte_count", b"max_byte_count", "max_item_count", b"max_item_count", "supported", b"supported"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProviderBatchLimitsResponse: _TypeAlias = GetProviderBatchLimitsResponse  # noqa: Y015

@@ -188,3 +188,261 @@ class InferenceService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ProviderBatchServiceStub:
+    """The providers' own batch interfaces: half the price for up to a day's wait. Called by the batch service, which keeps
+    what is durable about a batch and tells the ledger of the attempts; nothing is recorded here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.SubmitProviderBatch = channel.stream_unary(
+                '/tenth.inference.v1.ProviderBatchService/SubmitProviderBatch',
+                request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchRequest.SerializeToString,
+                response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchResponse.FromString,
+                _registered_method=True)
+        self.GetProviderBatch = channel.unary_unary(
+                '/tenth.inference.v1.ProviderBatchService/GetProviderBatch',
+                request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchRequest.SerializeToString,
+                response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchResponse.FromString,
+                _registered_method=True)
+        self.StreamProviderBatchResults = channel.unary_stream(
+                '/tenth.inference.v1.ProviderBatchService/StreamProviderBatchResults',
+                request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.StreamProviderBatchResultsRequest.SerializeToString,
+                response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.StreamProviderBatchResultsResponse.FromString,
+                _registered_method=True)
+        self.CancelProviderBatch = channel.unary_unary(
+                '/tenth.inference.v1.ProviderBatchService/CancelProviderBatch',
+                request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.CancelProviderBatchRequest.SerializeToString,
+                response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.CancelProviderBatchResponse.FromString,
+                _registered_method=True)
+        self.GetProviderBatchLimits = channel.unary_unary(
+                '/tenth.inference.v1.ProviderBatchService/GetProviderBatchLimits',
+                request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchLimitsRequest.SerializeToString,
+                response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchLimitsResponse.FromString,
+                _registered_method=True)
+
+
+class ProviderBatchServiceServicer:
+    """The providers' own batch interfaces: half the price for up to a day's wait. Called by the batch service, which keeps
+    what is durable about a batch and tells the ledger of the attempts; nothing is recorded here.
+    """
+
+    def SubmitProviderBatch(self, request_iterator, context):
+        """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
+        submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
+        UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProviderBatch(self, request, context):
+        """How far a batch is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamProviderBatchResults(self, request, context):
+        """The results of an ended batch (also of one that expired or was cancelled), in the provider's order. A generation
+        of which the provider says nothing is not mentioned: it was not run and not billed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelProviderBatch(self, request, context):
+        """Asks the provider to stop a batch; what has run is billed. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProviderBatchLimits(self, request, context):
+        """What the provider of a model takes in one batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ProviderBatchServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'SubmitProviderBatch': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitProviderBatch,
+                    request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchRequest.FromString,
+                    response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchResponse.SerializeToString,
+            ),
+            'GetProviderBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProviderBatch,
+                    request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchRequest.FromString,
+                    response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchResponse.SerializeToString,
+            ),
+            'StreamProviderBatchResults': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamProviderBatchResults,
+                    request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.StreamProviderBatchResultsRequest.FromString,
+                    response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.StreamProviderBatchResultsResponse.SerializeToString,
+            ),
+            'CancelProviderBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelProviderBatch,
+                    request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.CancelProviderBatchRequest.FromString,
+                    response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.CancelProviderBatchResponse.SerializeToString,
+            ),
+            'GetProviderBatchLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProviderBatchLimits,
+                    request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchLimitsRequest.FromString,
+                    response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchLimitsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tenth.inference.v1.ProviderBatchService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tenth.inference.v1.ProviderBatchService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ProviderBatchService:
+    """The providers' own batch interfaces: half the price for up to a day's wait. Called by the batch service, which keeps
+    what is durable about a batch and tells the ledger of the attempts; nothing is recorded here.
+    """
+
+    @staticmethod
+    def SubmitProviderBatch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tenth.inference.v1.ProviderBatchService/SubmitProviderBatch',
+            tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchRequest.SerializeToString,
+            tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProviderBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.inference.v1.ProviderBatchService/GetProviderBatch',
+            tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchRequest.SerializeToString,
+            tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamProviderBatchResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tenth.inference.v1.ProviderBatchService/StreamProviderBatchResults',
+            tenth_dot_inference_dot_v1_dot_inference__pb2.StreamProviderBatchResultsRequest.SerializeToString,
+            tenth_dot_inference_dot_v1_dot_inference__pb2.StreamProviderBatchResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelProviderBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.inference.v1.ProviderBatchService/CancelProviderBatch',
+            tenth_dot_inference_dot_v1_dot_inference__pb2.CancelProviderBatchRequest.SerializeToString,
+            tenth_dot_inference_dot_v1_dot_inference__pb2.CancelProviderBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProviderBatchLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.inference.v1.ProviderBatchService/GetProviderBatchLimits',
+            tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchLimitsRequest.SerializeToString,
+            tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

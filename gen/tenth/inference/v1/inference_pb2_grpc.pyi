@@ -86,3 +86,103 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """The models this replica serves, with their health."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ProviderBatchServiceStub:
+    """The providers' own batch interfaces: half the price for up to a day's wait. Called by the batch service, which keeps
+    what is durable about a batch and tells the ledger of the attempts; nothing is recorded here.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ProviderBatchServiceAsyncStub: ...
+    SubmitProviderBatch: _grpc.StreamUnaryMultiCallable[_inference_pb2.SubmitProviderBatchRequest, _inference_pb2.SubmitProviderBatchResponse]
+    """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
+    submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
+    UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+    """
+    GetProviderBatch: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetProviderBatchRequest, _inference_pb2.GetProviderBatchResponse]
+    """How far a batch is."""
+    StreamProviderBatchResults: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamProviderBatchResultsRequest, _inference_pb2.StreamProviderBatchResultsResponse]
+    """The results of an ended batch (also of one that expired or was cancelled), in the provider's order. A generation
+    of which the provider says nothing is not mentioned: it was not run and not billed.
+    """
+    CancelProviderBatch: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CancelProviderBatchRequest, _inference_pb2.CancelProviderBatchResponse]
+    """Asks the provider to stop a batch; what has run is billed. Idempotent."""
+    GetProviderBatchLimits: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetProviderBatchLimitsRequest, _inference_pb2.GetProviderBatchLimitsResponse]
+    """What the provider of a model takes in one batch."""
+
+@_typing.type_check_only
+class ProviderBatchServiceAsyncStub(ProviderBatchServiceStub):
+    """The providers' own batch interfaces: half the price for up to a day's wait. Called by the batch service, which keeps
+    what is durable about a batch and tells the ledger of the attempts; nothing is recorded here.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    SubmitProviderBatch: _aio.StreamUnaryMultiCallable[_inference_pb2.SubmitProviderBatchRequest, _inference_pb2.SubmitProviderBatchResponse]  # type: ignore[assignment]
+    """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
+    submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
+    UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+    """
+    GetProviderBatch: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetProviderBatchRequest, _inference_pb2.GetProviderBatchResponse]  # type: ignore[assignment]
+    """How far a batch is."""
+    StreamProviderBatchResults: _aio.UnaryStreamMultiCallable[_inference_pb2.StreamProviderBatchResultsRequest, _inference_pb2.StreamProviderBatchResultsResponse]  # type: ignore[assignment]
+    """The results of an ended batch (also of one that expired or was cancelled), in the provider's order. A generation
+    of which the provider says nothing is not mentioned: it was not run and not billed.
+    """
+    CancelProviderBatch: _aio.UnaryUnaryMultiCallable[_inference_pb2.CancelProviderBatchRequest, _inference_pb2.CancelProviderBatchResponse]  # type: ignore[assignment]
+    """Asks the provider to stop a batch; what has run is billed. Idempotent."""
+    GetProviderBatchLimits: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetProviderBatchLimitsRequest, _inference_pb2.GetProviderBatchLimitsResponse]  # type: ignore[assignment]
+    """What the provider of a model takes in one batch."""
+
+class ProviderBatchServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The providers' own batch interfaces: half the price for up to a day's wait. Called by the batch service, which keeps
+    what is durable about a batch and tells the ledger of the attempts; nothing is recorded here.
+    """
+
+    @_abc_1.abstractmethod
+    def SubmitProviderBatch(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_pb2.SubmitProviderBatchRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.SubmitProviderBatchResponse, _abc.Awaitable[_inference_pb2.SubmitProviderBatchResponse]]:
+        """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
+        submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
+        UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+        """
+
+    @_abc_1.abstractmethod
+    def GetProviderBatch(
+        self,
+        request: _inference_pb2.GetProviderBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetProviderBatchResponse, _abc.Awaitable[_inference_pb2.GetProviderBatchResponse]]:
+        """How far a batch is."""
+
+    @_abc_1.abstractmethod
+    def StreamProviderBatchResults(
+        self,
+        request: _inference_pb2.StreamProviderBatchResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamProviderBatchResultsResponse], _abc.AsyncIterator[_inference_pb2.StreamProviderBatchResultsResponse]]:
+        """The results of an ended batch (also of one that expired or was cancelled), in the provider's order. A generation
+        of which the provider says nothing is not mentioned: it was not run and not billed.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelProviderBatch(
+        self,
+        request: _inference_pb2.CancelProviderBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.CancelProviderBatchResponse, _abc.Awaitable[_inference_pb2.CancelProviderBatchResponse]]:
+        """Asks the provider to stop a batch; what has run is billed. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def GetProviderBatchLimits(
+        self,
+        request: _inference_pb2.GetProviderBatchLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetProviderBatchLimitsResponse, _abc.Awaitable[_inference_pb2.GetProviderBatchLimitsResponse]]:
+        """What the provider of a model takes in one batch."""
+
+def add_ProviderBatchServiceServicer_to_server(servicer: ProviderBatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,56 +22,82 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tenth.cache.v1 import cache_pb2 as tenth_dot_cache_dot_v1_dot_cache__pb2
 from tenth.compressor.v1 import compressor_pb2 as tenth_dot_compressor_dot_v1_dot_compressor__pb2
+from tenth.inference.v1 import inference_pb2 as tenth_dot_inference_dot_v1_dot_inference__pb2
 from tenth.router.v1 import router_pb2 as tenth_dot_router_dot_v1_dot_router__pb2
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
 from tenth.type.v1 import receipt_pb2 as tenth_dot_type_dot_v1_dot_receipt__pb2
 from tenth.type.v1 import usage_pb2 as tenth_dot_type_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tenth/orchestrator/v1/orchestrator.proto\x12\x15tenth.orchestrator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atenth/cache/v1/cache.proto\x1a$tenth/compressor/v1/compressor.proto\x1a\x1ctenth/router/v1/router.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"N\n\x19GenerateCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\"\x9b\x01\n\x1aGenerateCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\ncompletion\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\'\n\x07receipt\x18\x03 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\x11\n\toperation\x18\x04 \x01(\t\"T\n\x1fStreamGenerateCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\"\xd8\x01\n StreamGenerateCompletionResponse\x12;\n\x07started\x18\x01 \x01(\x0b\x32(.tenth.orchestrator.v1.CompletionStartedH\x00\x12/\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12=\n\x08\x66inished\x18\x03 \x01(\x0b\x32).tenth.orchestrator.v1.CompletionFinishedH\x00\x42\x07\n\x05\x65vent\"\\\n\x11\x43ompletionStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nfrom_cache\x18\x03 \x01(\x08\x12\x10\n\x08trace_id\x18\x04 \x01(\t\"\xa5\x01\n\x12\x43ompletionFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\'\n\x07receipt\x18\x03 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\r\n\x05model\x18\x04 \x01(\t\"J\n\x15\x45xplainRequestRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\"\xae\x02\n\x16\x45xplainRequestResponse\x12 \n\x04hops\x18\x01 \x03(\x0b\x32\x12.tenth.type.v1.Hop\x12\x30\n\x10\x65xpected_receipt\x18\x02 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\x34\n\x05\x63\x61\x63he\x18\x03 \x01(\x0b\x32%.tenth.cache.v1.InspectLookupResponse\x12\x33\n\x05route\x18\x04 \x01(\x0b\x32$.tenth.router.v1.SelectModelResponse\x12\x38\n\x0b\x63ompression\x18\x05 \x03(\x0b\x32#.tenth.compressor.v1.StrategyResult\x12\x1b\n\x13worst_case_nano_usd\x18\x06 \x01(\x03\")\n\x14GetCompletionRequest\x12\x11\n\toperation\x18\x01 \x01(\t\"\x83\x02\n\x15GetCompletionResponse\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32%.tenth.orchestrator.v1.OperationState\x12-\n\ncompletion\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\'\n\x07receipt\x18\x03 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x11GetReceiptRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"=\n\x12GetReceiptResponse\x12\'\n\x07receipt\x18\x01 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\"J\n\x14ReportOutcomeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"4\n\x15ReportOutcomeResponse\x12\x1b\n\x13\x63\x61\x63he_entry_retired\x18\x01 \x01(\x08\"(\n\x15\x44\x65leteUserDataRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"d\n\x16\x44\x65leteUserDataResponse\x12\x19\n\x11\x63\x61\x63he_entry_count\x18\x01 \x01(\x03\x12\x15\n\routcome_count\x18\x02 \x01(\x03\x12\x18\n\x10\x63ompletion_count\x18\x03 \x01(\x03*\x84\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x03\x32\xb9\x06\n\x13OrchestratorService\x12y\n\x12GenerateCompletion\x12\x30.tenth.orchestrator.v1.GenerateCompletionRequest\x1a\x31.tenth.orchestrator.v1.GenerateCompletionResponse\x12\x8d\x01\n\x18StreamGenerateCompletion\x12\x36.tenth.orchestrator.v1.StreamGenerateCompletionRequest\x1a\x37.tenth.orchestrator.v1.StreamGenerateCompletionResponse0\x01\x12m\n\x0e\x45xplainRequest\x12,.tenth.orchestrator.v1.ExplainRequestRequest\x1a-.tenth.orchestrator.v1.ExplainRequestResponse\x12j\n\rGetCompletion\x12+.tenth.orchestrator.v1.GetCompletionRequest\x1a,.tenth.orchestrator.v1.GetCompletionResponse\x12\x61\n\nGetReceipt\x12(.tenth.orchestrator.v1.GetReceiptRequest\x1a).tenth.orchestrator.v1.GetReceiptResponse\x12j\n\rReportOutcome\x12+.tenth.orchestrator.v1.ReportOutcomeRequest\x1a,.tenth.orchestrator.v1.ReportOutcomeResponse\x12m\n\x0e\x44\x65leteUserData\x12,.tenth.orchestrator.v1.DeleteUserDataRequest\x1a-.tenth.orchestrator.v1.DeleteUserDataResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tenth/orchestrator/v1/orchestrator.proto\x12\x15tenth.orchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atenth/cache/v1/cache.proto\x1a$tenth/compressor/v1/compressor.proto\x1a\"tenth/inference/v1/inference.proto\x1a\x1ctenth/router/v1/router.proto\x1a\x18tenth/type/v1/chat.proto\x1a\x1btenth/type/v1/receipt.proto\x1a\x19tenth/type/v1/usage.proto\"N\n\x19GenerateCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\"\x9b\x01\n\x1aGenerateCompletionResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\ncompletion\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\'\n\x07receipt\x18\x03 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\x11\n\toperation\x18\x04 \x01(\t\"T\n\x1fStreamGenerateCompletionRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\"\xd8\x01\n StreamGenerateCompletionResponse\x12;\n\x07started\x18\x01 \x01(\x0b\x32(.tenth.orchestrator.v1.CompletionStartedH\x00\x12/\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tenth.type.v1.CompletionDeltaH\x00\x12=\n\x08\x66inished\x18\x03 \x01(\x0b\x32).tenth.orchestrator.v1.CompletionFinishedH\x00\x42\x07\n\x05\x65vent\"\\\n\x11\x43ompletionStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nfrom_cache\x18\x03 \x01(\x08\x12\x10\n\x08trace_id\x18\x04 \x01(\t\"\xa5\x01\n\x12\x43ompletionFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.tenth.type.v1.FinishReason\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.tenth.type.v1.Usage\x12\'\n\x07receipt\x18\x03 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\r\n\x05model\x18\x04 \x01(\t\"J\n\x15\x45xplainRequestRequest\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\"\xae\x02\n\x16\x45xplainRequestResponse\x12 \n\x04hops\x18\x01 \x03(\x0b\x32\x12.tenth.type.v1.Hop\x12\x30\n\x10\x65xpected_receipt\x18\x02 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\x34\n\x05\x63\x61\x63he\x18\x03 \x01(\x0b\x32%.tenth.cache.v1.InspectLookupResponse\x12\x33\n\x05route\x18\x04 \x01(\x0b\x32$.tenth.router.v1.SelectModelResponse\x12\x38\n\x0b\x63ompression\x18\x05 \x03(\x0b\x32#.tenth.compressor.v1.StrategyResult\x12\x1b\n\x13worst_case_nano_usd\x18\x06 \x01(\x03\")\n\x14GetCompletionRequest\x12\x11\n\toperation\x18\x01 \x01(\t\"\x83\x02\n\x15GetCompletionResponse\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32%.tenth.orchestrator.v1.OperationState\x12-\n\ncompletion\x18\x02 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\'\n\x07receipt\x18\x03 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\x12\x14\n\x0c\x65rror_reason\x18\x04 \x01(\t\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x11GetReceiptRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"=\n\x12GetReceiptResponse\x12\'\n\x07receipt\x18\x01 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\"J\n\x14ReportOutcomeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"4\n\x15ReportOutcomeResponse\x12\x1b\n\x13\x63\x61\x63he_entry_retired\x18\x01 \x01(\x08\"(\n\x15\x44\x65leteUserDataRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"~\n\x16\x44\x65leteUserDataResponse\x12\x19\n\x11\x63\x61\x63he_entry_count\x18\x01 \x01(\x03\x12\x15\n\routcome_count\x18\x02 \x01(\x03\x12\x18\n\x10\x63ompletion_count\x18\x03 \x01(\x03\x12\x18\n\x10\x62\x61tch_item_count\x18\x04 \x01(\x03\"V\n\x19PrepareCompletionsRequest\x12\x39\n\x05items\x18\x01 \x03(\x0b\x32*.tenth.orchestrator.v1.CompletionToPrepare\"\xbf\x01\n\x13\x43ompletionToPrepare\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x17\n\x0f\x65xcluded_models\x18\x02 \x03(\t\x12\x14\n\x0c\x62\x61tch_prices\x18\x03 \x01(\x08\x12\x32\n\x0freservation_ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nskip_cache\x18\x05 \x01(\x08\"U\n\x1aPrepareCompletionsResponse\x12\x37\n\x08outcomes\x18\x01 \x03(\x0b\x32%.tenth.orchestrator.v1.PrepareOutcome\"\xcc\x01\n\x0ePrepareOutcome\x12=\n\x08\x61nswered\x18\x01 \x01(\x0b\x32).tenth.orchestrator.v1.FinishedCompletionH\x00\x12=\n\x08prepared\x18\x02 \x01(\x0b\x32).tenth.orchestrator.v1.PreparedCompletionH\x00\x12\x31\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .tenth.orchestrator.v1.HalfErrorH\x00\x42\t\n\x07outcome\"\xa7\x02\n\x12PreparedCompletion\x12;\n\ngeneration\x18\x01 \x01(\x0b\x32\'.tenth.inference.v1.GenerateTextRequest\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.tenth.type.v1.Tier\x12\x13\n\x0bself_hosted\x18\x03 \x01(\x08\x12\x17\n\x0fhas_batch_price\x18\x04 \x01(\x08\x12\x19\n\x11reserved_nano_usd\x18\x05 \x01(\x03\x12\x19\n\x11\x65xpected_nano_usd\x18\x06 \x01(\x03\x12+\n\tembedding\x18\x07 \x01(\x0b\x32\x18.tenth.type.v1.Embedding\x12\x11\n\tcacheable\x18\x08 \x01(\x08\x12\r\n\x05state\x18\t \x01(\x0c\"T\n\x18\x46inishCompletionsRequest\x12\x38\n\x05items\x18\x01 \x03(\x0b\x32).tenth.orchestrator.v1.CompletionToFinish\"\x8b\x03\n\x12\x43ompletionToFinish\x12\x31\n\x07request\x18\x01 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\r\n\x05state\x18\x02 \x01(\x0c\x12=\n\tgenerated\x18\x03 \x01(\x0b\x32(.tenth.inference.v1.GenerateTextResponseH\x00\x12+\n\x06shared\x18\x04 \x01(\x0b\x32\x19.tenth.type.v1.CompletionH\x00\x12\x32\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32 .tenth.orchestrator.v1.HalfErrorH\x00\x12-\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x1b.tenth.type.v1.OverheadItem\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\r\n\x05\x62\x61tch\x18\x08 \x01(\x08\x12\x0c\n\x04lane\x18\t \x01(\t\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07outcome\"S\n\x19\x46inishCompletionsResponse\x12\x36\n\x08outcomes\x18\x01 \x03(\x0b\x32$.tenth.orchestrator.v1.FinishOutcome\"\x8c\x01\n\rFinishOutcome\x12=\n\x08\x66inished\x18\x01 \x01(\x0b\x32).tenth.orchestrator.v1.FinishedCompletionH\x00\x12\x31\n\x05\x65rror\x18\x02 \x01(\x0b\x32 .tenth.orchestrator.v1.HalfErrorH\x00\x42\t\n\x07outcome\"l\n\x12\x46inishedCompletion\x12-\n\ncompletion\x18\x01 \x01(\x0b\x32\x19.tenth.type.v1.Completion\x12\'\n\x07receipt\x18\x02 \x01(\x0b\x32\x16.tenth.type.v1.Receipt\"N\n\tHalfError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\tretryable\x18\x04 \x01(\x08*\x84\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x01\x12\x18\n\x14OPERATION_STATE_DONE\x10\x02\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x03\x32\xb9\x06\n\x13OrchestratorService\x12y\n\x12GenerateCompletion\x12\x30.tenth.orchestrator.v1.GenerateCompletionRequest\x1a\x31.tenth.orchestrator.v1.GenerateCompletionResponse\x12\x8d\x01\n\x18StreamGenerateCompletion\x12\x36.tenth.orchestrator.v1.StreamGenerateCompletionRequest\x1a\x37.tenth.orchestrator.v1.StreamGenerateCompletionResponse0\x01\x12m\n\x0e\x45xplainRequest\x12,.tenth.orchestrator.v1.ExplainRequestRequest\x1a-.tenth.orchestrator.v1.ExplainRequestResponse\x12j\n\rGetCompletion\x12+.tenth.orchestrator.v1.GetCompletionRequest\x1a,.tenth.orchestrator.v1.GetCompletionResponse\x12\x61\n\nGetReceipt\x12(.tenth.orchestrator.v1.GetReceiptRequest\x1a).tenth.orchestrator.v1.GetReceiptResponse\x12j\n\rReportOutcome\x12+.tenth.orchestrator.v1.ReportOutcomeRequest\x1a,.tenth.orchestrator.v1.ReportOutcomeResponse\x12m\n\x0e\x44\x65leteUserData\x12,.tenth.orchestrator.v1.DeleteUserDataRequest\x1a-.tenth.orchestrator.v1.DeleteUserDataResponse2\x8c\x02\n\x17\x43ompletionHalvesService\x12y\n\x12PrepareCompletions\x12\x30.tenth.orchestrator.v1.PrepareCompletionsRequest\x1a\x31.tenth.orchestrator.v1.PrepareCompletionsResponse\x12v\n\x11\x46inishCompletions\x12/.tenth.orchestrator.v1.FinishCompletionsRequest\x1a\x30.tenth.orchestrator.v1.FinishCompletionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tenth.orchestrator.v1.orchestrator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONSTATE']._serialized_start=2148
-  _globals['_OPERATIONSTATE']._serialized_end=2280
-  _globals['_GENERATECOMPLETIONREQUEST']._serialized_start=278
-  _globals['_GENERATECOMPLETIONREQUEST']._serialized_end=356
-  _globals['_GENERATECOMPLETIONRESPONSE']._serialized_start=359
-  _globals['_GENERATECOMPLETIONRESPONSE']._serialized_end=514
-  _globals['_STREAMGENERATECOMPLETIONREQUEST']._serialized_start=516
-  _globals['_STREAMGENERATECOMPLETIONREQUEST']._serialized_end=600
-  _globals['_STREAMGENERATECOMPLETIONRESPONSE']._serialized_start=603
-  _globals['_STREAMGENERATECOMPLETIONRESPONSE']._serialized_end=819
-  _globals['_COMPLETIONSTARTED']._serialized_start=821
-  _globals['_COMPLETIONSTARTED']._serialized_end=913
-  _globals['_COMPLETIONFINISHED']._serialized_start=916
-  _globals['_COMPLETIONFINISHED']._serialized_end=1081
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1083
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1157
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1160
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=1462
-  _globals['_GETCOMPLETIONREQUEST']._serialized_start=1464
-  _globals['_GETCOMPLETIONREQUEST']._serialized_end=1505
-  _globals['_GETCOMPLETIONRESPONSE']._serialized_start=1508
-  _globals['_GETCOMPLETIONRESPONSE']._serialized_end=1767
-  _globals['_GETRECEIPTREQUEST']._serialized_start=1769
-  _globals['_GETRECEIPTREQUEST']._serialized_end=1808
-  _globals['_GETRECEIPTRESPONSE']._serialized_start=1810
-  _globals['_GETRECEIPTRESPONSE']._serialized_end=1871
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1873
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1947
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=1949
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2001
-  _globals['_DELETEUSERDATAREQUEST']._serialized_start=2003
-  _globals['_DELETEUSERDATAREQUEST']._serialized_end=2043
-  _globals['_DELETEUSERDATARESPONSE']._serialized_start=2045
-  _globals['_DELETEUSERDATARESPONSE']._serialized_end=2145
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=2283
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=3108
+  _globals['_OPERATIONSTATE']._serialized_start=4018
+  _globals['_OPERATIONSTATE']._serialized_end=4150
+  _globals['_GENERATECOMPLETIONREQUEST']._serialized_start=346
+  _globals['_GENERATECOMPLETIONREQUEST']._serialized_end=424
+  _globals['_GENERATECOMPLETIONRESPONSE']._serialized_start=427
+  _globals['_GENERATECOMPLETIONRESPONSE']._serialized_end=582
+  _globals['_STREAMGENERATECOMPLETIONREQUEST']._serialized_start=584
+  _globals['_STREAMGENERATECOMPLETIONREQUEST']._serialized_end=668
+  _globals['_STREAMGENERATECOMPLETIONRESPONSE']._serialized_start=671
+  _globals['_STREAMGENERATECOMPLETIONRESPONSE']._serialized_end=887
+  _globals['_COMPLETIONSTARTED']._serialized_start=889
+  _globals['_COMPLETIONSTARTED']._serialized_end=981
+  _globals['_COMPLETIONFINISHED']._serialized_start=984
+  _globals['_COMPLETIONFINISHED']._serialized_end=1149
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1151
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1225
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1228
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=1530
+  _globals['_GETCOMPLETIONREQUEST']._serialized_start=1532
+  _globals['_GETCOMPLETIONREQUEST']._serialized_end=1573
+  _globals['_GETCOMPLETIONRESPONSE']._serialized_start=1576
+  _globals['_GETCOMPLETIONRESPONSE']._serialized_end=1835
+  _globals['_GETRECEIPTREQUEST']._serialized_start=1837
+  _globals['_GETRECEIPTREQUEST']._serialized_end=1876
+  _globals['_GETRECEIPTRESPONSE']._serialized_start=1878
+  _globals['_GETRECEIPTRESPONSE']._serialized_end=1939
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1941
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=2015
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=2017
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2069
+  _globals['_DELETEUSERDATAREQUEST']._serialized_start=2071
+  _globals['_DELETEUSERDATAREQUEST']._serialized_end=2111
+  _globals['_DELETEUSERDATARESPONSE']._serialized_start=2113
+  _globals['_DELETEUSERDATARESPONSE']._serialized_end=2239
+  _globals['_PREPARECOMPLETIONSREQUEST']._serialized_start=2241
+  _globals['_PREPARECOMPLETIONSREQUEST']._serialized_end=2327
+  _globals['_COMPLETIONTOPREPARE']._serialized_start=2330
+  _globals['_COMPLETIONTOPREPARE']._serialized_end=2521
+  _globals['_PREPARECOMPLETIONSRESPONSE']._serialized_start=2523
+  _globals['_PREPARECOMPLETIONSRESPONSE']._serialized_end=2608
+  _globals['_PREPAREOUTCOME']._serialized_start=2611
+  _globals['_PREPAREOUTCOME']._serialized_end=2815
+  _globals['_PREPAREDCOMPLETION']._serialized_start=2818
+  _globals['_PREPAREDCOMPLETION']._serialized_end=3113
+  _globals['_FINISHCOMPLETIONSREQUEST']._serialized_start=3115
+  _globals['_FINISHCOMPLETIONSREQUEST']._serialized_end=3199
+  _globals['_COMPLETIONTOFINISH']._serialized_start=3202
+  _globals['_COMPLETIONTOFINISH']._serialized_end=3597
+  _globals['_FINISHCOMPLETIONSRESPONSE']._serialized_start=3599
+  _globals['_FINISHCOMPLETIONSRESPONSE']._serialized_end=3682
+  _globals['_FINISHOUTCOME']._serialized_start=3685
+  _globals['_FINISHOUTCOME']._serialized_end=3825
+  _globals['_FINISHEDCOMPLETION']._serialized_start=3827
+  _globals['_FINISHEDCOMPLETION']._serialized_end=3935
+  _globals['_HALFERROR']._serialized_start=3937
+  _globals['_HALFERROR']._serialized_end=4015
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=4153
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=4978
+  _globals['_COMPLETIONHALVESSERVICE']._serialized_start=4981
+  _globals['_COMPLETIONHALVESSERVICE']._serialized_end=5249
 # @@protoc_insertion_point(module_scope)

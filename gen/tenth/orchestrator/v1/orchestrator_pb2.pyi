@@ -5,12 +5,14 @@ The front door: one call, five layers, an answer and its receipt."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tenth.cache.v1 import cache_pb2 as _cache_pb2
 from tenth.compressor.v1 import compressor_pb2 as _compressor_pb2
+from tenth.inference.v1 import inference_pb2 as _inference_pb2
 from tenth.router.v1 import router_pb2 as _router_pb2
 from tenth.type.v1 import chat_pb2 as _chat_pb2
 from tenth.type.v1 import receipt_pb2 as _receipt_pb2
@@ -525,23 +527,431 @@ class DeleteUserDataResponse(_message.Message):
     CACHE_ENTRY_COUNT_FIELD_NUMBER: _builtins.int
     OUTCOME_COUNT_FIELD_NUMBER: _builtins.int
     COMPLETION_COUNT_FIELD_NUMBER: _builtins.int
+    BATCH_ITEM_COUNT_FIELD_NUMBER: _builtins.int
     cache_entry_count: _builtins.int
     """Cache entries."""
     outcome_count: _builtins.int
     """Router outcomes."""
     completion_count: _builtins.int
     """Stored completions of recent requests."""
+    batch_item_count: _builtins.int
+    """Items of batches."""
     def __init__(
         self,
         *,
         cache_entry_count: _builtins.int = ...,
         outcome_count: _builtins.int = ...,
         completion_count: _builtins.int = ...,
+        batch_item_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_entry_count", b"cache_entry_count", "completion_count", b"completion_count", "outcome_count", b"outcome_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_item_count", b"batch_item_count", "cache_entry_count", b"cache_entry_count", "completion_count", b"completion_count", "outcome_count", b"outcome_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteUserDataResponse: _TypeAlias = DeleteUserDataResponse  # noqa: Y015
+
+@_typing.final
+class PrepareCompletionsRequest(_message.Message):
+    """Requests to prepare."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionToPrepare]:
+        """From 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CompletionToPrepare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareCompletionsRequest: _TypeAlias = PrepareCompletionsRequest  # noqa: Y015
+
+@_typing.final
+class CompletionToPrepare(_message.Message):
+    """One request to prepare."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    EXCLUDED_MODELS_FIELD_NUMBER: _builtins.int
+    BATCH_PRICES_FIELD_NUMBER: _builtins.int
+    RESERVATION_TTL_FIELD_NUMBER: _builtins.int
+    SKIP_CACHE_FIELD_NUMBER: _builtins.int
+    batch_prices: _builtins.bool
+    """True reserves and prices at batch prices, where the chosen model has such; default: online."""
+    skip_cache: _builtins.bool
+    """True leaves the cache out of it: an earlier half has asked it."""
+    @_builtins.property
+    def request(self) -> _chat_pb2.CompletionRequest:
+        """The request; its request_id is required."""
+
+    @_builtins.property
+    def excluded_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that failed on it before: they are not chosen again."""
+
+    @_builtins.property
+    def reservation_ttl(self) -> _duration_pb2.Duration:
+        """How long the reservation must stand, up to 8 days. Required."""
+
+    def __init__(
+        self,
+        *,
+        request: _chat_pb2.CompletionRequest | None = ...,
+        excluded_models: _abc.Iterable[_builtins.str] | None = ...,
+        batch_prices: _builtins.bool = ...,
+        reservation_ttl: _duration_pb2.Duration | None = ...,
+        skip_cache: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "reservation_ttl", b"reservation_ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_prices", b"batch_prices", "excluded_models", b"excluded_models", "request", b"request", "reservation_ttl", b"reservation_ttl", "skip_cache", b"skip_cache"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionToPrepare: _TypeAlias = CompletionToPrepare  # noqa: Y015
+
+@_typing.final
+class PrepareCompletionsResponse(_message.Message):
+    """Prepared requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrepareOutcome]:
+        """One per request, in order."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___PrepareOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareCompletionsResponse: _TypeAlias = PrepareCompletionsResponse  # noqa: Y015
+
+@_typing.final
+class PrepareOutcome(_message.Message):
+    """What became of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    PREPARED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answered(self) -> Global___FinishedCompletion:
+        """The cache answered; the receipt is on its way to the ledger."""
+
+    @_builtins.property
+    def prepared(self) -> Global___PreparedCompletion:
+        """It is to be generated."""
+
+    @_builtins.property
+    def error(self) -> Global___HalfError:
+        """It was refused; a receipt of what was spent (mostly nothing) is on its way to the ledger."""
+
+    def __init__(
+        self,
+        *,
+        answered: Global___FinishedCompletion | None = ...,
+        prepared: Global___PreparedCompletion | None = ...,
+        error: Global___HalfError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "error", b"error", "outcome", b"outcome", "prepared", b"prepared"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "error", b"error", "outcome", b"outcome", "prepared", b"prepared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answered", "prepared", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___PrepareOutcome: _TypeAlias = PrepareOutcome  # noqa: Y015
+
+@_typing.final
+class PreparedCompletion(_message.Message):
+    """A request that is ready for a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    SELF_HOSTED_FIELD_NUMBER: _builtins.int
+    HAS_BATCH_PRICE_FIELD_NUMBER: _builtins.int
+    RESERVED_NANO_USD_FIELD_NUMBER: _builtins.int
+    EXPECTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    CACHEABLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    tier: _chat_pb2.Tier.ValueType
+    """The tier of that model."""
+    self_hosted: _builtins.bool
+    """True when own hardware runs the model."""
+    has_batch_price: _builtins.bool
+    """True when the price book has a batch price of the model."""
+    reserved_nano_usd: _builtins.int
+    """Reserved for it."""
+    expected_nano_usd: _builtins.int
+    """The price to expect of it: at batch prices where the request asked for them."""
+    cacheable: _builtins.bool
+    """True when the cache would give a like question the answer to this one."""
+    state: _builtins.bytes
+    """What the second half needs to know of the first; opaque, at most 64 KiB."""
+    @_builtins.property
+    def generation(self) -> _inference_pb2.GenerateTextRequest:
+        """What is to be generated, its attempt number included. Each further attempt takes the next number."""
+
+    @_builtins.property
+    def embedding(self) -> _chat_pb2.Embedding:
+        """The request's embedding, where the cache gave one."""
+
+    def __init__(
+        self,
+        *,
+        generation: _inference_pb2.GenerateTextRequest | None = ...,
+        tier: _chat_pb2.Tier.ValueType = ...,
+        self_hosted: _builtins.bool = ...,
+        has_batch_price: _builtins.bool = ...,
+        reserved_nano_usd: _builtins.int = ...,
+        expected_nano_usd: _builtins.int = ...,
+        embedding: _chat_pb2.Embedding | None = ...,
+        cacheable: _builtins.bool = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "generation", b"generation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cacheable", b"cacheable", "embedding", b"embedding", "expected_nano_usd", b"expected_nano_usd", "generation", b"generation", "has_batch_price", b"has_batch_price", "reserved_nano_usd", b"reserved_nano_usd", "self_hosted", b"self_hosted", "state", b"state", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreparedCompletion: _TypeAlias = PreparedCompletion  # noqa: Y015
+
+@_typing.final
+class FinishCompletionsRequest(_message.Message):
+    """Requests to finish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionToFinish]:
+        """From 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CompletionToFinish] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishCompletionsRequest: _TypeAlias = FinishCompletionsRequest  # noqa: Y015
+
+@_typing.final
+class CompletionToFinish(_message.Message):
+    """One request to finish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    GENERATED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    LANE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    """`state` of its PreparedCompletion; empty with `shared` and for what was never prepared."""
+    attempt: _builtins.int
+    """The attempt that answered."""
+    batch: _builtins.bool
+    """True when a batch price applied."""
+    lane: _builtins.str
+    """In which lane it ran, for the receipt's hops: "local", "openai", "anthropic" or "online"."""
+    @_builtins.property
+    def request(self) -> _chat_pb2.CompletionRequest:
+        """The request as it was prepared."""
+
+    @_builtins.property
+    def generated(self) -> _inference_pb2.GenerateTextResponse:
+        """The answer of a model."""
+
+    @_builtins.property
+    def shared(self) -> _chat_pb2.Completion:
+        """The answer that another request of the same batch got, word for word the same question: it costs nothing."""
+
+    @_builtins.property
+    def failed(self) -> Global___HalfError:
+        """It could not be answered."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_receipt_pb2.OverheadItem]:
+        """What attempts before the one that answered have spent, without prices."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the attempt's start to its answer."""
+
+    def __init__(
+        self,
+        *,
+        request: _chat_pb2.CompletionRequest | None = ...,
+        state: _builtins.bytes = ...,
+        generated: _inference_pb2.GenerateTextResponse | None = ...,
+        shared: _chat_pb2.Completion | None = ...,
+        failed: Global___HalfError | None = ...,
+        attempts: _abc.Iterable[_receipt_pb2.OverheadItem] | None = ...,
+        attempt: _builtins.int = ...,
+        batch: _builtins.bool = ...,
+        lane: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "failed", b"failed", "generated", b"generated", "outcome", b"outcome", "request", b"request", "shared", b"shared"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempts", b"attempts", "batch", b"batch", "duration", b"duration", "failed", b"failed", "generated", b"generated", "lane", b"lane", "outcome", b"outcome", "request", b"request", "shared", b"shared", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["generated", "shared", "failed"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CompletionToFinish: _TypeAlias = CompletionToFinish  # noqa: Y015
+
+@_typing.final
+class FinishCompletionsResponse(_message.Message):
+    """Finished requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishOutcome]:
+        """One per request, in order."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___FinishOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishCompletionsResponse: _TypeAlias = FinishCompletionsResponse  # noqa: Y015
+
+@_typing.final
+class FinishOutcome(_message.Message):
+    """What became of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISHED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def finished(self) -> Global___FinishedCompletion:
+        """Receipted and on its way to the ledger; without a completion where the request failed."""
+
+    @_builtins.property
+    def error(self) -> Global___HalfError:
+        """It could not be finished; asking again later may go better where `retryable` says so."""
+
+    def __init__(
+        self,
+        *,
+        finished: Global___FinishedCompletion | None = ...,
+        error: Global___HalfError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["finished", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___FinishOutcome: _TypeAlias = FinishOutcome  # noqa: Y015
+
+@_typing.final
+class FinishedCompletion(_message.Message):
+    """A request's end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def completion(self) -> _chat_pb2.Completion:
+        """The answer."""
+
+    @_builtins.property
+    def receipt(self) -> _receipt_pb2.Receipt:
+        """Its receipt, PENDING."""
+
+    def __init__(
+        self,
+        *,
+        completion: _chat_pb2.Completion | None = ...,
+        receipt: _receipt_pb2.Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "receipt", b"receipt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishedCompletion: _TypeAlias = FinishedCompletion  # noqa: Y015
+
+@_typing.final
+class HalfError(_message.Message):
+    """Why a half could not be done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    RETRYABLE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The reason."""
+    message: _builtins.str
+    """For a person."""
+    field: _builtins.str
+    """The field that is wrong, if one is."""
+    retryable: _builtins.bool
+    """True when the same may succeed later: a part is down, a limit holds for now."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        field: _builtins.str = ...,
+        retryable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason", "retryable", b"retryable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HalfError: _TypeAlias = HalfError  # noqa: Y015

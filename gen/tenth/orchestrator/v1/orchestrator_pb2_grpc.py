@@ -363,3 +363,126 @@ class OrchestratorService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CompletionHalvesServiceStub:
+    """The request path in two halves with time between them, for the batch service. Nobody else may call it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.PrepareCompletions = channel.unary_unary(
+                '/tenth.orchestrator.v1.CompletionHalvesService/PrepareCompletions',
+                request_serializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.PrepareCompletionsRequest.SerializeToString,
+                response_deserializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.PrepareCompletionsResponse.FromString,
+                _registered_method=True)
+        self.FinishCompletions = channel.unary_unary(
+                '/tenth.orchestrator.v1.CompletionHalvesService/FinishCompletions',
+                request_serializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.FinishCompletionsRequest.SerializeToString,
+                response_deserializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.FinishCompletionsResponse.FromString,
+                _registered_method=True)
+
+
+class CompletionHalvesServiceServicer:
+    """The request path in two halves with time between them, for the batch service. Nobody else may call it.
+    """
+
+    def PrepareCompletions(self, request, context):
+        """Hops 1 to 4 of requests: those that the cache answers come back answered and receipted, the others with a chosen
+        model, a compressed prompt and reserved funds. Idempotent by request_id: prepared again, a request's earlier
+        reservation is replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishCompletions(self, request, context):
+        """Hops 6 and 7 of requests that were prepared: the receipt, settled, and the answer stored in the cache. Idempotent by
+        request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CompletionHalvesServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'PrepareCompletions': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareCompletions,
+                    request_deserializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.PrepareCompletionsRequest.FromString,
+                    response_serializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.PrepareCompletionsResponse.SerializeToString,
+            ),
+            'FinishCompletions': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishCompletions,
+                    request_deserializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.FinishCompletionsRequest.FromString,
+                    response_serializer=tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.FinishCompletionsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tenth.orchestrator.v1.CompletionHalvesService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tenth.orchestrator.v1.CompletionHalvesService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class CompletionHalvesService:
+    """The request path in two halves with time between them, for the batch service. Nobody else may call it.
+    """
+
+    @staticmethod
+    def PrepareCompletions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.orchestrator.v1.CompletionHalvesService/PrepareCompletions',
+            tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.PrepareCompletionsRequest.SerializeToString,
+            tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.PrepareCompletionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishCompletions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.orchestrator.v1.CompletionHalvesService/FinishCompletions',
+            tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.FinishCompletionsRequest.SerializeToString,
+            tenth_dot_orchestrator_dot_v1_dot_orchestrator__pb2.FinishCompletionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

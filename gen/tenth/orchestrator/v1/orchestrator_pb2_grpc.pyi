@@ -128,3 +128,61 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes one end user's data everywhere: cache, router outcomes, stored completions."""
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class CompletionHalvesServiceStub:
+    """The request path in two halves with time between them, for the batch service. Nobody else may call it."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> CompletionHalvesServiceAsyncStub: ...
+    PrepareCompletions: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.PrepareCompletionsRequest, _orchestrator_pb2.PrepareCompletionsResponse]
+    """Hops 1 to 4 of requests: those that the cache answers come back answered and receipted, the others with a chosen
+    model, a compressed prompt and reserved funds. Idempotent by request_id: prepared again, a request's earlier
+    reservation is replaced.
+    """
+    FinishCompletions: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.FinishCompletionsRequest, _orchestrator_pb2.FinishCompletionsResponse]
+    """Hops 6 and 7 of requests that were prepared: the receipt, settled, and the answer stored in the cache. Idempotent by
+    request_id.
+    """
+
+@_typing.type_check_only
+class CompletionHalvesServiceAsyncStub(CompletionHalvesServiceStub):
+    """The request path in two halves with time between them, for the batch service. Nobody else may call it."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    PrepareCompletions: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.PrepareCompletionsRequest, _orchestrator_pb2.PrepareCompletionsResponse]  # type: ignore[assignment]
+    """Hops 1 to 4 of requests: those that the cache answers come back answered and receipted, the others with a chosen
+    model, a compressed prompt and reserved funds. Idempotent by request_id: prepared again, a request's earlier
+    reservation is replaced.
+    """
+    FinishCompletions: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.FinishCompletionsRequest, _orchestrator_pb2.FinishCompletionsResponse]  # type: ignore[assignment]
+    """Hops 6 and 7 of requests that were prepared: the receipt, settled, and the answer stored in the cache. Idempotent by
+    request_id.
+    """
+
+class CompletionHalvesServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The request path in two halves with time between them, for the batch service. Nobody else may call it."""
+
+    @_abc_1.abstractmethod
+    def PrepareCompletions(
+        self,
+        request: _orchestrator_pb2.PrepareCompletionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.PrepareCompletionsResponse, _abc.Awaitable[_orchestrator_pb2.PrepareCompletionsResponse]]:
+        """Hops 1 to 4 of requests: those that the cache answers come back answered and receipted, the others with a chosen
+        model, a compressed prompt and reserved funds. Idempotent by request_id: prepared again, a request's earlier
+        reservation is replaced.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishCompletions(
+        self,
+        request: _orchestrator_pb2.FinishCompletionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.FinishCompletionsResponse, _abc.Awaitable[_orchestrator_pb2.FinishCompletionsResponse]]:
+        """Hops 6 and 7 of requests that were prepared: the receipt, settled, and the answer stored in the cache. Idempotent by
+        request_id.
+        """
+
+def add_CompletionHalvesServiceServicer_to_server(servicer: CompletionHalvesServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
