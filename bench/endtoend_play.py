@@ -1,0 +1,200 @@
+"""Streams of requests through the real mesh: one request as the mesh takes it, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tenth.type.v1 import chat_pb2, receipt_pb2
+
+from bench.endtoend_deploy import JOBS, SUPPORT
+from bench.endtoend_rows import Ask
+from bench.endtoend_workload import Arrival
+from formats.openai import completion_request
+from tenth_client.client import Answer, Client
+from tenth_client.errors import TenthClientError
+from tenth_client.replay import LAYERS
+
+_HEAD = re.compile(r"\[([0-9a-f]{6})(?: ([0-9a-f]+))?\]")
+_DAY_SECONDS = 24 * 3600
+MAX_OUTPUT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one request cost and which answer came. Money in nano-USD."""
+
+    index: int
+    error: str = ""
+    model: str = ""
+    hit: str = ""
+    """"exact", "semantic", "follow", or empty for a miss."""
+    code: str = ""
+    """Of the answer that came."""
+    prompt: str = ""
+    """Digest of the prompt that the answer was made from, where prompts are kept."""
+    baseline: int = 0
+    baseline_prompt_cached: int = 0
+    overhead: int = 0
+    actual: int = 0
+    savings: Mapping[str, int] = field(default_factory=dict)
+    baseline_input_tokens: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    batch: bool = False
+    milliseconds: float = 0.0
+    """From the call to the answer; 0 for what went into a batch."""
+
+    @property
+    def identity_holds(self) -> bool:
+        """baseline - sum(savings) + overhead == actual."""
+        return self.baseline - sum(self.savings.values()) + self.overhead == self.actual
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """How the requests of a run are asked."""
+
+    tenant: str
+    quality_target: float
+    """Of requests whose outcomes were recorded."""
+    batch: bool = True
+    """Whether what can wait is sent with a far window."""
+    unrecorded_to_strong: bool = False
+    """Requests of which no model's quality was recorded stay with the strongest tier."""
+
+
+def request_of(arrival: Arrival, arm: Arm, namespace: str = "") -> chat_pb2.CompletionRequest:
+    """The request as the mesh takes it."""
+    ask = arrival.ask
+    policy: dict[str, object] = {}
+    if ask.workload in ("rag", "chat"):
+        policy["compression_mode"] = "balanced"
+    if ask.correct:
+        # A model whose outcomes on these questions nobody recorded may not answer them.
+        policy |= {"quality_target": arm.quality_target, "tier_floor": "medium"}
+    elif arm.unrecorded_to_strong:
+        policy["tier_floor"] = "complex"
+    if ask.workload == "bulk" and arm.batch:
+        policy["completion_window"] = _DAY_SECONDS
+    own = {
+        "policy": policy,
+        "tags": {"application": ask.workload},
+        "namespace": namespace or {"support": SUPPORT, "bulk": JOBS}.get(ask.workload, ask.workload),
+        "retrieved_chunks": [{"text": text} for text in ask.chunks],
+        "user_id": arrival.user,
+    }
+    body = {"messages": list(ask.messages), "temperature": 0, "max_tokens": MAX_OUTPUT_TOKENS, "tenth": own}
+    return completion_request(body)
+
+
+class Player:
+    """Plays streams with one client. ``codes`` finds the code of an answer that was recorded as text."""
+
+    def __init__(self, client: Client, codes: Mapping[str, str]) -> None:
+        self._client = client
+        self._codes = codes
+
+    async def play(
+        self,
+        stream: Sequence[Arrival],
+        arm: Arm,
+        concurrency: int,
+        per_second: float = 0.0,
+        done: Callable[[], None] = lambda: None,
+    ) -> list[Outcome]:
+        """Every request's outcome, in order. ``per_second`` above 0 keeps the trace's gaps at that mean rate.
+
+        What can wait is handed in as it comes and fetched at the end.
+        """
+        gate = asyncio.Semaphore(concurrency)
+        scale = len(stream) / (stream[-1].seconds or 1.0) / per_second if per_second and stream else 0.0
+        begun = time.monotonic()
+
+        async def one(arrival: Arrival) -> Outcome:
+            if scale:
+                await asyncio.sleep(max(0.0, begun + arrival.seconds * scale - time.monotonic()))
+            async with gate:
+                found = await self._one(arrival, arm)
+            done()
+            return found
+
+        if scale:
+            return list(await asyncio.gather(*map(one, stream)))
+        waiting = iter(stream)
+        found: list[Outcome] = []
+
+        async def worker() -> None:
+            for arrival in waiting:
+                found.append(await one(arrival))
+
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        return sorted(found, key=lambda each: each.index)
+
+    async def _one(self, arrival: Arrival, arm: Arm) -> Outcome:
+        request = request_of(arrival, arm)
+        started = time.perf_counter()
+        try:
+            answer = await self._client.complete(request)
+            if answer.operation:
+                return await self._fetched(arrival, answer)
+        except TenthClientError as error:
+            return await self._failed(arrival, request.request_id, error)
+        return self._outcome(arrival, answer.text, answer.receipt, (time.perf_counter() - started) * 1000)
+
+    async def _fetched(self, arrival: Arrival, answer: Answer) -> Outcome:
+        wait = 0.05
+        while True:
+            state = await self._client.completion(answer.operation)
+            if state.done:
+                break
+            await asyncio.sleep(wait)
+            wait = min(2.0, wait * 1.5)
+        text = "".join(part.text for part in state.completion.message.parts)
+        return self._outcome(arrival, text, state.receipt, 0.0)
+
+    async def _failed(self, arrival: Arrival, request_id: str, error: TenthClientError) -> Outcome:
+        """What a failure cost stands on its receipt, where there is one."""
+        why = f"{error.code.name} {error.reason}"
+        try:
+            receipt = await self._client.receipt(request_id)
+        except TenthClientError:
+            return Outcome(arrival.index, error=why)
+        return self._outcome(arrival, "", receipt, 0.0, why)
+
+    def _outcome(
+        self, arrival: Arrival, text: str, receipt: receipt_pb2.Receipt, milliseconds: float, error: str = ""
+    ) -> Outcome:
+        facts = receipt.facts
+        head = _HEAD.match(text)
+        return Outcome(
+            index=arrival.index,
+            error=error,
+            model=facts.model,
+            hit=(facts.cache_hit_kind or "hit") if facts.cache_hit else "",
+            code=head[1] if head else self._codes.get(text, ""),
+            prompt=(head[2] or "") if head else "",
+            baseline=receipt.baseline_nano_usd,
+            baseline_prompt_cached=receipt.baseline_prompt_cached_nano_usd,
+            overhead=receipt.overhead_nano_usd,
+            actual=receipt.actual_nano_usd,
+            savings={LAYERS.get(item.layer, str(item.layer)): item.saving_nano_usd for item in receipt.savings},
+            baseline_input_tokens=facts.baseline_input_token_count,
+            input_tokens=facts.usage.input_token_count,
+            cached_tokens=facts.usage.cached_input_token_count,
+            output_tokens=facts.usage.output_token_count,
+            batch=facts.batch,
+            milliseconds=milliseconds,
+        )
+
+
+def codes_of(asks: Sequence[Ask]) -> dict[str, str]:
+    """The code of each answer whose text was recorded."""
+    return {text: ask.code for ask in asks for text in ask.texts.values()}
+
+
+Play = Callable[[Sequence[Arrival], Arm], Awaitable[list[Outcome]]]
