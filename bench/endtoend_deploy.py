@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,3 +55,10 @@ def write(folder: Path, catalog: str, tenants: Sequence[str]) -> dict[str, str]:
     rules = {"tenants": {"*": {SUPPORT: {"mode": "faq", "sharing_user_count": 1, "ttl_seconds": 86_400}}}}
     (folder / "namespaces.yaml").write_text(yaml.safe_dump(rules, sort_keys=False), "utf-8")
     return keys
+
+
+def without_keys(catalog: str) -> dict[str, str]:
+    """This process's environment without any provider's key: the sandbox must play them all."""
+    content = yaml.safe_load((HERE / f"endtoend_catalog_{catalog}.yaml").read_text("utf-8"))
+    keys = {str(entry["key_env"]) for entry in content["providers"].values()}
+    return {name: value for name, value in os.environ.items() if name not in keys}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
@@ -14,7 +15,7 @@ from bench.endtoend_deploy import JOBS, SUPPORT
 from bench.endtoend_rows import Ask
 from bench.endtoend_workload import Arrival
 from formats.openai import completion_request
-from tenth_client.client import Answer, Client
+from tenth_client.client import Client
 from tenth_client.errors import TenthClientError
 from tenth_client.replay import LAYERS
 
@@ -92,12 +93,28 @@ def request_of(arrival: Arrival, arm: Arm, namespace: str = "") -> chat_pb2.Comp
     return completion_request(body)
 
 
+class Bulk(Protocol):
+    """How what can wait is sent; ``endtoend_bulk`` has the ways."""
+
+    async def answer(
+        self,
+        client: Client,
+        arrivals: Sequence[Arrival],
+        arm: Arm,
+        outcome: Callable[[Arrival, str, receipt_pb2.Receipt, float, str], Outcome],
+        done: Callable[[], None],
+    ) -> list[Outcome]:
+        """The outcomes of requests that can wait, in any order."""
+        ...
+
+
 class Player:
     """Plays streams with one client. ``codes`` finds the code of an answer that was recorded as text."""
 
-    def __init__(self, client: Client, codes: Mapping[str, str]) -> None:
+    def __init__(self, client: Client, codes: Mapping[str, str], bulk: Bulk) -> None:
         self._client = client
         self._codes = codes
+        self._bulk = bulk
 
     async def play(
         self,
@@ -109,30 +126,26 @@ class Player:
     ) -> list[Outcome]:
         """Every request's outcome, in order. ``per_second`` above 0 keeps the trace's gaps at that mean rate.
 
-        What can wait is handed in as it comes and fetched at the end.
+        What can wait is handed in beside the others.
         """
-        gate = asyncio.Semaphore(concurrency)
+        later = [each for each in stream if arm.batch and each.ask.workload == "bulk"]
+        now = [each for each in stream if not (arm.batch and each.ask.workload == "bulk")]
         scale = len(stream) / (stream[-1].seconds or 1.0) / per_second if per_second and stream else 0.0
         begun = time.monotonic()
-
-        async def one(arrival: Arrival) -> Outcome:
-            if scale:
-                await asyncio.sleep(max(0.0, begun + arrival.seconds * scale - time.monotonic()))
-            async with gate:
-                found = await self._one(arrival, arm)
-            done()
-            return found
-
-        if scale:
-            return list(await asyncio.gather(*map(one, stream)))
-        waiting = iter(stream)
+        waiting = iter(now)
         found: list[Outcome] = []
 
         async def worker() -> None:
             for arrival in waiting:
-                found.append(await one(arrival))
+                if scale:
+                    await asyncio.sleep(max(0.0, begun + arrival.seconds / scale - time.monotonic()))
+                found.append(await self._one(arrival, arm))
+                done()
 
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        async def late() -> None:
+            found.extend(await self._bulk.answer(self._client, later, arm, self.outcome, done))
+
+        await asyncio.gather(late(), *(worker() for _ in range(concurrency)))
         return sorted(found, key=lambda each: each.index)
 
     async def _one(self, arrival: Arrival, arm: Arm) -> Outcome:
@@ -140,22 +153,9 @@ class Player:
         started = time.perf_counter()
         try:
             answer = await self._client.complete(request)
-            if answer.operation:
-                return await self._fetched(arrival, answer)
         except TenthClientError as error:
             return await self._failed(arrival, request.request_id, error)
-        return self._outcome(arrival, answer.text, answer.receipt, (time.perf_counter() - started) * 1000)
-
-    async def _fetched(self, arrival: Arrival, answer: Answer) -> Outcome:
-        wait = 0.05
-        while True:
-            state = await self._client.completion(answer.operation)
-            if state.done:
-                break
-            await asyncio.sleep(wait)
-            wait = min(2.0, wait * 1.5)
-        text = "".join(part.text for part in state.completion.message.parts)
-        return self._outcome(arrival, text, state.receipt, 0.0)
+        return self.outcome(arrival, answer.text, answer.receipt, (time.perf_counter() - started) * 1000)
 
     async def _failed(self, arrival: Arrival, request_id: str, error: TenthClientError) -> Outcome:
         """What a failure cost stands on its receipt, where there is one."""
@@ -164,11 +164,12 @@ class Player:
             receipt = await self._client.receipt(request_id)
         except TenthClientError:
             return Outcome(arrival.index, error=why)
-        return self._outcome(arrival, "", receipt, 0.0, why)
+        return self.outcome(arrival, "", receipt, 0.0, why)
 
-    def _outcome(
+    def outcome(
         self, arrival: Arrival, text: str, receipt: receipt_pb2.Receipt, milliseconds: float, error: str = ""
     ) -> Outcome:
+        """What an answer and its receipt say."""
         facts = receipt.facts
         head = _HEAD.match(text)
         return Outcome(
@@ -195,6 +196,3 @@ class Player:
 def codes_of(asks: Sequence[Ask]) -> dict[str, str]:
     """The code of each answer whose text was recorded."""
     return {text: ask.code for ask in asks for text in ask.texts.values()}
-
-
-Play = Callable[[Sequence[Arrival], Arm], Awaitable[list[Outcome]]]
