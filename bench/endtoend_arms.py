@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.endtoend_play import Arm
 from bench.endtoend_workload import Arrival, Mix
@@ -29,13 +29,18 @@ class RunPlan:
     """As the trace's gaps say, for the latencies; the others as fast as they are answered."""
 
 
-def plan(mixes: Mapping[str, Mix], streams: Mapping[str, Sequence[Arrival]], ablation: int, frontier: int) -> list[RunPlan]:
-    """All runs, in order; ``ablation`` and ``frontier`` bound the requests of theirs, 0: none."""
+def plan(
+    mixes: Mapping[str, Mix], streams: Mapping[str, Sequence[Arrival]], ablation: int, frontier: int, latency: int
+) -> list[RunPlan]:
+    """All runs, in order; ``ablation``, ``frontier`` and ``latency`` bound the requests of theirs, 0: none."""
     runs = []
     for name, stream in streams.items():
         target = mixes[name].quality_target
-        runs.append(RunPlan(f"{name}/ours", _arm(name, "ours", target), (), stream, paced=True))
+        runs.append(RunPlan(f"{name}/ours", _arm(name, "ours", target), (), stream))
         runs.append(RunPlan(f"{name}/baseline", _arm(name, "baseline", target, batch=False), SWITCHES, stream))
+        if latency:
+            asked = [arrival for arrival in stream if arrival.ask.workload != "bulk"][:latency]
+            runs.append(RunPlan(f"{name}/latency", _arm(name, "latency", target), (), with_repeats(asked), paced=True))
     if ABLATED in streams and ablation:
         part, target = streams[ABLATED][:ablation], mixes[ABLATED].quality_target
         runs += [RunPlan(f"{ABLATED}/{name}", _arm(ABLATED, name, target, batch="batch" not in off), off, part)
@@ -47,6 +52,17 @@ def plan(mixes: Mapping[str, Mix], streams: Mapping[str, Sequence[Arrival]], abl
         for wanted in TARGETS if hard else ():
             runs.append(RunPlan(f"{name}/{frontier_name(wanted)}", _arm(name, frontier_name(wanted), wanted), (), hard))
     return runs
+
+
+def with_repeats(stream: Sequence[Arrival]) -> list[Arrival]:
+    """Every fourth request again at the end, word for word, so that each mix has exact hits to be timed."""
+    if not stream:
+        return []
+    gap = stream[-1].seconds / max(1, len(stream) - 1)
+    again = stream[::4]
+    return [*stream, *(
+        replace(each, index=-1 - at, seconds=stream[-1].seconds + (at + 1) * gap) for at, each in enumerate(again)
+    )]  # fmt: skip
 
 
 def ablations() -> dict[str, tuple[str, ...]]:

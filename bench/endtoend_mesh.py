@@ -22,14 +22,14 @@ from tenth_client import Client
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh, MeshOptions
 
-CONCURRENCY = 8
+CONCURRENCY = 4
 """Of the runs that are not paced."""
 MOST_AT_ONCE = 64
 """Of the paced ones."""
 _SNAPSHOT_SECONDS = 2.5
 """Within which orchestrators have seen a switch: they look every second."""
 _SETTLE_SECONDS = 30.0
-_CAPS = {f"TENTH_ORCHESTRATOR_{hop}_CAP_SECONDS": "5" for hop in ("LOOKUP", "SELECT", "COMPRESS", "RESERVE")}
+_CAPS = {f"TENTH_ORCHESTRATOR_{hop}_CAP_SECONDS": "30" for hop in ("LOOKUP", "SELECT", "COMPRESS", "RESERVE")}
 """The bench measures cost and quality, not the caps: a busy machine must not turn a hit into a miss."""
 
 

@@ -47,6 +47,10 @@ class Outcome:
     cached_tokens: int = 0
     output_tokens: int = 0
     batch: bool = False
+    why: str = ""
+    looked: str = ""
+    """What the cache said."""
+    """What the router said."""
     milliseconds: float = 0.0
     """From the call to the answer; 0 for what went into a batch."""
 
@@ -138,7 +142,7 @@ class Player:
         async def worker() -> None:
             for arrival in waiting:
                 if scale:
-                    await asyncio.sleep(max(0.0, begun + arrival.seconds / scale - time.monotonic()))
+                    await asyncio.sleep(max(0.0, begun + arrival.seconds * scale - time.monotonic()))
                 found.append(await self._one(arrival, arm))
                 done()
 
@@ -189,6 +193,8 @@ class Player:
             cached_tokens=facts.usage.cached_input_token_count,
             output_tokens=facts.usage.output_token_count,
             batch=facts.batch,
+            why=next((hop.reason for hop in facts.hops if hop.name == "router"), ""),
+            looked=next((hop.reason for hop in facts.hops if hop.name == "cache"), ""),
             milliseconds=milliseconds,
         )
 
