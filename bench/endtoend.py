@@ -20,14 +20,18 @@ from bench import endtoend_arms as arms
 from bench import endtoend_deploy as deploy
 from bench import endtoend_report as report
 from bench.endtoend_bulk import Operations
-from bench.endtoend_mesh import Station
+from bench.endtoend_litellm import LiteLlm, configuration
+from bench.endtoend_mesh import CONCURRENCY, MOST_AT_ONCE, Running, Station
 from bench.endtoend_play import Outcome, codes_of
 from bench.endtoend_rows import MAIN, OMNIS, Reader, Rows
 from bench.endtoend_sums import Run
 from bench.endtoend_workload import MIXES, Arrival, arrival_times, read_mix, stream
+from bench.mesh import cpu_seconds
+from bench.peers import litellm_version, start_litellm
 from bench.result import Result, arguments
 from sandbox.recorded import Record, key
 from sandbox.recorded import write as write_record
+from tenth_client.local import free_ports
 
 DATA = Path("../shared/data")
 QUICK_REQUESTS = 120
@@ -69,7 +73,9 @@ async def measure(result: Result, options: argparse.Namespace) -> None:
     if not times:
         result.skipped.append("azure_llm_conv: no file; requests arrive evenly")
     report.assume(result, rows, mixes, streams, CLOCK, PER_SECOND)
-    plans = arms.plan(mixes, streams, ablation=max(count // 4, min(count, 40)), frontier=count // 5, latency=min(80, count // 4))
+    plans = arms.plan(
+        mixes, streams, ablation=max(count // 4, min(count, 40)), frontier=count // 5, latency=min(80, count // 4)
+    )
     with tempfile.TemporaryDirectory(prefix="tenth-endtoend-") as folder:
         runs, record = await play(result, plans, streams, rows, options, Path(folder))
     if options.outcomes is not None:
@@ -92,10 +98,10 @@ async def play(
     record = Record(CLOCK, deploy.SPEEDS, {key(ask.question): ask.recorded() for ask in asks})
     write_record(folder / "recorded.jsonl", record)
     found: dict[str, dict[int, Outcome]] = {each.name: {} for each in plans}
+    streamed = {each.name: each.stream for each in plans}
     prompts: dict[str, str] = {}
     for catalog in (MAIN, OMNIS):
-        wanted = [(each, [a for a in each.stream if a.ask.catalog == catalog]) for each in plans]
-        wanted = [(each, part) for each, part in wanted if part]
+        wanted = [(each, part) for each in plans if (part := [a for a in each.stream if a.ask.catalog == catalog])]
         if not wanted:
             continue
         station = Station(catalog, folder, options.models_dir, held_out_heads=rows.held_out_heads)
@@ -105,16 +111,60 @@ async def play(
                 started = time.perf_counter()
                 outcomes, cpu = await running.run(each, part, PER_SECOND)
                 found[each.name] |= {outcome.index: outcome for outcome in outcomes}
-                if each.name.endswith(("/ours", "/baseline")):
-                    result.add(f"{each.name}/cpu_ms_per_request_{catalog}", cpu * 1000 / len(part), "ms", len(part))
-                print(f"{catalog} {each.name}: {len(part)} in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+                if catalog == MAIN and each.name.endswith(("/ours", "/baseline")):
+                    result.add(f"{each.name}/cpu_ms_per_request", cpu * 1000 / len(part), "ms", len(part))
+                say(f"{catalog} {each.name}: {len(part)} in {time.perf_counter() - started:.1f} s")
             differences = await running.ledger_differences()
             result.add(f"ledger/ours/nano_usd_off_{catalog}", float(differences), "nano-USD", len(tenants))
+            if catalog == MAIN:
+                theirs = [each for each in plans if each.name.endswith(("/ours", "/latency"))]
+                for name, (stream_of, outcomes) in (
+                    await peer(result, running, theirs, codes_of(asks), options)
+                ).items():
+                    streamed[name], found[name] = stream_of, {outcome.index: outcome for outcome in outcomes}
         prompts |= station.prompts()
-    return (
-        {each.name: Run(each.stream, [found[each.name][a.index] for a in each.stream], prompts) for each in plans},
-        record,
+    runs = {name: Run(asked, [found[name][a.index] for a in asked], prompts) for name, asked in streamed.items()}
+    return runs, record
+
+
+async def peer(
+    result: Result,
+    running: Running,
+    plans: Sequence[arms.RunPlan],
+    codes: Mapping[str, str],
+    options: argparse.Namespace,
+) -> dict[str, tuple[Sequence[Arrival], list[Outcome]]]:
+    """LiteLLM's proxy on the streams of these plans, where it is installed; named MIX/litellm and MIX/litellm_latency."""
+    sandbox = f"http://{running.mesh.address('sandbox')}/v1"
+    folder = running.mesh.data_dir / "litellm"
+    proxy = await start_litellm(
+        options.litellm, sandbox, free_ports(["litellm"])["litellm"], folder, configuration(sandbox)
     )
+    if proxy is None:
+        result.skipped.append(f"litellm: not installed in {options.litellm}")
+        return {}
+    result.assumptions["litellm"] = litellm_version(options.litellm)
+    client, found = LiteLlm(proxy.url, codes), {}
+    try:
+        for each in plans:
+            await running.forget()
+            name = each.name.replace("/ours", "/litellm").replace("/latency", "/litellm_latency")
+            started, before = time.perf_counter(), cpu_seconds([proxy.pid])
+            concurrency, per_second = (MOST_AT_ONCE, PER_SECOND) if each.paced else (CONCURRENCY, 0.0)
+            outcomes = await client.play(each.stream, name, concurrency, per_second)
+            found[name] = (each.stream, outcomes)
+            if not each.paced:
+                cpu = (cpu_seconds([proxy.pid]) - before) * 1000 / len(outcomes)
+                result.add(f"{name}/cpu_ms_per_request", cpu, "ms", len(outcomes))
+            say(f"{name}: {len(outcomes)} in {time.perf_counter() - started:.1f} s")
+    finally:
+        proxy.stop()
+    return found
+
+
+def say(line: str) -> None:
+    """How far the run is, beside the figures."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def write_outcomes(path: Path, runs: Mapping[str, Run]) -> None:
@@ -128,7 +178,6 @@ def write_outcomes(path: Path, runs: Mapping[str, Run]) -> None:
                 line |= {"topic": arrival.ask.topic, "wanted": arrival.ask.code}
                 line["quality"] = None if quality is None else [quality.ours, quality.baseline]
                 file.write(json.dumps(line) + "\n")
-
 
 
 if __name__ == "__main__":

@@ -100,8 +100,7 @@ class Running:
 
     async def run(self, plan: RunPlan, part: Sequence[Arrival], per_second: float) -> tuple[list[Outcome], float]:
         """The outcomes of a part of a plan's stream, and the CPU seconds of the mesh's processes for it."""
-        async with httpx.AsyncClient() as http:
-            (await http.post(f"http://{self.mesh.address('sandbox')}/sandbox/forget")).raise_for_status()
+        await self.forget()
         pids = [pid for name, pid in self.mesh.pids.items() if name not in ("collector", "sandbox")]
         before = cpu_seconds(pids)
         async with Client(self.mesh.address("orchestrator"), self._keys[plan.arm.tenant]) as client:
@@ -112,6 +111,11 @@ class Running:
                 found = await player.play(part, plan.arm, CONCURRENCY)
         self._by_tenant[plan.arm.tenant] += found
         return found, cpu_seconds(pids) - before
+
+    async def forget(self) -> None:
+        """Empty the sandbox's prompt caches, so that every run begins cold."""
+        async with httpx.AsyncClient() as http:
+            (await http.post(f"http://{self.mesh.address('sandbox')}/sandbox/forget")).raise_for_status()
 
     async def ledger_differences(self) -> int:
         """By how much the ledger's report differs from the receipts that came with answers, nano-USD, over all tenants."""

@@ -19,7 +19,8 @@ from tenth_client.client import Client
 from tenth_client.errors import TenthClientError
 from tenth_client.replay import LAYERS
 
-_HEAD = re.compile(r"\[([0-9a-f]{6})(?: ([0-9a-f]+))?\]")
+HEAD = re.compile(r"\[([0-9a-f]{6})(?: ([0-9a-f]+))?\]")
+"""How the sandbox's answers begin: the answer's code, and the digest of a prompt that was kept."""
 _DAY_SECONDS = 24 * 3600
 MAX_OUTPUT_TOKENS = 4096
 
@@ -175,7 +176,7 @@ class Player:
     ) -> Outcome:
         """What an answer and its receipt say."""
         facts = receipt.facts
-        head = _HEAD.match(text)
+        head = HEAD.match(text)
         return Outcome(
             index=arrival.index,
             error=error,

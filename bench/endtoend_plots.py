@@ -90,7 +90,12 @@ def frontier(metrics: Metrics) -> dict[str, Any]:
                 "low": (kept["ci95"] or [kept["value"]])[0], "high": (kept["ci95"] or [kept["value"]])[-1],
             })  # fmt: skip
     x = {"field": "cost", "type": "quantitative", "title": "cost, share of the baseline", "axis": {"format": "%"}}
-    y: dict[str, Any] = {"type": "quantitative", "title": "quality kept", "scale": {"zero": False}, "axis": {"format": "%"}}
+    y: dict[str, Any] = {
+        "type": "quantitative",
+        "title": "quality kept",
+        "scale": {"zero": False},
+        "axis": {"format": "%"},
+    }
     colour = {"field": "mix", "type": "nominal", "title": None}
     line = {
         "data": {"values": [row for row in rows if not row["as run"]]},

@@ -64,16 +64,17 @@ def assume(
 def add(result: Result, runs: Mapping[str, Run], record: Record, mixes: Mapping[str, Mix], seed: int) -> None:
     """All figures."""
     for name, run in runs.items():
-        if not name.rpartition("/")[2].startswith(("frontier_", "latency")):
+        if not name.rpartition("/")[2].startswith(("frontier_", "latency", "litellm_")):
             add_run(result, name, run, seed)
     for mix in mixes:
         ours, baseline = runs.get(f"{mix}/ours"), runs.get(f"{mix}/baseline")
         if ours is None or baseline is None:
             continue
-        timed = runs.get(f"{mix}/latency")
-        if timed is not None:
-            waited = {each.index: record.seconds(each.model, each.output_tokens) * 1000 for each in timed.outcomes}
-            add_latency(result, f"{mix}/ours", timed, waited)
+        for system, name in (("ours", "latency"), ("litellm", "litellm_latency")):
+            timed = runs.get(f"{mix}/{name}")
+            if timed is not None:
+                waited = {each.index: record.seconds(each.model, each.output_tokens) * 1000 for each in timed.outcomes}
+                add_latency(result, f"{mix}/{system}", timed, waited)
         _add_against_sent(result, mix, ours, baseline, seed)
         if mix in FRONTIERS:
             _add_frontier(result, mix, runs, seed)

@@ -30,7 +30,12 @@ MAIN, OMNIS = "main", "omnisbench"
 """Catalogues: that of the recorded pair GPT-4 and Mixtral, and that of omnisbench's models."""
 STRONG = {MAIN: "gpt-4-1106-preview", OMNIS: "claude-opus-5"}
 WEAK = {MAIN: "mixtral-8x7b-instruct", OMNIS: "gpt-5-nano"}
-_ARMS = {"gpt-4-1106": STRONG[MAIN], "mixtral-8x7b": WEAK[MAIN], "claude-opus-5": STRONG[OMNIS], "gpt-5-nano": WEAK[OMNIS]}
+_ARMS = {
+    "gpt-4-1106": STRONG[MAIN],
+    "mixtral-8x7b": WEAK[MAIN],
+    "claude-opus-5": STRONG[OMNIS],
+    "gpt-5-nano": WEAK[OMNIS],
+}
 OUT_OF_SCOPE = "oos"
 MULTIPLE_CHOICE_TOKENS = 48
 """Output tokens of an answer to a multiple-choice question: the letter and a short reason; nobody recorded them."""
@@ -102,7 +107,9 @@ class Reader:
     def __init__(self, data: Path, seed: int) -> None:
         self._data = data
         self._seed = seed
-        self._texts: dict[str, str] = yaml.safe_load(Path(__file__).with_name("endtoend_prompts.yaml").read_text("utf-8"))
+        self._texts: dict[str, str] = yaml.safe_load(
+            Path(__file__).with_name("endtoend_prompts.yaml").read_text("utf-8")
+        )
         self._known = frozenset(yaml.safe_load(FITTED.read_text("utf-8")))
         self._rows = Rows({name: [] for name in WORKLOADS}, [], [])
         self._seen: set[str] = set()
@@ -169,7 +176,9 @@ class Reader:
             if labels and number % 2:
                 text = f"Message: {row['text']}"
                 label = code_of(f"label:{name}:{identity}")
-                yield Ask("bulk", f"{row['id']}/label", f"{name}:{row['id']}", _turns(job, text), label, {"*": LABEL_TOKENS})
+                yield Ask(
+                    "bulk", f"{row['id']}/label", f"{name}:{row['id']}", _turns(job, text), label, {"*": LABEL_TOKENS}
+                )
 
     def _reasoning(self, name: str, own: bool) -> Iterable[Ask]:
         catalog = OMNIS if name == OMNIS else MAIN
@@ -238,7 +247,9 @@ def _turns(system: str, question: str) -> tuple[Message, ...]:
 
 def _conversations(messages: Sequence[Fields]) -> Iterable[tuple[list[Message], str]]:
     """The turns up to a user's message that has turns before it and an answer after it, and that answer; the last few."""
-    turns = [{"role": each["role"], "content": str(each["content"])} for each in messages if str(each["content"]).strip()]
+    turns = [
+        {"role": each["role"], "content": str(each["content"])} for each in messages if str(each["content"]).strip()
+    ]
     while turns and turns[0]["role"] != "user":
         turns.pop(0)
     found = 0

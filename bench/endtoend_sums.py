@@ -59,11 +59,15 @@ def add_run(result: Result, name: str, run: Run, seed: int, whatif: WhatIf = OPU
         np.array([float(getattr(each, field)) for each in run.outcomes])
         for field in ("actual", "baseline", "baseline_prompt_cached")
     )
-    _put(result, f"{name}/cost_ratio", ratio(actual, baseline, draws), count)
-    _put(result, f"{name}/cost_ratio_prompt_cached", ratio(actual, cached, draws), count)
-    _put(result, f"{name}/usd_per_1000_requests", mean(actual / 1e6, draws), count, "USD")
     other_actual, other_baseline = whatif_costs(run.outcomes, whatif)
-    _put(result, f"{name}/cost_ratio_if_{whatif.name}", ratio(other_actual, other_baseline, draws), count)
+    for measure, above, below in (
+        ("cost_ratio", actual, baseline),
+        ("cost_ratio_prompt_cached", actual, cached),
+        (f"cost_ratio_if_{whatif.name}", other_actual, other_baseline),
+    ):
+        if below.any():
+            _put(result, f"{name}/{measure}", ratio(above, below, draws), count)
+    _put(result, f"{name}/usd_per_1000_requests", mean(actual / 1e6, draws), count, "USD")
     add_quality(result, name, run.qualities(), seed)
     result.add(f"{name}/failed", sum(bool(each.error) for each in run.outcomes), "count", count)
     broken = sum(not each.identity_holds for each in run.outcomes)

@@ -62,9 +62,7 @@ def read_mix(name: str, folder: Path = FOLDER) -> Mix:
     return mix
 
 
-def stream(
-    mix: Mix, asks: Mapping[str, Sequence[Ask]], count: int, times: Sequence[float], seed: int
-) -> list[Arrival]:
+def stream(mix: Mix, asks: Mapping[str, Sequence[Ask]], count: int, times: Sequence[float], seed: int) -> list[Arrival]:
     """The requests of a mix in order of arrival; fewer than ``count`` where rows may not repeat and are too few.
 
     Raises ValueError when no workload of the mix has rows.
