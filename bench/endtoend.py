@@ -134,7 +134,7 @@ async def peer(
     codes: Mapping[str, str],
     options: argparse.Namespace,
 ) -> dict[str, tuple[Sequence[Arrival], list[Outcome]]]:
-    """LiteLLM's proxy on the streams of these plans, where it is installed; named MIX/litellm and MIX/litellm_latency."""
+    """LiteLLM's proxy on the streams of these plans, where it is installed; by name."""
     sandbox = f"http://{running.mesh.address('sandbox')}/v1"
     folder = running.mesh.data_dir / "litellm"
     proxy = await start_litellm(

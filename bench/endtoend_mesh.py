@@ -118,7 +118,7 @@ class Running:
             (await http.post(f"http://{self.mesh.address('sandbox')}/sandbox/forget")).raise_for_status()
 
     async def ledger_differences(self) -> int:
-        """By how much the ledger's report differs from the receipts that came with answers, nano-USD, over all tenants."""
+        """By how much the ledger's report differs from the receipts that callers got, nano-USD, over all tenants."""
         async with Rpc(self.mesh.connection) as rpc:
             return sum([await self._difference(rpc, tenant, mine) for tenant, mine in self._by_tenant.items()])
 

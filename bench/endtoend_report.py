@@ -20,7 +20,7 @@ from sandbox.recorded import Record
 from services.router.scores import ratio, resamples
 
 SAME_AS = {"only_quantization": "none", "without_quantization": "full"}
-"""No model of the catalogue runs on own hardware, so that this layer has nothing to do: these runs would be the same."""
+"""No model of the catalogue runs on own hardware: this layer has nothing to do, and the runs would be the same."""
 
 
 def assume(
@@ -49,11 +49,11 @@ def assume(
         "model_speeds": {name: [speed.first_token_seconds, speed.tokens_per_second] for name, speed in SPEEDS.items()},
         "clock": clock,
         "requests_per_second_paced": per_second,
-        "modelled": "output tokens of multiple-choice answers (48), help-centre answers (60 to 140, by topic), passages (30 "
-        "to 90) and labels (8); those of GSM8K, omnisbench and the chats are recorded. A help-centre answer is the "
+        "modelled": "output tokens of multiple-choice answers (48), help-centre answers (60 to 140, by topic), passages "
+        "(30 to 90) and labels (8); those of GSM8K, omnisbench and the chats are recorded. A help-centre answer is the "
         "same text for every wording of a topic. Speeds are modelled.",
-        "quality": "reasoning: recorded correctness of the model that answered; cache hits: same topic; passages: what the "
-        "answer needs is still in the prompt, whoever answers; new answers to support questions, open chats and "
+        "quality": "reasoning: recorded correctness of the model that answered; cache hits: same topic; passages: what "
+        "the answer needs is still in the prompt, whoever answers; new answers to support questions, open chats and "
         "labels: not recorded",
         "whatif": f"{OPUS.name} {OPUS.input}/{OPUS.output} USD per million in the place of {OPUS.model}, same tokens",
         "idle": "no own hardware, so no idle cost",
@@ -156,7 +156,7 @@ def _add_ablation(result: Result) -> None:
             if found is not None:
                 metrics[f"{ABLATED}/{name}/{measure}"] = dict(found)
     result.assumptions["quantization"] = (
-        "no model of the catalogue runs on own hardware: only_quantization is the run `none`, without_quantization `full`"
+        "no model of the catalogue runs on own hardware: only_quantization is `none`, without_quantization `full`"
     )
     only = {layer: float(metrics[f"{ABLATED}/only_{layer}/cost_ratio"]["value"]) for layer in LAYERS}
     full = metrics[f"{ABLATED}/full/cost_ratio"]

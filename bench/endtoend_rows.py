@@ -246,7 +246,7 @@ def _turns(system: str, question: str) -> tuple[Message, ...]:
 
 
 def _conversations(messages: Sequence[Fields]) -> Iterable[tuple[list[Message], str]]:
-    """The turns up to a user's message that has turns before it and an answer after it, and that answer; the last few."""
+    """Turns up to a user's message with turns before it and an answer after it, and that answer; the last few."""
     turns = [
         {"role": each["role"], "content": str(each["content"])} for each in messages if str(each["content"]).strip()
     ]

@@ -121,7 +121,7 @@ def shortfall(full: float, only: Mapping[str, float]) -> float:
 
 
 def cumulative(outcomes: Sequence[Outcome], window: int) -> list[tuple[int, float, float]]:
-    """(requests so far, saved share of the last ``window``, hit share of them): how savings grow while a cache warms."""
+    """(requests so far, saved share of the last ``window``, hit share of them), while a cache warms."""
     points = []
     for end in range(window, len(outcomes) + 1, max(1, window // 4)):
         part = outcomes[end - window : end]

@@ -1,4 +1,4 @@
-"""Mixes of workloads as streams of requests: which rows are asked, how often, in which order and when. Pure but for files.
+"""Mixes of workloads as streams of requests: which rows are asked, how often, in which order and when.
 
 Popularity follows Zipf's law twice: of topics, and of the wordings of a topic. Arrival times are the Azure trace's.
 """

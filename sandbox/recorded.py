@@ -3,7 +3,7 @@
 A file of JSON lines says what each model answers to each question. Its first line has the models and the clock:
 
     {"clock": 0.02, "models": {"gpt-x": {"first_token_seconds": 0.6, "tokens_per_second": 25}}}
-    {"question": "...", "code": "5f3a91", "tokens": {"gpt-x": 48, "*": 40}, "texts": {"gpt-x": "..."}, "keep_prompt": true}
+    {"question": "...", "code": "5f3a91", "tokens": {"gpt-x": 48, "*": 40}, "texts": {}, "keep_prompt": true}
 
 ``tokens`` are output tokens by cl100k_base; "*" stands for every other model. An answer without a recorded text is a
 head that names it, ``[5f3a91]``, and filler up to the tokens. A question is found by the last user message or by what
