@@ -16,6 +16,7 @@ from rich.text import Text
 
 from formats.openai import FormatError
 from tenth_client import (
+    batch_commands,
     budgets,
     cache_commands,
     commands,
@@ -196,6 +197,8 @@ def parser() -> argparse.ArgumentParser:
         return action
 
     cache_commands.add_commands(action_of(cache))
+    batch = add("batch", _nothing, "files of requests that can wait: submit, watch, results")
+    batch_commands.add_commands(action_of(batch.add_subparsers(metavar="ACTION", required=True)))
     router = add("router", _nothing, "how routing does, and what another policy would do")
     router_commands.add_commands(action_of(router.add_subparsers(metavar="ACTION", required=True)))
     model = add("model", _nothing, "quantize model folders, and measure what that cost them")

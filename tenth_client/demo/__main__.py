@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
+from formats.openai_answers import LAYERS
 from tenth_client import cache_commands, traces
 from tenth_client.cli import printer
 from tenth_client.client import Client
@@ -30,7 +31,7 @@ from tenth_client.errors import TenthClientError
 from tenth_client.local import missing_local_model
 from tenth_client.money import percent, usd
 from tenth_client.processes import StartError
-from tenth_client.replay import LAYERS, Played, Summary, counts, summarize, waterfall
+from tenth_client.replay import Played, Summary, counts, summarize, waterfall
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh, MeshOptions
 
