@@ -26,6 +26,7 @@ from tenth_client import (
     prices,
     router_commands,
 )
+from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.capacity.command import capacity, capacity_arguments
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         help="catalog.yaml, callers.yaml, namespaces.yaml, routing.yaml (default: %(default)s)",
     )
     up.add_argument("--no-model", action="store_true", help="without the local model")
+    up.add_argument("--no-batch", action="store_true", help="without the batch layer (and Temporal)")
     up.add_argument(
         "--sandbox",
         choices=("auto", "off", "instant"),
@@ -287,12 +289,16 @@ async def _up(arguments: argparse.Namespace, console: Console) -> int:
     absent = "" if arguments.no_model else missing_local_model(arguments.deploy_dir, arguments.models_dir)
     if absent:
         console.print(f"[yellow]without the local model:[/] {absent}")
+    no_batch = "" if arguments.no_batch else missing_batch_layer()
+    if no_batch:
+        console.print(f"[yellow]without the batch layer:[/] {no_batch}", soft_wrap=True)
     options = MeshOptions(
         data_dir=arguments.data_dir,
         models_dir=arguments.models_dir,
         deploy_dir=arguments.deploy_dir,
         local_model=not (arguments.no_model or absent),
         sandbox=arguments.sandbox,
+        batch=not (arguments.no_batch or no_batch),
         free_ports=arguments.free_ports,
         replicas=_counts(arguments.replicas),
     )

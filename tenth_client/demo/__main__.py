@@ -22,6 +22,7 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from formats.openai_answers import LAYERS
 from tenth_client import cache_commands, traces
+from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.cli import printer
 from tenth_client.client import Client
 from tenth_client.commands import fetch_trace, play_with_bar
@@ -55,17 +56,21 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     absent = "" if arguments.no_model else missing_local_model(arguments.deploy_dir, arguments.models_dir)
     if absent:
         console.print(f"[yellow]without the local model:[/] {absent}")
+    no_batch = "" if arguments.no_batch else missing_batch_layer()
+    if no_batch:
+        console.print(f"[yellow]without the batch layer:[/] {no_batch}", soft_wrap=True)
     options = MeshOptions(
         data_dir=data_dir,
         models_dir=arguments.models_dir,
         deploy_dir=arguments.deploy_dir,
         local_model=not (arguments.no_model or absent),
         sandbox=arguments.sandbox,
+        batch=not (arguments.no_batch or no_batch),
         free_ports=True,
         env={"cache": {"TENTH_CACHE_NAMESPACES_FILE": str(rules_file(data_dir))}},
     )
     started = time.perf_counter()
-    console.print("Starting the mesh: six services and the orchestrator, each its own process ...")
+    console.print("Starting the mesh: every service its own process ...")
     async with Mesh(options, say=printer(console, quiet=True)) as mesh:
         console.print(f"up after {time.perf_counter() - started:.1f} s; logs in {mesh.data_dir / 'logs'}")
         label(mesh, console)
@@ -271,6 +276,7 @@ def main() -> None:
     parser.add_argument("--deploy-dir", type=Path, default=Path("deploy"), help="catalogue and callers")
     parser.add_argument("--json", type=Path, default=Path("demo/report.json"), help="the report (default: %(default)s)")
     parser.add_argument("--no-model", action="store_true", help="without the local model")
+    parser.add_argument("--no-batch", action="store_true", help="without the batch layer (and Temporal)")
     parser.add_argument("--sandbox", choices=("auto", "off", "instant"), default="auto", help="as in `tenth up`")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
