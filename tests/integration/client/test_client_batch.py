@@ -69,8 +69,9 @@ class StandIn(batch_pb2_grpc.BatchServiceServicer):
                 request = completion_request(body["body"])
                 found.append((custom_id, request.messages[0].parts[0].text))
             except FormatError as error:
-                where = {"line": number, "custom_id": custom_id, "field": error.field}
-                errors.append(batch_pb2.LineError(reason="INVALID_LINE", message=error.message, **where))
+                wrong = batch_pb2.LineError(line=number, custom_id=custom_id, reason="INVALID_LINE", field=error.field)
+                wrong.message = error.message
+                errors.append(wrong)
         if errors:
             return batch_pb2.CreateBatchResponse(line_errors=errors)
         if header.request_id in self.by_request:
@@ -123,6 +124,15 @@ class StandIn(batch_pb2_grpc.BatchServiceServicer):
         batch.state, batch.failed_count, batch.run = batch_pb2.BATCH_STATE_RUNNING, 0, batch.run + 1
         self.questions[batch.batch_id] = [(each, "again") for each, _ in self.questions[batch.batch_id]]
         return batch_pb2.RetryFailedResponse(batch=batch)
+
+    async def EnqueueCompletion(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError("for the orchestrator")
+
+    async def GetQueuedCompletion(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError("for the orchestrator")
+
+    async def DeleteUserItems(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError("for the orchestrator")
 
     def _advance(self, batch: batch_pb2.Batch) -> None:
         questions = self.questions[batch.batch_id]

@@ -12,7 +12,8 @@ from tenth.type.v1 import receipt_pb2
 
 from tenth_client import batch_words
 from tenth_client.batch_views import as_json, line, line_errors, many, moving, one
-from tenth_client.batch_words import LANGUAGES, length
+from tenth_client.batch_words import length
+from tenth_client.cache_words import LANGUAGES
 
 CREATED = 1_800_000_000
 
@@ -157,7 +158,7 @@ def test_lengths(seconds: float, english: str, korean: str) -> None:
 
 def test_every_word_stands_in_every_language_with_the_same_blanks() -> None:
     for words in (batch_words._TEXTS, batch_words._STATES, batch_words._LANES, batch_words._LAYERS):
-        for name, said in words.items():  # type: ignore[attr-defined]  # four maps with keys of their own
+        for name, said in words.items():
             assert len(said) == len(LANGUAGES), name
             blanks = [sorted(part.partition("}")[0] for part in each.split("{")[1:]) for each in said]
             assert blanks[0] == blanks[1], name
