@@ -21,8 +21,6 @@ class LaneLoad:
     lane: str
     item_count: int
     """Not yet answered, those in hand included."""
-    in_hand_count: int = 0
-    """Of these, being worked on by own workers."""
     items_per_second: float = 0.0
     """Measured, or a guess; of a provider's batch nothing is assumed."""
 
@@ -63,11 +61,9 @@ def online_start(deadline: float, item_count: float, items_per_second: float, ma
 
 
 def local_overflow(now: float, deadline: float, load: LaneLoad, margins: Margins) -> int:
-    """How many of a lane's waiting items it will not get to before the deadline, at its rate and with the margins."""
+    """How many of a lane's items it will not get to before the deadline, at its rate and with the margins."""
     seconds = max(0.0, deadline - margins.reserve_seconds - now)
-    fits = int(seconds * load.items_per_second / margins.safety_factor)
-    waiting = load.item_count - load.in_hand_count
-    return max(0, min(waiting, load.item_count - fits))
+    return max(0, load.item_count - int(seconds * load.items_per_second / margins.safety_factor))
 
 
 def plan(

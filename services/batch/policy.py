@@ -70,11 +70,6 @@ def choose_lane(facts: ModelFacts, allowed: Collection[str], seconds_left: float
     return LaneChoice("", False, f"no allowed lane runs {facts.model}")
 
 
-def lane_after_reroute(facts_self_hosted: bool) -> str:
-    """The lane in whose name an item counts that was prepared again for another model."""
-    return LOCAL if facts_self_hosted else ONLINE
-
-
 def may_wait_for_twin(reads_cache: bool, temperature: float | None, temperature_limit: float) -> bool:
     """True when an item may get the answer of the same question in its batch, as far as the request alone says.
 
@@ -119,21 +114,28 @@ class Failure:
     retry_after_seconds: float | None
 
 
-_WAIT = ("RESOURCE_EXHAUSTED", "ABORTED")
+_FULL = ("RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED", "ALREADY_EXISTS")
 _DOWN = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN")
 _UNFIT = ("UNIMPLEMENTED", "NOT_FOUND", "FAILED_PRECONDITION")
+_TRIES_OF_A_MODEL_THAT_IS_DOWN = 2
 
 
-def after_failure(failure: Failure, tried: int, most: int) -> Next:
-    """What to do after a model failed on an item ``tried`` times in a row, of ``most`` it gets.
+def is_full(failure: Failure) -> bool:
+    """True when the service is there but takes no more now: waiting is no failure of the model."""
+    return failure.code in _FULL
 
-    A full queue is waited for (the caller does not count those); a model that is down is tried once more and then
-    left; one that cannot do what is asked is left at once; a wrong request fails.
+
+def after_failure(failure: Failure, tried: int, waited: int, most_waits: int) -> Next:
+    """What to do after a model failed on an item.
+
+    ``tried``: failures of this model on it, this one included, less those that were a full queue; ``waited``: those.
+    A full queue is waited for; a model that is down is tried once more and then left; one that cannot do what is asked
+    is left at once; a wrong request fails.
     """
-    if failure.code in _WAIT and tried < most:
-        return Next.AGAIN
-    if failure.code in _DOWN or failure.code in _WAIT:
-        return Next.AGAIN if tried < min(2, most) else Next.ANOTHER_MODEL
+    if is_full(failure):
+        return Next.AGAIN if waited < most_waits else Next.ANOTHER_MODEL
+    if failure.code in _DOWN:
+        return Next.AGAIN if tried < _TRIES_OF_A_MODEL_THAT_IS_DOWN else Next.ANOTHER_MODEL
     return Next.ANOTHER_MODEL if failure.code in _UNFIT else Next.FAIL
 
 
