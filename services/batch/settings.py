@@ -67,3 +67,95 @@ class BatchSettings(BaseSettings):
         gt=0,
         description="Longest that an enqueued request waits for others, seconds; a tenth of its window if that is less",
     )
+
+
+class WorkerSettings(BatchSettings):
+    """What a worker needs beside: whom it calls, which lanes it serves, how hard it works, when a machine goes away."""
+
+    orchestrator_address: str = Field(default="127.0.0.1:7100", description="gRPC target of the orchestrator")
+    inference_address: str = Field(default="127.0.0.1:7104", description="gRPC target of inference")
+    ledger_address: str = Field(default="127.0.0.1:7105", description="gRPC target of the ledger")
+    worker_lanes: str = Field(
+        default="control,local,openai,anthropic,online",
+        description="What this worker does, with commas: control (workflows, preparing, planning), local, openai, "
+        "anthropic, online",
+    )
+    local_models: str = Field(
+        default="", description="Self-hosted models of the lane local, with commas; empty: those that inference serves"
+    )
+    models_check_seconds: float = Field(
+        default=30.0, gt=0, description="Time between looks for models that inference serves since, seconds"
+    )
+
+    prepare_parallel: int = Field(default=2, ge=1, le=100, description="Input objects of a batch prepared at once")
+    prepare_calls: int = Field(default=2, ge=1, le=32, description="Calls of 100 items at once for one input object")
+    prepare_tries: int = Field(default=5, ge=1, le=100, description="Tries of an item that may be prepared later")
+    chunk_items: int = Field(default=64, ge=1, le=5000, description="Items of a chunk of the lanes local and online")
+    local_concurrency: int = Field(
+        default=64, ge=1, le=4096, description="Generations that one worker runs at once for one self-hosted model"
+    )
+    local_chunks: int = Field(
+        default=2, ge=1, le=1000, description="Chunks of a self-hosted model handed out at once: one fills up the other"
+    )
+    online_concurrency: int = Field(
+        default=16, ge=1, le=4096, description="Generations that one worker runs at once for one model online"
+    )
+    online_chunks: int = Field(default=2, ge=1, le=1000, description="Chunks of a model handed out online at once")
+    max_attempts: int = Field(default=6, ge=1, le=30, description="Most generations of an item by one worker")
+    max_waits: int = Field(default=200, ge=0, description="Most times that an item waits for a full queue")
+    generate_seconds: float = Field(default=600.0, gt=0, description="Longest generation, seconds")
+    call_seconds: float = Field(default=120.0, gt=0, description="Longest call of another kind, seconds")
+    patience_seconds: float = Field(
+        default=600.0, gt=0, description="How long a part that is down is waited for before the chunk is given back"
+    )
+
+    provider_least_seconds: float = Field(
+        default=900.0, ge=0, description="With less time left no provider's batch is begun, seconds"
+    )
+    provider_batches: int = Field(default=4, ge=1, le=100, description="Batches of a model at a provider at once")
+    provider_items: int = Field(default=10_000, ge=1, le=100_000, description="Most items of a provider's batch")
+    provider_tries: int = Field(
+        default=3, ge=1, le=10, description="How often what a provider did not run is handed in before it runs online"
+    )
+    poll_first_seconds: float = Field(default=10.0, gt=0, description="First wait before a provider is asked, seconds")
+    poll_longest_seconds: float = Field(default=600.0, gt=0, description="Longest wait between such calls, seconds")
+
+    safety_factor: float = Field(
+        default=1.5, ge=1, le=10, description="By which factor work may be slower than measured, 1..10"
+    )
+    reserve_seconds: float = Field(
+        default=60.0, ge=0, description="Kept before the deadline for collecting and finishing; at most a tenth of the "
+        "window, seconds"
+    )
+    online_items_per_second: float = Field(
+        default=2.0, gt=0, description="Rate online before one is measured, a factor of planning"
+    )
+    local_items_per_second: float = Field(
+        default=2.0, gt=0, description="Rate of a self-hosted model before one is measured, a factor of planning"
+    )
+    check_least_seconds: float = Field(default=5.0, gt=0, description="Shortest time between looks at the deadline")
+    check_most_seconds: float = Field(default=900.0, gt=0, description="Longest time between looks at the deadline")
+
+    near_same: bool = Field(default=True, description="Let questions that mean nearly the same wait for the first")
+    near_same_threshold: float = Field(
+        default=0.90, ge=0, le=1, description="Least cosine of two questions that mean nearly the same, 0..1"
+    )
+    near_same_items: int = Field(
+        default=20_000, ge=0, le=200_000, description="Most items of one context compared with each other"
+    )
+    twin_temperature_limit: float = Field(
+        default=0.3, ge=0, le=2, description="Above this temperature the same question is asked again, 0..2"
+    )
+
+    heartbeat_seconds: float = Field(
+        default=10.0, gt=0, description="Time after which a silent worker is held for dead, seconds"
+    )
+    history_events: int = Field(
+        default=5000, ge=100, le=40_000, description="Events after which a workflow continues as a new one"
+    )
+    drain_notice_seconds: float = Field(
+        default=20.0, ge=0, description="After SIGTERM, how long running items get to end, seconds"
+    )
+    preemption_file: Path | None = Field(
+        default=None, description="YAML of the notices that a spot machine gives; none: only SIGTERM counts"
+    )

@@ -146,21 +146,27 @@ class StoredPrepared(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The item's place in the input."""
     @_builtins.property
     def outcome(self) -> _orchestrator_pb2.PrepareOutcome:
         """What the first half said."""
 
+    @_builtins.property
+    def item(self) -> Global___StoredItem:
+        """The item itself, so that a chunk can be run from one object."""
+
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         outcome: _orchestrator_pb2.PrepareOutcome | None = ...,
+        item: Global___StoredItem | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "item", b"item", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
