@@ -17,6 +17,9 @@ PROVIDER_LANES = (OPENAI, ANTHROPIC)
 MOST_ATTEMPTS = 240
 """Numbers of a request's answers: inference counts those made beside a late one from 251, other work from 601."""
 
+_NUMBERS_OF_A_DELIVERY = 16
+_DELIVERIES_OF_A_RUN = 5
+
 _BACKENDS = {"openai": OPENAI, "azure": OPENAI, "anthropic": ANTHROPIC}
 
 
@@ -86,15 +89,15 @@ def may_share(cacheable: bool, temperature: float | None) -> bool:
     return cacheable or temperature == 0
 
 
-def attempt_number(first: int, run: int, delivery: int, try_: int, tries: int) -> int:
+def attempt_number(first: int, run: int, delivery: int, number: int) -> int:
     """The number of one generation of one item.
 
     ``first``: as prepared. ``run``: of the batch, from 1. ``delivery``: how often the chunk was handed to a worker, from
-    1: a worker that died may have used any of its numbers. ``try_``: of this worker, from 1 to ``tries``. Numbers go
-    round before they meet those that inference gives to other work.
+    1: one that died may have used any of its numbers. ``number``: of this worker's tries, from 1. Numbers go round
+    before they meet those that inference gives to other work.
     """
-    before = ((run - 1) * 7 + (delivery - 1)) * tries
-    return first + (before + try_ - 1) % (MOST_ATTEMPTS - first + 1)
+    before = ((run - 1) * _DELIVERIES_OF_A_RUN + (delivery - 1)) * _NUMBERS_OF_A_DELIVERY
+    return first + (before + number - 1) % (MOST_ATTEMPTS - first + 1)
 
 
 class Next(Enum):
