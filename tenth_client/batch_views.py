@@ -57,9 +57,10 @@ def one(batch: batch_pb2.Batch, now_seconds: float, lang: str) -> Table:
     if batch.overhead_nano_usd:
         cost = text("overhead", lang, cost=cost, overhead=usd(batch.overhead_nano_usd))
     row("cost", cost)
-    row("forecast", usd(batch.forecast_nano_usd))
-    row("baseline", usd(batch.baseline_nano_usd))
-    row("saving", text("saved", lang, **_saving(batch)))
+    row("forecast", usd(batch.forecast_nano_usd) if batch.forecast_nano_usd else "")
+    if batch.baseline_nano_usd:
+        row("baseline", usd(batch.baseline_nano_usd))
+        row("saving", text("saved", lang, **_saving(batch)))
     by_layer = (
         f"{layer(LAYERS.get(saving.layer, str(saving.layer)), lang)} {usd(saving.saving_nano_usd)}"
         for saving in batch.savings
@@ -67,10 +68,8 @@ def one(batch: batch_pb2.Batch, now_seconds: float, lang: str) -> Table:
     )
     row("by_layer", ", ".join(by_layer))
     row("created", _time(batch, "create_time"))
-    row(
-        "deadline", ", ".join(part for part in (_time(batch, "deadline_time"), _left(batch, now_seconds, lang)) if part)
-    )
-    row("ended", ", ".join(part for part in (_time(batch, "end_time"), _took(batch, lang)) if part))
+    row("deadline", _joined(_time(batch, "deadline_time"), _left(batch, now_seconds, lang)))
+    row("ended", _joined(_time(batch, "end_time"), _took(batch, lang)))
     row("expires", _time(batch, "expire_time"))
     row("tags", ", ".join(f"{key}={batch.tags[key]}" for key in sorted(batch.tags)))
     return table
@@ -143,15 +142,14 @@ def lanes(batch: batch_pb2.Batch, lang: str) -> str:
 def _lines(batch: batch_pb2.Batch, now_seconds: float, lang: str) -> list[str]:
     counts = text("counts", lang, **_counts(batch))
     answered_by = lanes(batch, lang)
-    money = text(
-        "money",
-        lang,
-        cost=usd(batch.actual_nano_usd),
-        forecast=usd(batch.forecast_nano_usd),
-        **_saving(batch),
+    money = _joined(
+        text("cost_of", lang, cost=usd(batch.actual_nano_usd)),
+        # What is not known yet is no zero.
+        text("forecast_of", lang, forecast=usd(batch.forecast_nano_usd)) if batch.forecast_nano_usd else "",
+        text("saved_of", lang, **_saving(batch)) if batch.baseline_nano_usd else "",
     )
-    times = [_left(batch, now_seconds, lang), _pace(batch, now_seconds, lang), _took(batch, lang)]
-    said = (counts, answered_by, money, ", ".join(part for part in times if part), batch.error_message)
+    times = _joined(_left(batch, now_seconds, lang), _pace(batch, now_seconds, lang), _took(batch, lang))
+    said = (counts, answered_by, money, times, batch.error_message)
     return [each for each in said if each]
 
 
@@ -195,6 +193,10 @@ def _took(batch: batch_pb2.Batch, lang: str) -> str:
     if not batch.HasField("end_time") or not batch.HasField("create_time") or batch.run > 1:
         return ""
     return text("took", lang, time=length(_seconds(batch.end_time) - _seconds(batch.create_time), lang))
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _seconds(time: Timestamp) -> float:

@@ -62,10 +62,9 @@ _TEXTS = {
         "answered {done} (cache {cache}, shared {shared}), failed {failed}",
         "답함 {done} (캐시 {cache}, 공유 {shared}), 실패 {failed}",
     ),
-    "money": (
-        "cost {cost}, forecast {forecast}, saved {saving} ({percent})",
-        "비용 {cost}, 예상 {forecast}, 절감 {saving} ({percent})",
-    ),
+    "cost_of": ("cost {cost}", "비용 {cost}"),
+    "forecast_of": ("forecast {forecast}", "예상 {forecast}"),
+    "saved_of": ("saved {saving} ({percent})", "절감 {saving} ({percent})"),
     "line": ("line", "줄"),
     "custom_id": ("custom_id", "custom_id"),
     "field": ("field", "필드"),

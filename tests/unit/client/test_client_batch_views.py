@@ -85,6 +85,14 @@ def test_watching_tells_counts_money_and_time() -> None:
     assert line(batch(), CREATED + 600, "en").startswith("running, 250 of 1,000; ")
 
 
+def test_what_is_not_known_yet_is_no_zero() -> None:
+    fresh = batch_pb2.Batch(batch_id="b", state=batch_pb2.BATCH_STATE_RUNNING, item_count=3)
+    for said in (shown(one(fresh, CREATED, "en")), line(fresh, CREATED, "en")):
+        assert "forecast" not in said
+        assert "saved" not in said
+        assert "cost" in said
+
+
 def test_no_pace_is_made_up() -> None:
     none_ended = batch_pb2.Batch(state=batch_pb2.BATCH_STATE_RUNNING, item_count=10)
     none_ended.create_time.FromSeconds(CREATED)
