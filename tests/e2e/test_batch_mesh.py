@@ -62,6 +62,14 @@ async def until(batches: Batches, batch_id: str, reached: Callable[[batch_pb2.Ba
     return batch
 
 
+async def came_back(mesh: Mesh, victim: str, pid: int) -> None:
+    """Wait until a killed process runs again and is healthy."""
+    end = time.monotonic() + SECONDS
+    while mesh.pids[victim] in (0, pid) and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    await mesh.wait_ready(victim)
+
+
 async def check_books(mesh: Mesh, client: Client, lines: list[dict[str, Any]], batch: batch_pb2.Batch) -> None:
     """Every item has one receipt, and the ledger's sums are the batch's."""
     await books.quiet(mesh)
@@ -92,9 +100,7 @@ async def test_a_file_becomes_answers_and_receipts(victim: str, tmp_path: Path) 
             await until(batches, batch_id, lambda batch: batch.done_count > 0)
             pid = mesh.pids[victim]
             mesh.kill(victim)
-            while mesh.pids[victim] in (0, pid):
-                await asyncio.sleep(0.05)
-            await mesh.wait_ready(victim)
+            await came_back(mesh, victim, pid)
         batch = await until(batches, batch_id, lambda batch: False)
         assert batch.state == batch_pb2.BATCH_STATE_DONE, batch
         assert (batch.done_count, batch.failed_count) == (ITEMS, 0)
