@@ -98,7 +98,9 @@ def ordered(entries: Sequence[Entry]) -> list[Entry]:
     return [by_key[place] for place in order]
 
 
-def chunks(entries: Iterable[Entry], limits: dict[tuple[str, str], ChunkLimits], default: ChunkLimits) -> Iterator[Chunk]:
+def chunks(
+    entries: Iterable[Entry], limits: dict[tuple[str, str], ChunkLimits], default: ChunkLimits
+) -> Iterator[Chunk]:
     """Cut ordered items into chunks that never mix lanes or models and stay within the limits of their (lane, model)."""
     held: list[int] = []
     held_bytes = 0
