@@ -67,6 +67,8 @@ class LaneDriver:
     _polling: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     _leaving: set[int] = field(default_factory=set)
     """Provider's batches that were given up, by their place."""
+    unplaced: bool = False
+    """True when a provider did not run items and no other lane is allowed."""
     _woken: bool = False
 
     def take(self, planned: Planned) -> None:
@@ -213,6 +215,8 @@ class LaneDriver:
                 Piece(f"{batch.stem}-{batch.first + place:06d}", size, [name]) for place, size in enumerate(batch.sizes)
             ]
             self._online(batch.model, False, pieces)
+        else:
+            self.unplaced = True
         batch.left = 0
 
     async def _submit(self, place: int, batch: Outside) -> bool:
@@ -262,7 +266,7 @@ class LaneDriver:
             try:
                 await workflow.wait_condition(changed, timeout=timedelta(seconds=pause))
             except TimeoutError:
-                polled = await self._quietly("poll_batch", at, batch.lane, Polled)
+                polled: Polled | None = await self._quietly("poll_batch", at, batch.lane, Polled)
                 if polled is not None and (polled.ended or polled.failed):
                     return polled
             if self.renewing:
@@ -340,8 +344,6 @@ class LaneDriver:
         chunks, guess = pace.online_chunks, pace.online_items_per_second
         if line.lane == LOCAL:
             chunks, guess = pace.local_chunks, pace.local_items_per_second
-            if not line.ended_count and any(out.line is line for out in self._out):
-                guess = min(guess, pace.local_items_per_second)
         return measured_rate(line.ended_count, line.busy_seconds / chunks, guess)
 
     def _online_rate(self) -> float:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tenth.batch.v1 import stored_pb2
 from tenth.inference.v1 import inference_pb2
@@ -106,9 +107,9 @@ class ChunkRunner:
         tasks = [asyncio.create_task(one(job)) for job in jobs if not job.ended]
         stopping = asyncio.create_task(stop.wait())
         try:
-            everything = asyncio.gather(*tasks)
+            everything: asyncio.Future[Any] = asyncio.gather(*tasks)
             while not everything.done():
-                awaited = {everything} if stopping.done() else {everything, stopping}
+                awaited: set[asyncio.Future[Any]] = {everything} if stopping.done() else {everything, stopping}
                 wait = min(_FINISH_EVERY_SECONDS, stop.seconds_left)
                 await asyncio.wait(awaited, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set and stop.seconds_left <= 0:

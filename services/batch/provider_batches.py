@@ -18,7 +18,6 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.auth import set_identity
 from mesh.errors import Code, TenthError
-from services.batch import batches
 from services.batch.calls import Layers, Stop, identity_of, patiently
 from services.batch.halves import Halves
 from services.batch.lanes import Job, finished_result, to_finish
@@ -142,10 +141,11 @@ class ProviderLane:
         for start in range(0, len(missing), _EVENTS_PER_CALL):
             part = missing[start : start + _EVENTS_PER_CALL]
             await self._record([self._event(work, one, ledger_pb2.ATTEMPT_KIND_FAILED) for one in part], stop)
-        tally = await self._store.tally(work.ref, [work.name])
+        done = (await self._store.tally(work.ref, [work.name])).indexes
         left = 0
-        async for records in self._pieces(work, tally.indexes):
+        async for records in self._pieces(work, done):
             left += len(records)
+        tally = await self._store.tally(work.ref, [f"{work.name}-s{work.submission}-"])
         return ChunkEnd(tally.counts, left, self._now() - began)
 
     async def _end(

@@ -66,6 +66,8 @@ class BatchWorkflow:
         self._ref = ref
         facts = resume.facts if resume is not None else await self._facts()
         driver = self._driver = LaneDriver(ref, facts, self._count)
+        if self._cancelled:
+            driver.stop()
         error: tuple[str, str] | None = None
         try:
             if resume is not None:
@@ -173,6 +175,8 @@ class BatchWorkflow:
                 reason, message = Reason.BATCH_CANCELLED, "the batch was cancelled before the item was run"
             elif expired:
                 reason, message = Reason.BATCH_EXPIRED, "the batch's deadline passed before the item was answered"
+            elif driver.unplaced:
+                reason, message = Reason.LANE_NOT_ALLOWED, "the provider did not run it, and no other lane is allowed"
             else:
                 reason, message = Reason.ITEM_LOST, "the run ended without a result of the item"
             asked = Close(self._ref, driver.facts.object_count, str(reason), message, True)
