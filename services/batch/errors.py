@@ -32,8 +32,6 @@ class Reason(StrEnum):
     """An earlier line has the same request_id; the message names it."""
     MORE_ERRORS = "MORE_ERRORS"
     """Not an error of a line: the last entry of a list that was cut, with the number of all errors."""
-    PROMPT_TOO_LARGE = "PROMPT_TOO_LARGE"
-    """The prompt has more bytes than the deployment takes."""
     QUEUED_NOT_FOUND = "QUEUED_NOT_FOUND"
     """No such request was enqueued by this tenant, or it is forgotten."""
     BATCH_FAILED = "BATCH_FAILED"

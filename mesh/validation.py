@@ -1,4 +1,5 @@
-"""Checks of a request's form. Every refusal names the field; nothing has been looked up or spent by then."""
+"""Checks of a completion request's form, the same wherever one is taken in. Every refusal names the field; nothing has
+been looked up or spent by then."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ from collections.abc import Sequence
 
 from tenth.type.v1 import chat_pb2
 
-from mesh.errors import TenthError, invalid_argument, required
-from services.orchestrator.errors import Reason
+from mesh.errors import Reason, TenthError, invalid_argument, required
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
