@@ -85,7 +85,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class GatherRef:
-    """Whose requests a GatherWorkflow gathers, how many make a batch at once, and what is left over from the run before."""
+    """Whose requests a GatherWorkflow gathers, how many make a batch at once, and what its last run left over."""
 
     tenant_id: str
     caller: str
