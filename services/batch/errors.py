@@ -12,6 +12,8 @@ class Reason(StrEnum):
 
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     """The request_id was used before with another input."""
+    UPLOAD_TAKEN_OVER = "UPLOAD_TAKEN_OVER"
+    """A later call with the same request_id writes the batch now; its answer counts."""
     BATCH_NOT_FOUND = "BATCH_NOT_FOUND"
     """The tenant has no such batch, or it is past its retention."""
     BATCH_RUNNING = "BATCH_RUNNING"

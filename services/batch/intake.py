@@ -26,6 +26,7 @@ MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 60, 7 * 86_400
 _MAX_GROUP_BYTES = 16_000_000
 _MAX_USERS = 1000
 _ID_BYTES = 12
+_MAX_TEXT = 300
 
 Sink = Callable[[int, list[stored_pb2.StoredItem]], Awaitable[None]]
 """Stores a group of items under its number, from 0."""
@@ -252,7 +253,9 @@ class Intake:
         self._error_count += 1
         if len(self._errors) < self._limits.max_error_count:
             self._errors.append(
-                batch_pb2.LineError(line=line, custom_id=custom_id, reason=reason, field=field, message=message)
+                batch_pb2.LineError(
+                    line=line, custom_id=custom_id, reason=reason, field=_cut(field), message=_cut(message)
+                )
             )
 
 
@@ -306,6 +309,11 @@ def _may_not_name(field: str) -> TenthError:
 
 def _head_bytes(header: batch_pb2.BatchHeader) -> bytes:
     return header.SerializeToString(deterministic=True)
+
+
+def _cut(text: str) -> str:
+    """Messages quote the input, which may be long; a thousand of them fit into one answer."""
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
 
 
 def _short(text: bytes) -> bytes:

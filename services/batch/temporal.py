@@ -35,6 +35,7 @@ from services.batch.refs import (
 )
 from services.batch.settings import BatchSettings
 
+_NO_NAMESPACE = "NamespaceNotFound"
 _RUNNING = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ async def connect(settings: BatchSettings) -> Client:
 
 
 class Temporal:
-    """Temporal behind one connection, made when it is needed. Every method raises UNAVAILABLE (TEMPORAL_UNAVAILABLE)."""
+    """Temporal behind one connection, made when needed. All methods raise UNAVAILABLE (TEMPORAL_UNAVAILABLE)."""
 
     def __init__(self, settings: BatchSettings) -> None:
         self._settings = settings
@@ -95,7 +96,7 @@ class Temporal:
         handle = client.get_workflow_handle(batch_workflow_id(ref), result_type=Progress)
         try:
             seen = await self._rpc(handle.describe(rpc_timeout=self._timeout))
-        except RPCError:
+        except _WorkflowUnknownError:
             return None
         told: Progress = await seen.memo_value(PROGRESS_MEMO, Progress(), type_hint=Progress)
         if seen.status in _RUNNING or told.state in ENDED:
@@ -103,7 +104,7 @@ class Temporal:
         if seen.status == WorkflowExecutionStatus.COMPLETED:
             try:
                 return await self._rpc(handle.result(rpc_timeout=self._timeout))
-            except (RPCError, WorkflowFailureError):
+            except (_WorkflowUnknownError, WorkflowFailureError):
                 return told
         name = seen.status.name.lower() if seen.status is not None else "of no known status"
         ended = seen.close_time.timestamp() if seen.close_time is not None else 0.0
@@ -115,7 +116,7 @@ class Temporal:
         handle = client.get_workflow_handle(batch_workflow_id(ref))
         try:
             await self._rpc(handle.signal(CANCEL_SIGNAL, rpc_timeout=self._timeout))
-        except RPCError:
+        except _WorkflowUnknownError:
             return
 
     async def add(self, ref: GatherRef, waiting: Waiting) -> None:
@@ -150,13 +151,19 @@ class Temporal:
             return self._client
 
     async def _rpc(self, call: Awaitable[T]) -> T:
-        """The call's answer. NOT_FOUND is passed on as RPCError, all else that a call fails with becomes UNAVAILABLE."""
+        """The call's answer. Raises _WorkflowUnknownError where there is no such workflow, else UNAVAILABLE."""
         try:
             return await call
         except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                raise
+            details = [detail.type_url for detail in error.grpc_status.details]
+            # A namespace that does not exist is "not found" too, and says nothing about its workflows.
+            if error.status == RPCStatusCode.NOT_FOUND and not any(_NO_NAMESPACE in name for name in details):
+                raise _WorkflowUnknownError from error
             raise temporal_unavailable(f"{error.status.name}: {error.message}") from error
+
+
+class _WorkflowUnknownError(Exception):
+    """Temporal knows no workflow of that id."""
 
 
 def failed(last: Progress, reason: str, message: str, end_time_seconds: float) -> Progress:
