@@ -136,6 +136,11 @@ def index_name(tenant_id: str, batch_id: str, create_ns: int, *, gathered: bool 
     return f"{index_prefix(tenant_id, gathered=gathered)}{_LAST_TIME - create_ns:020d}-{segment(batch_id)}"
 
 
+def created_ns(entry: str) -> int:
+    """When the batch of an index entry (the last segment of its name) was created, nanoseconds since 1970."""
+    return _LAST_TIME - int(entry.partition("-")[0])
+
+
 def queued_prefix(tenant_id: str) -> str:
     """Prefix of a tenant's enqueued requests and their results."""
     return f"queued/{segment(tenant_id)}/"

@@ -18,6 +18,8 @@ class Reason(StrEnum):
     """The tenant has no such batch, or it is past its retention."""
     BATCH_RUNNING = "BATCH_RUNNING"
     """Failed items are run again only when the batch has ended."""
+    BATCH_GATHERED = "BATCH_GATHERED"
+    """The batch was gathered from single requests; those that failed are asked again as single requests."""
     BATCH_EMPTY = "BATCH_EMPTY"
     """The input holds no item."""
     BATCH_TOO_LARGE = "BATCH_TOO_LARGE"

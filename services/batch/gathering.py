@@ -1,4 +1,4 @@
-"""GatherWorkflow: one caller's requests that can wait become batches when enough of them wait, or one waits long enough.
+"""GatherWorkflow: one caller's requests that can wait become batches when enough wait, or one has waited long enough.
 
 Deterministic; what it knows of a request is its id and when it must be in a batch. The worker registers it, beside
 ``composing.Composer.compose_batch``. It ends when nothing waits; the next request starts it again.
@@ -6,12 +6,13 @@ Deterministic; what it knows of a request is its id and when it must be in a bat
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from dataclasses import replace
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
@@ -57,17 +58,23 @@ class GatherWorkflow:
                 workflow.continue_as_new(replace(ref, waiting=list(self._waiting.values())))
 
     async def _until_due(self, item_count: int) -> None:
-        """Wait until enough wait, the earliest is due, or the history grows long."""
+        """Wait until enough wait or the earliest is due. One timer, unless a request comes that is due before it."""
         while len(self._waiting) < item_count:
-            left = min(one.due_seconds for one in self._waiting.values()) - workflow.now().timestamp()
-            count = len(self._waiting)
-            if left <= 0 or workflow.info().get_current_history_length() > _MOST_EVENTS:
+            due = self._earliest()
+            left = due - workflow.now().timestamp()
+            if left <= 0:
                 return
+
+            def changed(due: float = due) -> bool:
+                return len(self._waiting) >= item_count or self._earliest() < due
+
             try:
-                # A request that comes may be due earlier than those before it.
-                await workflow.wait_condition(lambda seen=count: len(self._waiting) != seen, timeout=left)  # type: ignore[misc]
-            except asyncio.TimeoutError:  # noqa: UP041  # What Temporal's loop raises.
+                await workflow.wait_condition(changed, timeout=left)
+            except TimeoutError:
                 return
+
+    def _earliest(self) -> float:
+        return min(one.due_seconds for one in self._waiting.values())
 
     async def _flush(self, ref: GatherRef) -> None:
         """Make one batch of those that wait longest, and start it."""
@@ -86,10 +93,11 @@ class GatherWorkflow:
         if not count:
             return
         batch = BatchRef(ref.tenant_id, batch_id)
-        await workflow.start_child_workflow(
-            BATCH_WORKFLOW,
-            batch,
-            id=batch_workflow_id(batch),
-            parent_close_policy=ParentClosePolicy.ABANDON,
-            memo={PROGRESS_MEMO: Progress()},
-        )
+        with contextlib.suppress(WorkflowAlreadyStartedError):  # The service's sweeper may be first.
+            await workflow.start_child_workflow(
+                BATCH_WORKFLOW,
+                batch,
+                id=batch_workflow_id(batch),
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                memo={PROGRESS_MEMO: Progress()},
+            )

@@ -128,6 +128,10 @@ class Views:
         views = [view for task in looks if (view := task.result()) is not None]
         return views, make_token(names[size - 1]) if len(names) > size else ""
 
+    def may_have_expired(self, create_ns: int) -> bool:
+        """False for a batch that was created too late to be past its retention, whatever its window is."""
+        return create_ns + self._retention_ns <= self._now_ns()
+
     def expire_ns(self, view: View) -> int:
         """When a batch is deleted, nanoseconds since 1970."""
         return self.expires_ns(view.stored, view.runs)
