@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import uuid
 from collections.abc import AsyncIterator, Collection
 from urllib.parse import quote
 
@@ -56,7 +57,7 @@ def input_prefix(tenant_id: str, batch_id: str) -> str:
 
 
 def input_name(tenant_id: str, batch_id: str, number: int) -> str:
-    """StoredItem records: those from ``number * items_per_object`` on, less what was deleted since."""
+    """StoredItem records in input order, less what was deleted since; ``number`` from 0 to below ``object_count``."""
     return f"{input_prefix(tenant_id, batch_id)}{number:08d}.pb"
 
 
@@ -111,7 +112,7 @@ def state_name(ref: BatchRef) -> str:
 
 
 def deleted_prefix(tenant_id: str, batch_id: str) -> str:
-    """Prefix of the users whose items are deleted from a batch: one object for each, its content the id."""
+    """Prefix of the users whose items are deleted from a batch: one StoredDeletion for each."""
     return f"{folder(tenant_id, batch_id)}deleted_users/"
 
 
@@ -135,6 +136,11 @@ def index_name(tenant_id: str, batch_id: str, create_ns: int, *, gathered: bool 
     return f"{index_prefix(tenant_id, gathered=gathered)}{_LAST_TIME - create_ns:020d}-{segment(batch_id)}"
 
 
+def created_ns(entry: str) -> int:
+    """When the batch of an index entry (the last segment of its name) was created, nanoseconds since 1970."""
+    return _LAST_TIME - int(entry.partition("-")[0])
+
+
 def queued_prefix(tenant_id: str) -> str:
     """Prefix of a tenant's enqueued requests and their results."""
     return f"queued/{segment(tenant_id)}/"
@@ -148,6 +154,16 @@ def queued_name(tenant_id: str, request_id: str) -> str:
 def queued_result_name(tenant_id: str, request_id: str) -> str:
     """The StoredResult of an enqueued request; written by the finish step of a gathered batch."""
     return f"{queued_prefix(tenant_id)}{segment(request_id)}-result.pb"
+
+
+def queued_waiting_name(tenant_id: str, request_id: str) -> str:
+    """Empty; there while an enqueued request is in no batch yet."""
+    return f"queued_waiting/{segment(tenant_id)}/{segment(request_id)}"
+
+
+def queued_expiry_name(tenant_id: str, request_id: str, expire_ns: int) -> str:
+    """Empty; its name orders enqueued requests of all tenants by the time they are deleted."""
+    return f"queued_expiry/{expire_ns:020d}/{segment(tenant_id)}/{segment(request_id)}"
 
 
 def queued_user_prefix(tenant_id: str, user_id: str) -> str:
@@ -203,8 +219,13 @@ async def read_run_items(store: ObjectStore, ref: BatchRef) -> frozenset[int] | 
 
 async def read_deleted_users(store: ObjectStore, tenant_id: str, batch_id: str) -> frozenset[str]:
     """End users whose items are not to be run, and whose results are not to be written. Mostly none."""
+    return frozenset([deletion.user_id for deletion in await read_deletions(store, tenant_id, batch_id)])
+
+
+async def read_deletions(store: ObjectStore, tenant_id: str, batch_id: str) -> list[stored_pb2.StoredDeletion]:
+    """Whose items were deleted from a batch, and which items those were."""
     names = [name async for name in store.list(deleted_prefix(tenant_id, batch_id))]
-    return frozenset([(await store.get(name)).decode() for name in names])
+    return [await read_one(store, name, stored_pb2.StoredDeletion) for name in names]
 
 
 async def read_items(
@@ -212,29 +233,33 @@ async def read_items(
 ) -> list[stored_pb2.StoredItem]:
     """The items of input object ``number`` that a run takes, less those of deleted users; none past the last object.
 
-    ``indexes`` is ``read_run_items``' answer, which a caller reads once for many objects.
+    ``indexes`` is ``read_run_items``' answer, which a caller reads once for many objects. In a run after the first each
+    request has an id of that run, for the first one's receipt stands under the id that it had.
     """
     try:
         content = await store.get(input_name(ref.tenant_id, ref.batch_id, number))
     except ObjectNotFound:
         return []
     deleted = await read_deleted_users(store, ref.tenant_id, ref.batch_id)
-    return [
+    items = [
         item
         for item in read_records(content, stored_pb2.StoredItem)
         if (indexes is None or item.index in indexes) and not (item.request.user_id and item.request.user_id in deleted)
     ]
+    if ref.run > 1:
+        for item in items:
+            item.request.request_id = str(uuid.uuid5(uuid.UUID(item.request.request_id), f"run {ref.run}"))
+    return items
 
 
 async def record_end(store: ObjectStore, ref: BatchRef, progress: Progress) -> None:
-    """Keep how a run ended. Idempotent; called by the workflow's last activity and by the service's sweeper."""
+    """Keep how a run ended. Idempotent; called by the workflow's last activity, and by the service, which tidies up."""
     run = await read_run(store, ref)
     if run.HasField("ended"):
         return
     run.started = True
     run.ended.CopyFrom(snapshot(progress))
     await write_one(store, state_name(ref), run)
-    await store.delete(open_name(ref.tenant_id, ref.batch_id))
 
 
 def snapshot(progress: Progress) -> batch_pb2.Batch:

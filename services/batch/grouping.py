@@ -1,7 +1,7 @@
 """Questions that mean nearly the same wait for the first of them. Pure; numpy alone.
 
-Only a guess: whether the first one's answer fits is decided by the cache, which is asked again when that answer is in it.
-What it refuses runs then.
+Only a guess: whether the first one's answer fits is decided by the cache, which is asked again when that answer is in
+it. What it refuses runs then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def to_int8(values: Sequence[float]) -> Vectors:
     largest = float(np.abs(vector).max(initial=0.0))
     if largest == 0 or not np.isfinite(largest):
         return np.zeros(vector.shape, dtype=np.int8)
-    return np.rint(vector * (127.0 / largest)).astype(np.int8)
+    return np.asarray(np.rint(vector * (127.0 / largest)), dtype=np.int8)
 
 
 def leaders(vectors: Vectors, threshold: float) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tenth.batch.v1 import stored_pb2
 from tenth.inference.v1 import inference_pb2
@@ -43,6 +44,8 @@ class ChunkFrame:
     deadline: float
     another_model: bool
     """True: none of the items stays with the model it was prepared for."""
+    at_batch_prices: bool
+    """True when the items were reserved at batch prices, where there are such: online that is too little."""
     lanes: frozenset[str]
     """Lanes that the batch allows."""
     identity: Identity
@@ -91,18 +94,22 @@ class ChunkRunner:
         ready: list[Job] = []
         results: list[stored_pb2.StoredResult] = []
 
-        async def one(record: stored_pb2.StoredPrepared) -> None:
-            job = Job(record.item, record.outcome.prepared, frame.lane)
+        jobs = [Job(record.item, record.outcome.prepared, frame.lane) for record in work]
+        set_identity(frame.identity)
+        await self._leave_lane(jobs, frame, stop)
+        ready += [job for job in jobs if job.ended]
+
+        async def one(job: Job) -> None:
             await self._answer(job, frame, stop)
             if job.ended:
                 ready.append(job)
 
-        tasks = [asyncio.create_task(one(record)) for record in work]
+        tasks = [asyncio.create_task(one(job)) for job in jobs if not job.ended]
         stopping = asyncio.create_task(stop.wait())
         try:
-            everything = asyncio.gather(*tasks)
+            everything: asyncio.Future[Any] = asyncio.gather(*tasks)
             while not everything.done():
-                awaited = {everything} if stopping.done() else {everything, stopping}
+                awaited: set[asyncio.Future[Any]] = {everything} if stopping.done() else {everything, stopping}
                 wait = min(_FINISH_EVERY_SECONDS, stop.seconds_left)
                 await asyncio.wait(awaited, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set and stop.seconds_left <= 0:
@@ -125,11 +132,6 @@ class ChunkRunner:
             request = job.item.request
             user = replace(frame.identity, user_id=request.user_id, project_id=request.project_id)
             try:
-                set_identity(frame.identity)
-                if frame.another_model or (frame.lane == ONLINE and job.prepared.has_batch_price):
-                    excluded = [job.prepared.generation.model] if frame.another_model else []
-                    if not await self._prepare_again(job, excluded, frame, stop):
-                        return
                 await self._generate(job, frame, user, stop)
             except TenthError as error:
                 job.error = half_error(error, retryable=error.code is Code.UNAVAILABLE)
@@ -174,27 +176,44 @@ class ChunkRunner:
         words = f"no answer after {number} tries"
         job.error = orchestrator_pb2.HalfError(reason=Reason.ITEM_BROKEN, message=words, retryable=True)
 
+    async def _leave_lane(self, jobs: Sequence[Job], frame: ChunkFrame, stop: Stop) -> None:
+        """Prepare again what runs online but was prepared for a cheaper lane."""
+        for job in jobs:
+            if frame.another_model:
+                job.excluded = [job.prepared.generation.model]
+        priced = frame.lane == ONLINE and frame.at_batch_prices
+        moved = [job for job in jobs if frame.another_model or (priced and job.prepared.has_batch_price)]
+        outcomes = await self._halves.prepare([self._again(job, job.excluded, frame) for job in moved], stop)
+        for job, outcome in zip(moved, outcomes, strict=True):
+            self._prepared(job, outcome, frame)
+
     async def _prepare_again(self, job: Job, excluded: list[str], frame: ChunkFrame, stop: Stop) -> bool:
-        """Prepare the item at the online price, without some models; False when it has ended thereby."""
+        """Prepare the item without some models; False when it has ended thereby."""
+        (outcome,) = await self._halves.prepare([self._again(job, excluded, frame)], stop)
+        job.excluded = excluded
+        return self._prepared(job, outcome, frame)
+
+    def _again(self, job: Job, excluded: list[str], frame: ChunkFrame) -> orchestrator_pb2.CompletionToPrepare:
         again = orchestrator_pb2.CompletionToPrepare(
             request=job.item.request, excluded_models=excluded, batch_prices=False, skip_cache=True
         )
         again.reservation_ttl.FromSeconds(reservation_seconds(self._now(), frame.deadline))
-        (outcome,) = await self._halves.prepare([again], stop)
+        return again
+
+    @staticmethod
+    def _prepared(job: Job, outcome: orchestrator_pb2.PrepareOutcome, frame: ChunkFrame) -> bool:
         kind = outcome.WhichOneof("outcome")
-        if kind == "prepared":
-            job.prepared, job.excluded = outcome.prepared, excluded
-            if outcome.prepared.self_hosted and LOCAL not in frame.lanes:
-                words = f"{outcome.prepared.generation.model} runs on own hardware, which the batch does not allow"
-                job.error = orchestrator_pb2.HalfError(reason=Reason.LANE_NOT_ALLOWED, message=words)
-                return False
-            job.lane = LOCAL if outcome.prepared.self_hosted else ONLINE
-            return True
         if kind == "answered":
             job.finished, job.lane = outcome.answered, ""
-        else:
+        elif kind == "error":
             job.error = outcome.error
-        return False
+        else:
+            job.prepared = outcome.prepared
+            job.lane = LOCAL if outcome.prepared.self_hosted else ONLINE
+            if job.lane not in frame.lanes:
+                words = f"{outcome.prepared.generation.model} would run in the lane {job.lane}"
+                job.error = orchestrator_pb2.HalfError(reason=Reason.LANE_NOT_ALLOWED, message=words)
+        return not job.ended
 
     def _generation(self, job: Job, frame: ChunkFrame, number: int) -> inference_pb2.GenerateTextRequest:
         generation = inference_pb2.GenerateTextRequest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ class S3Store:
         self._endpoint_url = endpoint_url
         self._region = region
         self._made: Any = None
+        self._making = threading.Lock()
 
     async def put(self, name: str, content: bytes) -> None:
         """Write an object, whole or not at all; it replaces one of the same name. Durable when this returns."""
@@ -88,23 +90,27 @@ class S3Store:
         return self._prefix + check_name(name)
 
     def _client(self) -> Any:
-        if self._made is None:
-            self._made = boto3.session.Session().client(
-                "s3",
-                endpoint_url=self._endpoint_url or None,
-                region_name=self._region or None,
-                config=Config(
-                    connect_timeout=_CONNECT_SECONDS,
-                    read_timeout=_READ_SECONDS,
-                    retries={"mode": "standard", "total_max_attempts": _TRIES},
-                    max_pool_connections=32,
-                    # Others than AWS know neither virtual hosts nor the newer checksums.
-                    s3={"addressing_style": "path" if self._endpoint_url else "auto"},
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
-            )
-        return self._made
+        with self._making:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def _make(self) -> Any:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self._endpoint_url or None,
+            region_name=self._region or None,
+            config=Config(
+                connect_timeout=_CONNECT_SECONDS,
+                read_timeout=_READ_SECONDS,
+                retries={"mode": "standard", "total_max_attempts": _TRIES},
+                max_pool_connections=32,
+                # Others than AWS know neither virtual hosts nor the newer checksums.
+                s3={"addressing_style": "path" if self._endpoint_url else "auto"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
 
     async def _do(self, name: str, work: Callable[[Any], T]) -> T:
         try:

@@ -7,7 +7,7 @@ sequences that run side by side). Within such a group long prompts go first: at 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 BLOCK_CHARACTERS = 512
@@ -71,7 +71,7 @@ def shared_length(one: bytes, other: bytes) -> int:
 
 
 def ordered(entries: Sequence[Entry]) -> list[Entry]:
-    """By lane and model; then prompts that begin alike side by side; among those with the same beginning, longest first.
+    """By lane and model; then prompts that begin alike side by side; with the same beginning, longest first.
 
     Sorted by whole keys, an item's longest shared beginning is the one with a neighbour; the key is cut there.
     """
@@ -98,8 +98,10 @@ def ordered(entries: Sequence[Entry]) -> list[Entry]:
     return [by_key[place] for place in order]
 
 
-def chunks(entries: Iterable[Entry], limits: dict[tuple[str, str], ChunkLimits], default: ChunkLimits) -> Iterator[Chunk]:
-    """Cut ordered items into chunks that never mix lanes or models and stay within the limits of their (lane, model)."""
+def chunks(
+    entries: Iterable[Entry], limits: Mapping[tuple[str, str], ChunkLimits], default: ChunkLimits
+) -> Iterator[Chunk]:
+    """Cut ordered items into chunks that never mix lanes or models, each within the limits of its (lane, model)."""
     held: list[int] = []
     held_bytes = 0
     group: tuple[str, str] | None = None

@@ -23,6 +23,8 @@ class LaneLoad:
     """Not yet answered, those in hand included."""
     items_per_second: float = 0.0
     """Measured, or a guess; of a provider's batch nothing is assumed."""
+    leave_seconds: float = 0.0
+    """How long it takes to get work out of the lane: a provider stops a batch when it pleases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,9 @@ def plan(
             why = f"{load.item_count} items at {load.items_per_second:.3g} a second are {late} too many"
             candidates.append(Move(load.key, late, why))
     total = online + sum(move.item_count for move in candidates)
-    start = online_start(deadline, total, online_items_per_second, margins)
+    moving = {move.key for move in candidates}
+    leave = max((load.leave_seconds for load in loads if load.key in moving), default=0.0)
+    start = online_start(deadline, total, online_items_per_second, margins) - leave
     left = deadline - now
     if not candidates:
         return Plan((), max(now + 1, start), f"all is on time, {left:.0f} s before the deadline")
@@ -110,10 +114,9 @@ def poll_seconds(polled: int, first: float, longest: float, left: float) -> floa
     return max(0.01, min(first * 1.5 ** min(polled, 40), longest, left))
 
 
-def second_round_fits(seconds_left: float, item_count: int, items_per_second: float, margins: Margins) -> bool:
-    """True when there is time to let some items wait for others: twice what all of them need, and the reserve."""
-    needed = margins.safety_factor * item_count / max(items_per_second, 1e-9)
-    return seconds_left - margins.reserve_seconds >= 2 * needed
+def may_wait(seconds_left: float, least_seconds: float, margins: Margins) -> bool:
+    """True when there is time to let items wait for others: those that must run after all do so in a second round."""
+    return seconds_left - margins.reserve_seconds >= least_seconds
 
 
 def measured_rate(item_count: int, seconds: float, guess: float) -> float:

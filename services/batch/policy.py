@@ -92,8 +92,8 @@ def may_share(cacheable: bool, temperature: float | None) -> bool:
 def attempt_number(first: int, run: int, delivery: int, number: int) -> int:
     """The number of one generation of one item.
 
-    ``first``: as prepared. ``run``: of the batch, from 1. ``delivery``: how often the chunk was handed to a worker, from
-    1: one that died may have used any of its numbers. ``number``: of this worker's tries, from 1. Numbers go round
+    ``first``: as prepared. ``run``: of the batch, from 1. ``delivery``: how often the chunk was handed to a worker,
+    from 1: one that died may have used any of its numbers. ``number``: of this worker's tries, from 1. Numbers go round
     before they meet those that inference gives to other work.
     """
     before = ((run - 1) * _DELIVERIES_OF_A_RUN + (delivery - 1)) * _NUMBERS_OF_A_DELIVERY

@@ -91,7 +91,7 @@ class Preparer:
         async def part(some: Sequence[stored_pb2.StoredItem]) -> list[orchestrator_pb2.PrepareOutcome]:
             nonlocal through
             async with gate:
-                asked_of = [self._half(item, seconds) for item in some]
+                asked_of = [self._half(item, seconds, asked.batch_prices) for item in some]
                 outcomes = await self._halves.prepare(asked_of, stop)
                 through += len(some)
                 beat(through)
@@ -115,9 +115,7 @@ class Preparer:
         await self._store.put(batches.prepared_name(asked.ref, name), prepared)
 
     @staticmethod
-    def _half(item: stored_pb2.StoredItem, seconds: int) -> orchestrator_pb2.CompletionToPrepare:
-        half = orchestrator_pb2.CompletionToPrepare(request=item.request, batch_prices=True)
+    def _half(item: stored_pb2.StoredItem, seconds: int, batch_prices: bool) -> orchestrator_pb2.CompletionToPrepare:
+        half = orchestrator_pb2.CompletionToPrepare(request=item.request, batch_prices=batch_prices)
         half.reservation_ttl.FromSeconds(seconds)
         return half
-
-

@@ -77,21 +77,20 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One enqueued request. Times are seconds since 1970."""
+    """One enqueued request, and when it must be in a batch, seconds since 1970."""
 
     request_id: str
-    deadline_seconds: float
+    due_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class GatherRef:
-    """Whose requests a GatherWorkflow gathers, and what was left over when it continued as new."""
+    """Whose requests a GatherWorkflow gathers, how many make a batch at once, and what its last run left over."""
 
     tenant_id: str
     caller: str
     may_assert_user: bool
     item_count: int
-    wait_seconds: float
     waiting: list[Waiting] = field(default_factory=list)
 
 

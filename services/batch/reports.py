@@ -71,6 +71,9 @@ class Pace:
     poll_longest_seconds: float
     near_same: bool
     provider_tries: int
+    provider_least_seconds: float
+    provider_leave_seconds: float
+    near_same_least_seconds: float
     heartbeat_seconds: float
     history_events: int
 
@@ -84,6 +87,7 @@ class Prepare:
     number: int
     deadline_seconds: float
     twins_wait: bool
+    batch_prices: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,9 @@ class RunChunk:
     model: str
     name: str
     another_model: bool
+    at_batch_prices: bool
+    moved: bool
+    """True when another lane had it before: its attempts have other numbers."""
     deadline_seconds: float
     also_done: list[str] = field(default_factory=list)
     """Beginnings of other results' names that hold items of it: those of a provider's batch it was in."""
@@ -256,6 +263,7 @@ class Line:
     lane: str
     model: str
     another_model: bool
+    moved: bool
     pieces: list[Piece]
     ended_count: int = 0
     busy_seconds: float = 0.0
@@ -281,15 +289,13 @@ class Outside:
 class Resume:
     """Where a workflow that continues as new goes on."""
 
-    phase: str
     round: int
     facts: RunFacts
     counts: Counts
     expected_nano_usd: int
     waiting: int
     stem: str
-    numbers: list[int]
+    at_batch_prices: bool
     lines: list[Line]
     outside: list[Outside]
     cancelled: bool
-    started_seconds: float

@@ -112,6 +112,11 @@ class WorkerSettings(BatchSettings):
     provider_least_seconds: float = Field(
         default=900.0, ge=0, description="With less time left no provider's batch is begun, seconds"
     )
+    provider_leave_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long a provider may take to stop a batch; at most a tenth of the window, seconds",
+    )
     provider_batches: int = Field(default=4, ge=1, le=100, description="Batches of a model at a provider at once")
     provider_items: int = Field(default=10_000, ge=1, le=100_000, description="Most items of a provider's batch")
     provider_tries: int = Field(
@@ -124,8 +129,9 @@ class WorkerSettings(BatchSettings):
         default=1.5, ge=1, le=10, description="By which factor work may be slower than measured, 1..10"
     )
     reserve_seconds: float = Field(
-        default=60.0, ge=0, description="Kept before the deadline for collecting and finishing; at most a tenth of the "
-        "window, seconds"
+        default=60.0,
+        ge=0,
+        description="Kept before the deadline for collecting and finishing; at most a tenth of the window, seconds",
     )
     online_items_per_second: float = Field(
         default=2.0, gt=0, description="Rate online before one is measured, a factor of planning"
@@ -139,6 +145,9 @@ class WorkerSettings(BatchSettings):
     near_same: bool = Field(default=True, description="Let questions that mean nearly the same wait for the first")
     near_same_threshold: float = Field(
         default=0.90, ge=0, le=1, description="Least cosine of two questions that mean nearly the same, 0..1"
+    )
+    near_same_least_seconds: float = Field(
+        default=300.0, ge=0, description="With less time left nothing waits for what means nearly the same, seconds"
     )
     near_same_items: int = Field(
         default=20_000, ge=0, le=200_000, description="Most items of one context compared with each other"

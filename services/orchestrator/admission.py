@@ -15,12 +15,12 @@ from mesh.auth import act_for
 from mesh.errors import Code, TenthError
 from mesh.receipt import price_of
 from mesh.telemetry import current_trace_id
+from mesh.validation import validate
 from services.orchestrator import policy
 from services.orchestrator.call import Call
 from services.orchestrator.errors import Reason
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.snapshot import Snapshot
-from services.orchestrator.validation import validate
 
 _MAX_TRACKED_TENANTS = 100_000
 _SAVING_LAYERS = frozenset(("cache", "routing", "compression"))

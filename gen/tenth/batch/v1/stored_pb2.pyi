@@ -42,6 +42,8 @@ class StoredBatch(_message.Message):
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     GATHERED_FIELD_NUMBER: _builtins.int
     USER_IDS_FIELD_NUMBER: _builtins.int
+    OBJECT_COUNT_FIELD_NUMBER: _builtins.int
+    MORE_USER_IDS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Its id."""
     tenant_id: _builtins.str
@@ -55,9 +57,13 @@ class StoredBatch(_message.Message):
     item_count: _builtins.int
     """Items in all."""
     items_per_object: _builtins.int
-    """Items of an input object, but for the last."""
+    """Most items of an input object; one of long items holds fewer, so that none is larger than memory likes."""
     gathered: _builtins.bool
     """True when it was gathered from single requests: each result is also kept by its request_id."""
+    object_count: _builtins.int
+    """Input objects, numbered from 0."""
+    more_user_ids: _builtins.bool
+    """True when items name more users than user_ids holds: every input object is then read for a deletion."""
     @_builtins.property
     def header(self) -> _batch_pb2.BatchHeader:
         """The head, as given."""
@@ -72,7 +78,7 @@ class StoredBatch(_message.Message):
 
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """End users that items name, for deletion; empty with more than 1,000 of them: then every input object is read."""
+        """End users that items name, for deletion; at most 1,000."""
 
     def __init__(
         self,
@@ -89,10 +95,12 @@ class StoredBatch(_message.Message):
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         gathered: _builtins.bool = ...,
         user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        object_count: _builtins.int = ...,
+        more_user_ids: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "caller", b"caller", "create_time", b"create_time", "deadline_time", b"deadline_time", "gathered", b"gathered", "header", b"header", "input_digest", b"input_digest", "item_count", b"item_count", "items_per_object", b"items_per_object", "may_assert_user", b"may_assert_user", "tenant_id", b"tenant_id", "user_ids", b"user_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "caller", b"caller", "create_time", b"create_time", "deadline_time", b"deadline_time", "gathered", b"gathered", "header", b"header", "input_digest", b"input_digest", "item_count", b"item_count", "items_per_object", b"items_per_object", "may_assert_user", b"may_assert_user", "more_user_ids", b"more_user_ids", "object_count", b"object_count", "tenant_id", b"tenant_id", "user_ids", b"user_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,3 +357,73 @@ class StoredQueued(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoredQueued: _TypeAlias = StoredQueued  # noqa: Y015
+
+@_typing.final
+class StoredOpen(_message.Message):
+    """A batch that is being taken in, or whose last run is not known to have ended, under open/TENANT/BATCH."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose it is."""
+    batch_id: _builtins.str
+    """The batch."""
+    upload_id: _builtins.str
+    """Which upload writes its input: another upload of the same request_id takes it over by writing its own."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was written."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        batch_id: _builtins.str = ...,
+        upload_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "create_time", b"create_time", "tenant_id", b"tenant_id", "upload_id", b"upload_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredOpen: _TypeAlias = StoredOpen  # noqa: Y015
+
+@_typing.final
+class StoredDeletion(_message.Message):
+    """One end user whose items are deleted from a batch, under batches/TENANT/BATCH/deleted_users/USER."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    INDEXES_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The end user."""
+    @_builtins.property
+    def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The places of the items in the input."""
+
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their request ids, of a gathered batch."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        indexes: _abc.Iterable[_builtins.int] | None = ...,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes", "request_ids", b"request_ids", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredDeletion: _TypeAlias = StoredDeletion  # noqa: Y015
