@@ -441,7 +441,7 @@ class ReserveFundsRequest(_message.Message):
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the reservation may stand before it is reconciled, up to 8 days; absent: 10 minutes. The same payload asked
-        for again keeps its reservation, which then stands for the longer of the two.
+        for again keeps its reservation; with `batch` it then stands for the longer of the two.
         """
 
     @_builtins.property
