@@ -26,7 +26,10 @@ from services.orchestrator.background import Background
 from services.orchestrator.explain import Explain
 from services.orchestrator.flow import Flow
 from services.orchestrator.generation import Generation
+from services.orchestrator.halves import Halves
+from services.orchestrator.halves_servicer import HalvesServicer
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.receipts import Receipts
 from services.orchestrator.runs import Runs
 from services.orchestrator.servicer import OrchestratorServicer
 from services.orchestrator.settings import OrchestratorSettings
@@ -36,6 +39,7 @@ from services.orchestrator.snapshot import Snapshot
 from services.orchestrator.steps import Steps, Stubs
 
 SERVICE = "tenth.orchestrator.v1.OrchestratorService"
+HALVES = "tenth.orchestrator.v1.CompletionHalvesService"
 RETRYABLE = {
     "cache": [("tenth.cache.v1.CacheService", "ReleaseLease"), ("tenth.cache.v1.CacheService", "StoreCompletion")],
     "ledger": [("tenth.ledger.v1.LedgerService", name) for name in ("ReserveFunds", "ReleaseFunds")],
@@ -75,17 +79,12 @@ async def assemble(
         stack.callback(following.cancel)
 
         shadow = Shadow(inference, stubs.ledger, outbox, background, settings, telemetry.meter)
-        flow = Flow(
-            Steps(stubs, settings, snapshot, background),
-            Generation(inference),
-            cache,
-            outbox,
-            background,
-            settings,
-            shadow,
-        )
+        admission = Admission(snapshot, settings, time.time, SystemRandom())
+        steps, receipts = Steps(stubs, settings, snapshot, background), Receipts(outbox, time.time)
+        flow = Flow(steps, Generation(inference), cache, receipts, background, settings, shadow)
+        halves = HalvesServicer(Halves(admission, steps, receipts, outbox, cache, background, settings))
         servicer = OrchestratorServicer(
-            Admission(snapshot, settings, time.time, SystemRandom()),
+            admission,
             flow,
             runs,
             outbox,
@@ -99,6 +98,7 @@ async def assemble(
         pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)
         server.add(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer, SERVICE)
+        server.add(orchestrator_pb2_grpc.add_CompletionHalvesServiceServicer_to_server, halves, HALVES)
         yield server
 
 

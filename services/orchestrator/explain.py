@@ -17,8 +17,6 @@ from services.orchestrator import policy
 from services.orchestrator.call import DISABLED, SKIPPED, Call
 
 _CAP_SECONDS = 5.0
-_EXPECTED_OUTPUT_TOKENS = 200
-"""Expected answer length where the request's limit is not lower; a rough figure, stated as such in the reply."""
 
 
 class Explain:
@@ -43,7 +41,7 @@ class Explain:
         hit = await self._look_up(call, reply)
         route = await self._choose(call, reply)
         short = await self._shorten(call, route, reply)
-        output = min(call.request.sampling.max_output_tokens, _EXPECTED_OUTPUT_TOKENS)
+        output = min(call.request.sampling.max_output_tokens, policy.EXPECTED_OUTPUT_TOKENS)
         completion = chat_pb2.Completion(model=route.model, tier=route.tier)
         completion.usage.output_token_count = output
         if hit:

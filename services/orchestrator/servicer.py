@@ -19,8 +19,7 @@ from mesh import deadlines
 from mesh.auth import current_identity, set_identity
 from mesh.channel import rendezvous, routing_key
 from mesh.errors import Code, TenthError, invalid_argument, required
-from services.orchestrator.admission import DEFAULT_NAMESPACE, Admission, question_digest
-from services.orchestrator.call import Call
+from services.orchestrator.admission import DEFAULT_NAMESPACE, Admission
 from services.orchestrator.errors import Reason
 from services.orchestrator.explain import Explain
 from services.orchestrator.flow import Flow
@@ -119,7 +118,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Say what each layer would do. Spends nothing."""
         digest = self._admission.identify(request.request)
         call = self._admission.admit(request.request, digest, streaming=False)
-        call.shard = self._shard(call)
         set_identity(call.identity)
         with routing_key(call.shard):
             return await self._explain.explain(call)
@@ -244,7 +242,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         call = self._admission.admit(request, digest, streaming=streaming)
         if kept is not None:
             call.carry(kept.receipt.facts)
-        call.shard = self._shard(call)
 
         async def work(run: Run) -> None:
             set_identity(call.identity)
@@ -258,12 +255,6 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             return await run.result()
         finally:
             self._runs.release(run)
-
-    def _shard(self, call: Call) -> str:
-        tenant_id, namespace = call.identity.tenant_id, call.request.namespace or DEFAULT_NAMESPACE
-        if self._settings.cache_shard_by == "request":
-            return f"{tenant_id}\x00{question_digest(call.request).hex()}"
-        return f"{tenant_id}\x00{namespace}"
 
 
 def _response(event: pb.CompletionStarted | chat_pb2.CompletionDelta) -> pb.StreamGenerateCompletionResponse:

@@ -42,6 +42,14 @@ class OrchestratorSettings(BaseSettings):
         default=0.05, ge=0, description="More time for compression per 10,000 tokens of prompt, seconds"
     )
     reserve_cap_seconds: float = Field(default=0.25, gt=0, description="Most that a reservation may take, seconds")
+    halves_cap_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Most that each hop of a batch's item may take, where its own cap is less, seconds",
+    )
+    halves_concurrency: int = Field(
+        default=8, ge=1, le=1000, description="Items of batches that are prepared at once, 1..1000"
+    )
     background_cap_seconds: float = Field(
         default=5.0, gt=0, description="Deadline of calls made after the answer (store, release), seconds"
     )
