@@ -542,7 +542,8 @@ class Mesh:
                 "compress_cap_seconds": 2,
                 "reserve_cap_seconds": 2,
                 "background_cap_seconds": 2,
-                **{name: one if value is AMONG_FAKES else value for name, value in self.options.items()},
+                **self.options,
+                **{name: one for name, value in self.options.items() if value is AMONG_FAKES},
             }
         )
         exporter, self.metrics = InMemorySpanExporter(), InMemoryMetricReader()
