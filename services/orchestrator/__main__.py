@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import SystemRandom
 
+from tenth.batch.v1 import batch_pb2_grpc
 from tenth.cache.v1 import cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2_grpc
 from tenth.inference.v1 import inference_pb2_grpc
@@ -28,6 +29,7 @@ from services.orchestrator.flow import Flow
 from services.orchestrator.generation import Generation
 from services.orchestrator.halves import Halves
 from services.orchestrator.halves_servicer import HalvesServicer
+from services.orchestrator.handover import Handover
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.receipts import Receipts
 from services.orchestrator.runs import Runs
@@ -41,6 +43,7 @@ from services.orchestrator.steps import Steps, Stubs
 SERVICE = "tenth.orchestrator.v1.OrchestratorService"
 HALVES = "tenth.orchestrator.v1.CompletionHalvesService"
 RETRYABLE = {
+    "batch": [("tenth.batch.v1.BatchService", name) for name in ("EnqueueCompletion", "GetQueuedCompletion")],
     "cache": [("tenth.cache.v1.CacheService", "ReleaseLease"), ("tenth.cache.v1.CacheService", "StoreCompletion")],
     "ledger": [("tenth.ledger.v1.LedgerService", name) for name in ("ReserveFunds", "ReleaseFunds")],
 }
@@ -59,6 +62,10 @@ async def assemble(
             retryable = RETRYABLE.get(name, [])
             channel = connect(target, mesh, telemetry, signer, retryable=retryable, sharded=sharded)
             return await stack.enter_async_context(channel)
+
+        async def batch_service() -> batch_pb2_grpc.BatchServiceAsyncStub | None:
+            address = settings.batch_address
+            return batch_pb2_grpc.BatchServiceStub(await dial("batch", address)) if address else None
 
         ledger = await dial("ledger", settings.ledger_address)
         shards = await dial("cache", settings.cache_address, sharded=True)
@@ -92,7 +99,7 @@ async def assemble(
             cache,
             router,
             ledger_pb2_grpc.LedgerReadServiceStub(ledger),
-            settings,
+            Handover(await batch_service(), settings.handover_cap_seconds),
             shards.replicas,
         )
         pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}

@@ -123,6 +123,10 @@ class Admission:
             attempt_base=self._random.randrange(2, 2_000_000) * 1000,
         )
 
+    def tenant(self, request: chat_pb2.CompletionRequest) -> ledger_pb2.TenantPolicy:
+        """The tenant of a request that goes elsewhere, without taking a place among those of this minute."""
+        return self._snapshot.tenant(act_for(request.user_id, request.project_id).tenant_id)
+
     def resume(
         self,
         request: chat_pb2.CompletionRequest,

@@ -1,13 +1,14 @@
-"""One request, top to bottom. Start here.
+"""One request, top to bottom. Start here. A batch's item takes the same path in two halves: halves.py.
 
     caller -> admit -> 1 cache -> 2 router -> 3 compressor -> 4 ledger -> 5 inference -> receipt -> answer
                                                                 (in a cascade: 3 to 5 again after a check)
                                                               (7 cache store, shadow check in the background)
 
-What happens when a hop is down or late (the code: steps.py, generation.py, cascade.py, leader.py, outbox.py):
+What happens when a hop is down or late (handover.py, steps.py, generation.py, cascade.py, leader.py, outbox.py):
 
 | hop              | when it is down or late                                                        |
 |------------------|--------------------------------------------------------------------------------|
+| batch hand-over  | ONLINE: a request with a far window is worked on here, at once, marked         |
 | cache lookup     | MISS: treated as a miss                                                        |
 | router           | DEFAULT_TIER: the default tier within the caller's bounds, marked              |
 | compressor       | UNCHANGED: the prompt goes out as it is, tokens estimated                      |
@@ -47,6 +48,7 @@ from services.orchestrator.shadow import Shadow
 from services.orchestrator.steps import Steps
 
 IF_DOWN = {
+    "batch.EnqueueCompletion": IfDown.ONLINE,
     "cache.LookupCompletion": IfDown.MISS,
     "router.SelectModel": IfDown.DEFAULT_TIER,
     "compressor.CompressPrompt": IfDown.UNCHANGED,

@@ -26,6 +26,7 @@ class IfDown(IntEnum):
     DROP = 6
     OUTBOX = 7
     FIRST_ANSWER = 8
+    ONLINE = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -362,8 +362,8 @@ async def test_finishing_is_idempotent_also_over_a_restart_between_the_halves(me
     other = Request(request_id=request.request_id, messages=[message("Another?")])
     [outcome] = await mesh.finish(answered(other, first))
     assert outcome.error.reason == "REQUEST_ID_REUSED"
-    [outcome] = await mesh.prepare(other)
-    assert outcome.error.reason == "REQUEST_ID_REUSED"
+    [again] = await mesh.prepare(other)
+    assert again.error.reason == "REQUEST_ID_REUSED"
 
 
 async def test_a_state_belongs_to_its_request_and_tenant(mesh: Mesh) -> None:
