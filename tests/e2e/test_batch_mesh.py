@@ -65,7 +65,8 @@ async def until(batches: Batches, batch_id: str, reached: Callable[[batch_pb2.Ba
 async def came_back(mesh: Mesh, victim: str, pid: int) -> None:
     """Wait until a killed process runs again and is healthy."""
     end = time.monotonic() + SECONDS
-    while mesh.pids[victim] in (0, pid) and time.monotonic() < end:
+    while mesh.pids[victim] in (0, pid):
+        assert time.monotonic() < end, f"{victim} is not started again"
         await asyncio.sleep(0.05)
     await mesh.wait_ready(victim)
 
