@@ -116,7 +116,6 @@ class BatchActivities:
         async def work(_: Stop, __: _Beat) -> RunFacts:
             batch = await self._store.batch(ref)
             run = await batches.read_run(self._store.store, ref)
-            per_object = max(batch.items_per_object, 1)
             deadline = run.deadline_time.ToNanoseconds() / 1e9
             window = deadline - run.create_time.ToNanoseconds() / 1e9
             settings = self._settings
@@ -141,8 +140,7 @@ class BatchActivities:
                 heartbeat_seconds=settings.heartbeat_seconds,
                 history_events=settings.history_events,
             )
-            objects = -(-batch.item_count // per_object)
-            return RunFacts(run.item_count, objects, deadline, list(batch.header.lanes), pace)
+            return RunFacts(run.item_count, batch.object_count, deadline, list(batch.header.lanes), pace)
 
         return await self._do("read", ref, work)
 

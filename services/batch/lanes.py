@@ -31,6 +31,9 @@ from services.batch.settings import WorkerSettings
 
 log = logging.getLogger("tenth.batch.lanes")
 _FINISH_EVERY_SECONDS = 2.0
+_MODEL_DOWN_SECONDS = 5.0
+_NO_MODEL = "NO_MODEL_AVAILABLE"
+"""The orchestrator's reason when every model that could answer has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class ChunkRunner:
 
     async def _generate(self, job: Job, frame: ChunkFrame, user: Identity, stop: Stop) -> None:
         tried = waited = 0
+        give_up = min(self._now() + self._settings.patience_seconds, frame.deadline)
         for number in range(1, self._settings.max_attempts + self._settings.max_waits + 1):
             generation = self._generation(job, frame, number)
             began = time.monotonic()
@@ -151,38 +155,63 @@ class ChunkRunner:
                 job.answer = await self._layers.inference.GenerateText(generation, timeout=self._seconds(frame))
                 job.seconds = time.monotonic() - began
                 job.attempt = job.answer.attempt or generation.attempt
-                job.spent.extend(job.answer.overheads)
                 return
             except TenthError as error:
+                set_identity(frame.identity)
                 failure = failure_of(error)
                 self._note_spent(job, error)
                 waited, tried = (waited + 1, tried) if is_full(failure) else (waited, tried + 1)
                 step = after_failure(failure, tried, waited, self._settings.max_waits)
-                if self._now() >= frame.deadline or len(job.excluded) >= self._settings.max_attempts:
-                    step = Next.FAIL
-                if step is Next.ANOTHER_MODEL:
-                    set_identity(frame.identity)
-                    excluded = [*job.excluded, generation.model]
-                    if ONLINE not in frame.lanes or not await self._prepare_again(job, excluded, frame, stop):
-                        if not job.ended:
-                            job.error = half_error(error, retryable=True)
+                if step is Next.FAIL:
+                    job.error = half_error(error, retryable=error.code is not Code.INVALID_ARGUMENT)
+                    return
+                if self._now() >= give_up and not is_full(failure):
+                    job.error = half_error(error, retryable=True)
+                    return
+                if step is Next.AGAIN:
+                    if not await stop.sleep(pause_seconds(failure, tried + waited, random.random())):  # noqa: S311
                         return
+                elif not await self._another_model(job, generation.model, error, frame, stop):
+                    return
+                else:
                     tried = waited = 0
-                elif step is Next.FAIL:
-                    job.error = half_error(error, retryable=error.code not in (Code.INVALID_ARGUMENT,))
-                    return
-                elif not await stop.sleep(pause_seconds(failure, tried + waited, random.random())):  # noqa: S311
-                    return
         words = f"no answer after {number} tries"
         job.error = orchestrator_pb2.HalfError(reason=Reason.ITEM_BROKEN, message=words, retryable=True)
 
+    async def _another_model(self, job: Job, model: str, error: TenthError, frame: ChunkFrame, stop: Stop) -> bool:
+        """Prepare the item for another model, or for the same one after a pause; False when it has ended.
+
+        A batch has time: where no other model can answer, or none is allowed, the one that is down may be back soon.
+        """
+        if ONLINE in frame.lanes and len(job.excluded) < self._settings.max_attempts:
+            if await self._prepare_again(job, [*job.excluded, model], frame, stop):
+                return True
+            if job.error is None or job.error.reason != _NO_MODEL:
+                return False
+            job.error = None
+        if after_failure(failure_of(error), 1, 0, 0) is Next.ANOTHER_MODEL and not is_full(failure_of(error)):
+            job.error = half_error(error, retryable=True)  # It does not do what is asked, however long one waits.
+            return False
+        job.excluded = []
+        return await stop.sleep(_MODEL_DOWN_SECONDS) and await self._prepare_again(job, [], frame, stop)
+
     async def _leave_lane(self, jobs: Sequence[Job], frame: ChunkFrame, stop: Stop) -> None:
-        """Prepare again what runs online but was prepared for a cheaper lane."""
+        """Prepare again what runs online but was prepared for a cheaper lane, and what another worker had in hand: of
+        that, what it has finished comes back answered.
+        """
+        if frame.delivery > 1:
+            outcomes = await self._halves.prepare(
+                [self._again(job, [], frame, frame.at_batch_prices) for job in jobs], stop
+            )
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                same = outcome.prepared.generation.model == job.prepared.generation.model
+                if outcome.WhichOneof("outcome") != "prepared" or same:
+                    self._prepared(job, outcome, frame, lane=frame.lane)
         for job in jobs:
             if frame.another_model:
                 job.excluded = [job.prepared.generation.model]
         priced = frame.lane == ONLINE and frame.at_batch_prices
-        moved = [job for job in jobs if frame.another_model or (priced and job.prepared.has_batch_price)]
+        moved = [job for job in jobs if not job.ended and (frame.another_model or (priced and _has_batch_price(job)))]
         outcomes = await self._halves.prepare([self._again(job, job.excluded, frame) for job in moved], stop)
         for job, outcome in zip(moved, outcomes, strict=True):
             self._prepared(job, outcome, frame)
@@ -193,15 +222,17 @@ class ChunkRunner:
         job.excluded = excluded
         return self._prepared(job, outcome, frame)
 
-    def _again(self, job: Job, excluded: list[str], frame: ChunkFrame) -> orchestrator_pb2.CompletionToPrepare:
+    def _again(
+        self, job: Job, excluded: list[str], frame: ChunkFrame, batch_prices: bool = False
+    ) -> orchestrator_pb2.CompletionToPrepare:
         again = orchestrator_pb2.CompletionToPrepare(
-            request=job.item.request, excluded_models=excluded, batch_prices=False, skip_cache=True
+            request=job.item.request, excluded_models=excluded, batch_prices=batch_prices, skip_cache=True
         )
         again.reservation_ttl.FromSeconds(reservation_seconds(self._now(), frame.deadline))
         return again
 
     @staticmethod
-    def _prepared(job: Job, outcome: orchestrator_pb2.PrepareOutcome, frame: ChunkFrame) -> bool:
+    def _prepared(job: Job, outcome: orchestrator_pb2.PrepareOutcome, frame: ChunkFrame, lane: str = "") -> bool:
         kind = outcome.WhichOneof("outcome")
         if kind == "answered":
             job.finished, job.lane = outcome.answered, ""
@@ -209,7 +240,7 @@ class ChunkRunner:
             job.error = outcome.error
         else:
             job.prepared = outcome.prepared
-            job.lane = LOCAL if outcome.prepared.self_hosted else ONLINE
+            job.lane = lane or (LOCAL if outcome.prepared.self_hosted else ONLINE)
             if job.lane not in frame.lanes:
                 words = f"{outcome.prepared.generation.model} would run in the lane {job.lane}"
                 job.error = orchestrator_pb2.HalfError(reason=Reason.LANE_NOT_ALLOWED, message=words)
@@ -250,6 +281,10 @@ class ChunkRunner:
         outcomes = await self._halves.finish([to_finish(job) for job in rest], stop)
         results += [finished_result(job, outcome) for job, outcome in zip(rest, outcomes, strict=True)]
         return results
+
+
+def _has_batch_price(job: Job) -> bool:
+    return job.prepared.has_batch_price and not job.prepared.self_hosted
 
 
 def to_finish(job: Job) -> orchestrator_pb2.CompletionToFinish:
