@@ -47,6 +47,8 @@ class BatchPlan:
     truncate_bytes: int = 0
     """Bytes that the results' end lacks."""
     fail_validation: bool = False
+    full_creates: int = 0
+    """Batches that fail because too much waits at the provider, before one is taken (OpenAI's format)."""
     refuse_creates: int = 0
     """Creations that are refused with 429 before one is taken."""
     drop_creates: int = 0

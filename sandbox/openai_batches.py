@@ -126,7 +126,9 @@ class OpenAiBatchEndpoints:
         if self._control.take("refuse_creates"):
             return error(429, "too many batches are waiting", {"retry-after": "0"})
         items, errors = read_items(stored.content)
-        if self._control.plan.fail_validation:
+        if self._control.take("full_creates"):
+            errors = [_wrong("token_limit_exceeded", "Enqueued token limit reached for this model.", None)]
+        elif self._control.plan.fail_validation:
             errors = [
                 _wrong("model_not_found", "The provided model is not supported by the Batch API.", 1, "body.model")
             ]

@@ -27,6 +27,7 @@ def batch_to_proto(model: str, status: BatchStatus) -> inference_pb2.ProviderBat
         done_count=status.done,
         failed_count=status.failed,
         error_message=status.error,
+        retryable=status.retryable,
     )
     if status.expires is not None:
         batch.expire_time.CopyFrom(Timestamp(seconds=int(status.expires)))

@@ -78,7 +78,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """How far a batch is: ``state`` is "running", "ended" or "failed"; ``expires``: seconds since 1970."""
+    """How far a batch is: ``state`` is "running", "ended" or "failed"; ``expires``: seconds since 1970; ``retryable``:
+    one that failed may be taken later."""
 
     id: str
     state: str
@@ -87,6 +88,7 @@ class BatchStatus:
     failed: int = 0
     expires: float | None = None
     error: str = ""
+    retryable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

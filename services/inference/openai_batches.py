@@ -5,10 +5,10 @@ The ids of ours that find things again: a file is named after its submission, a 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,6 +46,8 @@ _SLACK_SECONDS = 300
 _FILE_SECONDS = 3 * 86_400
 """An input file that nobody deletes is gone after that; its batch has ended long before."""
 _STATES = {"completed": "ended", "expired": "ended", "cancelled": "ended", "failed": "failed"}
+_FULL = "token_limit_exceeded"
+"""The code of a batch that failed because as many tokens wait as the account may have waiting."""
 _CODES = {
     "batch_expired": EXPIRED,
     "batch_cancelled": CANCELLED,
@@ -103,7 +105,10 @@ class OpenAiBatches:
                 # Refused for good. After other failures the next call uses the file.
                 await self._delete_file(file_id)
             raise
-        return _status(batch), False
+        status = _status(batch)
+        # While it is being validated the provider has not counted yet.
+        running = status.state == "running" and not status.items
+        return (replace(status, items=upload.count) if running else status), False
 
     async def status(self, batch_id: str) -> BatchStatus:
         """How far it is."""
@@ -164,7 +169,9 @@ class OpenAiBatches:
     async def _find_batch(self, submission: Submission) -> dict[str, Any] | None:
         async for batch in self._since("/batches", submission, {"limit": "100"}):
             metadata = batch.get("metadata")
-            if isinstance(metadata, dict) and metadata.get(_KEY) == submission.id:
+            # One that failed has run nothing: it is made again.
+            mine = isinstance(metadata, dict) and metadata.get(_KEY) == submission.id
+            if mine and batch.get("status") != "failed":
                 return batch
         return None
 
@@ -253,18 +260,19 @@ def _status(batch: Mapping[str, Any]) -> BatchStatus:
         as_count(counted.get("completed")),
         as_count(counted.get("failed")),
         seconds_of(batch.get("expires_at")),
-        _errors(batch),
+        *_errors(batch),
     )
 
 
-def _errors(batch: Mapping[str, Any]) -> str:
-    """What was wrong with the input, the first of it."""
+def _errors(batch: Mapping[str, Any]) -> tuple[str, bool]:
+    """What was wrong with the input, the first of it, and whether only more waits there than may."""
     errors = batch.get("errors")
     listed = errors.get("data") if isinstance(errors, dict) else None
-    said: list[str] = []
-    with contextlib.suppress(AttributeError, TypeError):
-        for each in (listed or ())[:3]:
-            where = f"line {each['line']}: " if each.get("line") else ""
-            said.append(f"{where}{each.get('message') or each.get('code')}"[:300])
-    more = len(listed) - len(said) if isinstance(listed, list) else 0
-    return "; ".join(said) + (f"; and {more} more" if more > 0 else "")
+    data = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    said = []
+    for each in data[:3]:
+        where = f"line {each['line']}: " if each.get("line") else ""
+        said.append(f"{where}{each.get('message') or each.get('code')}"[:300])
+    more = len(data) - len(said)
+    full = bool(data) and all(each.get("code") == _FULL for each in data)
+    return "; ".join(said) + (f"; and {more} more" if more else ""), full

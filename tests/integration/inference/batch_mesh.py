@@ -182,9 +182,9 @@ async def scripted(handler: Handler) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def batch_mesh(tmp_path: Path, url: str = "") -> AsyncIterator[BatchMesh]:
+async def batch_mesh(tmp_path: Path, url: str = "", sandbox: Provider | None = None) -> AsyncIterator[BatchMesh]:
     """``url``: where the providers are, if not in the sandbox."""
-    sandbox = Provider(InstantWriter(0, 6), 48)
+    sandbox = sandbox or Provider(InstantWriter(0, 6), 48)
     async with AsyncExitStack() as stack:
         url = url or await stack.enter_async_context(serving_sandbox(sandbox))
         settings = InferenceSettings(sandbox_url=url, local_model="none", circuit_failures=2, retries=1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tenth.inference.v1 import inference_pb2
 
 from mesh.errors import TenthError
+from sandbox.provider import Provider
+from sandbox.writers import InstantWriter
 from tests.integration.inference.batch_mesh import (
     ENDED,
     FAILED,
@@ -228,9 +233,123 @@ async def test_a_batch_that_the_provider_refuses(tmp_path: Path) -> None:
         assert (batch.state, batch.item_count) == (FAILED, 0)
         assert batch.error_message == "line 1: The provided model is not supported by the Batch API."
         assert await mesh.outcomes(batch) == {}
+        assert not batch.retryable
         with pytest.raises(TenthError) as caught:
             await mesh.submit(Submission("claude", ids(3)))
         assert (caught.value.code.name, caught.value.reason) == ("INVALID_ARGUMENT", "PROVIDER_REJECTED")
+
+
+async def test_a_batch_that_finds_no_room_is_made_again_under_its_name(tmp_path: Path) -> None:
+    async with batch_mesh(tmp_path) as mesh:
+        mesh.plan(full_creates=1)
+        submission = Submission("gpt", ids(3))
+        refused = (await mesh.submit(submission)).batch
+        assert (refused.state, refused.retryable) == (FAILED, True)
+        again = await mesh.submit(submission)
+        assert not again.found
+        assert again.batch.item_count == 3
+        files = mesh.sandbox.openai_batches.files.values()
+        assert len([file for file in files if file.about["purpose"] == "batch"]) == 1
+        assert len(await mesh.outcomes(await mesh.reached(again.batch))) == 3
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 2}
+CHAT = {"choices": [{"message": {"content": "Hello."}, "finish_reason": "stop"}], "usage": USAGE}
+MESSAGE = {
+    "content": [{"type": "text", "text": "Hello."}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 9, "output_tokens": 2},
+}
+HALF = [{"message": {"content": "Hello."}, "finish_reason": None}]
+
+
+def _chat_error(said: str, code: str = "") -> dict[str, Any]:
+    return {"error": {"message": said, "code": code}}
+
+
+def _error(kind: str, said: str = "no") -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": said}}
+
+
+ANSWERS: list[tuple[str, int, dict[str, Any], str, bool, tuple[int, int, bool] | None]] = [
+    ("gpt", 200, CHAT, "", False, (9, 2, False)),
+    ("gpt", 200, {**CHAT, "usage": None}, "", False, (40, 2, True)),
+    ("gpt", 200, {**CHAT, "choices": HALF}, "PROVIDER_INCOMPLETE", True, (9, 2, False)),
+    ("gpt", 200, {"usage": USAGE}, "PROVIDER_GARBAGE", True, (9, 2, False)),
+    ("gpt", 400, _chat_error("no"), "PROVIDER_REJECTED", False, None),
+    ("gpt", 400, _chat_error("no", "context_length_exceeded"), "PROMPT_TOO_LONG", False, None),
+    ("gpt", 401, _chat_error("no"), "PROVIDER_UNAUTHENTICATED", False, None),
+    ("gpt", 403, _chat_error("no"), "PROVIDER_FORBIDDEN", False, None),
+    ("gpt", 429, _chat_error("no"), "PROVIDER_RATE_LIMITED", True, None),
+    ("gpt", 500, {}, "PROVIDER_FAILED", True, None),
+    ("claude", 200, MESSAGE, "", False, (9, 2, False)),
+    ("claude", 200, {**MESSAGE, "usage": None}, "", False, (40, 2, True)),
+    ("claude", 200, {**MESSAGE, "stop_reason": None}, "PROVIDER_INCOMPLETE", True, (9, 2, False)),
+    ("claude", 400, _error("invalid_request_error"), "PROVIDER_REJECTED", False, None),
+    ("claude", 400, _error("invalid_request_error", "prompt is too long: 9 > 8"), "PROMPT_TOO_LONG", False, None),
+    ("claude", 401, _error("authentication_error"), "PROVIDER_UNAUTHENTICATED", False, None),
+    ("claude", 403, _error("permission_error"), "PROVIDER_FORBIDDEN", False, None),
+    ("claude", 429, _error("rate_limit_error"), "PROVIDER_RATE_LIMITED", True, None),
+    ("claude", 529, _error("overloaded_error"), "PROVIDER_FAILED", True, None),
+    ("claude", 500, _error("api_error"), "PROVIDER_FAILED", True, None),
+]
+
+
+@pytest.mark.parametrize(("model", "status", "body", "reason", "retryable", "usage"), ANSWERS)
+async def test_what_an_item_ends_with(
+    tmp_path: Path,
+    model: str,
+    status: int,
+    body: dict[str, Any],
+    reason: str,
+    retryable: bool,
+    usage: tuple[int, int, bool] | None,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def responder(request: dict[str, Any], _: str) -> tuple[int, dict[str, Any]]:
+        asked.append(request)
+        return status, body
+
+    sandbox = Provider(InstantWriter(0, 6), 48, chat_responder=responder, message_responder=responder)
+    async with batch_mesh(tmp_path, sandbox=sandbox) as mesh:
+        batch = await mesh.reached((await mesh.submit(Submission(model, ids(1)))).batch)
+        (result,) = (await mesh.outcomes(batch)).values()
+        used = result.error.usage if reason else result.answer.completion.usage
+        if reason:
+            assert (result.error.reason, result.error.retryable) == (reason, retryable)
+            assert result.error.HasField("usage") == (usage is not None)
+        if usage is not None:
+            assert (used.input_token_count, used.output_token_count, used.estimated) == usage
+    # What was sent is an online request's body, less `stream`.
+    if model == "gpt":
+        question = {"role": "user", "content": "Question 0"}
+        assert asked == [{"model": "gpt-x", "messages": [question], "max_tokens": 30, "temperature": 0.0}]
+    else:
+        question = {"role": "user", "content": [{"type": "text", "text": "Question 0"}]}
+        assert asked == [{"model": "claude-x", "max_tokens": 30, "messages": [question]}]
+
+
+async def test_a_submission_runs_once_at_a_time(tmp_path: Path) -> None:
+    async with batch_mesh(tmp_path) as mesh:
+        submission, go = Submission("gpt", ids(2)), asyncio.Event()
+
+        async def slowly() -> AsyncIterator[inference_pb2.SubmitProviderBatchRequest]:
+            async for message in submission.messages():
+                yield message
+            await go.wait()
+
+        first = asyncio.ensure_future(mesh.stub.SubmitProviderBatch(slowly(), timeout=30))
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await mesh.submit(Submission("gpt", [], id=submission.id))
+                except TenthError as error:
+                    if error.reason == "ATTEMPT_RUNNING":
+                        break
+        go.set()
+        assert (await first).batch.item_count == 2
+        assert (await mesh.submit(submission)).found
 
 
 @BOTH

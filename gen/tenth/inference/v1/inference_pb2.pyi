@@ -641,6 +641,7 @@ class ProviderBatch(_message.Message):
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRYABLE_FIELD_NUMBER: _builtins.int
     provider_batch_id: _builtins.str
     """The provider's id of it."""
     model: _builtins.str
@@ -655,6 +656,10 @@ class ProviderBatch(_message.Message):
     """Failed."""
     error_message: _builtins.str
     """Why it could not run, for a person; with FAILED."""
+    retryable: _builtins.bool
+    """With FAILED: true when the provider may take the same batch later (as much waits there as the account may have).
+    Submitting it again, also under its submission_id, makes a new one.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider gives up on it."""
@@ -670,10 +675,11 @@ class ProviderBatch(_message.Message):
         failed_count: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         error_message: _builtins.str = ...,
+        retryable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "error_message", b"error_message", "expire_time", b"expire_time", "failed_count", b"failed_count", "item_count", b"item_count", "model", b"model", "provider_batch_id", b"provider_batch_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "error_message", b"error_message", "expire_time", b"expire_time", "failed_count", b"failed_count", "item_count", b"item_count", "model", b"model", "provider_batch_id", b"provider_batch_id", "retryable", b"retryable", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
