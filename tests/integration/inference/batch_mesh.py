@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sandbox.batch_runs import BatchPlan
 from sandbox.openai_batches import StoredBatch
 from sandbox.provider import Provider
 from sandbox.writers import InstantWriter
+from services.inference.batch_items import item_of
 from services.inference.models import parse_catalog
 from services.inference.provider_batches import ProviderBatchServicer
 from services.inference.serving import open_models
@@ -140,8 +142,12 @@ class BatchMesh:
 
     def ran(self, requests: Iterable[str]) -> list[int]:
         """How often the sandbox was asked to run each of them."""
-        runs = self.sandbox.batches.runs
-        return [sum(count for name, count in runs.items() if name.startswith(f"{each}-1-40-")) for each in requests]
+        runs: Counter[str] = Counter()
+        for name, count in self.sandbox.batches.runs.items():
+            item = item_of(name)
+            assert item is not None
+            runs[item.request_id] += count
+        return [runs[each] for each in requests]
 
 
 @asynccontextmanager
