@@ -61,4 +61,6 @@ def batch_environment(temporal_address: str, data_dir: Path) -> Mapping[str, str
         "TENTH_BATCH_TEMPORAL_ADDRESS": temporal_address,
         "TENTH_BATCH_TEMPORAL_NAMESPACE": _NAMESPACE,
         "TENTH_BATCH_STORE_URL": str(data_dir / SERVICE / "objects"),
+        # The supervisor waits 15 seconds; 10 of them are for finishing what has ended.
+        "TENTH_BATCH_DRAIN_NOTICE_SECONDS": "3",
     }

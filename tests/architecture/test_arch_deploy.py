@@ -278,7 +278,6 @@ def test_the_charts_batch_workers_are_told_what_they_read(monkeypatch: pytest.Mo
         lanes |= set(worker["lanes"].split(","))
         environment = {
             **{name: filled(str(value), values) for name, value in values["services"]["batch"]["env"].items()},
-            **recipe["services"]["batch"]["env"],
             **worker["env"],
             **mine.get("env", {}),
             "TENTH_BATCH_WORKER_LANES": worker["lanes"],
@@ -294,8 +293,9 @@ def test_the_charts_batch_workers_are_told_what_they_read(monkeypatch: pytest.Mo
     # The engine beside a worker is an inference service, with its variables.
     engine = recipe["batchWorkers"]["local"]["engine"]["env"]
     assert set(engine) <= known_variables("inference")
-    chunks = int(recipe["services"]["batch"]["env"]["TENTH_BATCH_LOCAL_CHUNKS"])
+    chunks = int(recipe["batchWorkers"]["control"]["env"]["TENTH_BATCH_LOCAL_CHUNKS"])
     assert chunks >= 2 * recipe["batchWorkers"]["local"]["keda"]["max"], "workers without work"
+    assert "TENTH_BATCH_LOCAL_CHUNKS" not in recipe["batchWorkers"]["local"]["env"], "one worker would take them all"
 
 
 def test_every_configuration_file_is_shipped_mounted_and_told_of() -> None:
