@@ -21,7 +21,22 @@ from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.up import Mesh
 
 pytestmark = pytest.mark.skipif(bool(missing_batch_layer()), reason=missing_batch_layer())
-ITEMS, DIFFERENT = 40, 30
+QUESTIONS = (
+    "How do volcanoes form?",
+    "Which gear helps a cyclist up a steep hill?",
+    "Summarize the plot of Hamlet.",
+    "What does a lighthouse keeper do at night?",
+    "Convert 30 degrees Celsius to Fahrenheit.",
+    "Why is bread dough left to rise?",
+    "Name the parts of a violin.",
+    "Who was the first person on the Moon?",
+    "Write a SQL query that counts the orders of each customer.",
+    "Is it safe to feed honey to infants?",
+    "What is the capital of Mongolia?",
+    "Explain compound interest to a child.",
+)
+"""Of different meaning: what is nearly the same would wait for its like."""
+ITEMS = 20
 SECONDS = 120.0
 
 
@@ -36,7 +51,7 @@ def written(folder: Path) -> str:
             "body": {
                 "model": "gpt-4o",
                 "max_tokens": 24,
-                "messages": [{"role": "user", "content": f"Give one fact about exhibit {number % DIFFERENT}."}],
+                "messages": [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}],
             },
         }
         for number in range(ITEMS)
@@ -105,7 +120,7 @@ async def test_a_file_becomes_answers_and_receipts(victim: str, tmp_path: Path) 
         batch = await until(batches, batch_id, lambda batch: False)
         assert batch.state == batch_pb2.BATCH_STATE_DONE, batch
         assert (batch.done_count, batch.failed_count) == (ITEMS, 0)
-        assert batch.shared_count + batch.cache_hit_count >= ITEMS - DIFFERENT
+        assert batch.shared_count + batch.cache_hit_count == ITEMS - len(QUESTIONS)
 
         status, said = await tenth(mesh, "results", batch_id, "--in-order")
         assert status == 0, said
