@@ -57,7 +57,7 @@ def one(batch: batch_pb2.Batch, now_seconds: float, lang: str) -> Table:
     if batch.overhead_nano_usd:
         cost = text("overhead", lang, cost=cost, overhead=usd(batch.overhead_nano_usd))
     row("cost", cost)
-    row("forecast", usd(batch.forecast_nano_usd) if batch.forecast_nano_usd else "")
+    row("forecast", usd(batch.forecast_nano_usd) if _is_forecast(batch) else "")
     if batch.baseline_nano_usd:
         row("baseline", usd(batch.baseline_nano_usd))
         row("saving", text("saved", lang, **_saving(batch)))
@@ -113,7 +113,7 @@ def many(batches: Sequence[batch_pb2.Batch], now_seconds: float, lang: str) -> T
             f"{batch.done_count:,}",
             Text(f"{batch.failed_count:,}", style="red" if batch.failed_count else ""),
             usd(batch.actual_nano_usd, 4),
-            usd(batch.forecast_nano_usd, 4),
+            usd(batch.forecast_nano_usd, 4) if _is_forecast(batch) else "",
             _saving(batch)["percent"],
             _time(batch, "create_time"),
             _left(batch, now_seconds, lang) or _time(batch, "deadline_time"),
@@ -145,7 +145,7 @@ def _lines(batch: batch_pb2.Batch, now_seconds: float, lang: str) -> list[str]:
     money = _joined(
         text("cost_of", lang, cost=usd(batch.actual_nano_usd)),
         # What is not known yet is no zero.
-        text("forecast_of", lang, forecast=usd(batch.forecast_nano_usd)) if batch.forecast_nano_usd else "",
+        text("forecast_of", lang, forecast=usd(batch.forecast_nano_usd)) if _is_forecast(batch) else "",
         text("saved_of", lang, **_saving(batch)) if batch.baseline_nano_usd else "",
     )
     times = _joined(_left(batch, now_seconds, lang), _pace(batch, now_seconds, lang), _took(batch, lang))
@@ -165,6 +165,10 @@ def _counts(batch: batch_pb2.Batch) -> dict[str, str]:
 def _saving(batch: batch_pb2.Batch) -> dict[str, str]:
     saved = batch.baseline_nano_usd - batch.actual_nano_usd
     return {"saving": usd(saved), "percent": percent(saved, batch.baseline_nano_usd)}
+
+
+def _is_forecast(batch: batch_pb2.Batch) -> bool:
+    return batch.forecast_nano_usd > 0 and batch.state not in ENDED
 
 
 def _time(batch: batch_pb2.Batch, name: str) -> str:

@@ -19,8 +19,9 @@ _STATES = {
 }
 _LANES = {
     "local": ("own model", "자체 모델"),
-    "openai": ("OpenAI's batches", "OpenAI 배치"),
-    "anthropic": ("Anthropic's batches", "Anthropic 배치"),
+    # By the interface: another maker's models may be served behind OpenAI's.
+    "openai": ("provider's batches (openai)", "제공자 배치 (openai)"),
+    "anthropic": ("provider's batches (anthropic)", "제공자 배치 (anthropic)"),
     "online": ("online", "온라인"),
 }
 _LAYERS = {

@@ -27,9 +27,9 @@ from tenth_client.cli import printer
 from tenth_client.client import Client
 from tenth_client.commands import fetch_trace, play_with_bar
 from tenth_client.connection import CLIENT_FILE
-from tenth_client.demo import workload
+from tenth_client.demo import batch, workload
 from tenth_client.errors import TenthClientError
-from tenth_client.local import missing_local_model
+from tenth_client.local import missing_local_model, read_yaml
 from tenth_client.money import percent, usd
 from tenth_client.processes import StartError
 from tenth_client.replay import Played, Summary, counts, summarize, waterfall
@@ -67,7 +67,10 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         sandbox=arguments.sandbox,
         batch=not (arguments.no_batch or no_batch),
         free_ports=True,
-        env={"cache": {"TENTH_CACHE_NAMESPACES_FILE": str(rules_file(data_dir))}},
+        env={
+            "cache": {"TENTH_CACHE_NAMESPACES_FILE": str(rules_file(data_dir))},
+            "batch-worker": batch.ENVIRONMENT,
+        },
     )
     started = time.perf_counter()
     console.print("Starting the mesh: every service its own process ...")
@@ -91,6 +94,13 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
             show_sums(mesh, summary, checks, console)
             await show_cache(rpc, console)
             await show_trace(rpc, results, console)
+            if mesh.options.batch:
+                # After the sums: its receipts are not among those that were added up.
+                real = batch.real_providers(read_yaml(mesh.data_dir / "catalog.yaml"), mesh.played_providers)
+                window = "10m" if real else "24h"
+                answered = await batch.play_batch(rpc, data_dir, arguments.max_tokens, window, console)
+                checks.append(Check("every item of the batch was answered", answered))
+                show_check(checks[-1], console)
         write_report(arguments.json, mesh, summary, checks)
         console.print(f"\nreport: {arguments.json}    traces (SQLite): {mesh.trace_file}")
     console.print("The mesh has stopped. Next: `tenth up` in one terminal, `tenth chat` in another;")
@@ -170,13 +180,18 @@ def show_sums(mesh: Mesh, summary: Summary, checks: list[Check], console: Consol
     console.print()
     console.print(counts(summary))
     for check in checks:
-        mark = "[green]holds[/]" if check.holds else "[bold red]DOES NOT HOLD[/]"
-        console.print(f"check: {check.text}: {mark}")
+        show_check(check, console)
     if mesh.played_providers:
         console.print(
             f"[yellow]Played by {mesh.played_by}: models of {', '.join(mesh.played_providers)}. The savings are this "
             "workload's at the price book's prices; they say nothing about answer quality.[/]"
         )
+
+
+def show_check(check: Check, console: Console) -> None:
+    """One check, and whether it holds."""
+    mark = "[green]holds[/]" if check.holds else "[bold red]DOES NOT HOLD[/]"
+    console.print(f"check: {check.text}: {mark}")
 
 
 def help_centre_right(results: list[Played], bodies: list[dict[str, Any]]) -> Check:
