@@ -102,9 +102,13 @@ def many(batches: Sequence[batch_pb2.Batch], now_seconds: float, lang: str) -> T
     if not batches:
         return Text(text("none", lang))
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("batch", "state", "items", "answered", "failed", "cost", "forecast", "saving", "created", "deadline"):
-        numbers = name in {"items", "answered", "failed", "cost", "forecast", "saving"}
-        table.add_column(text(name, lang), justify="right" if numbers else "left", overflow="fold")
+    # An id is there to be copied: it is never cut in two.
+    table.add_column(text("batch", lang), no_wrap=True)
+    table.add_column(text("state", lang), no_wrap=True)
+    for name in ("items", "answered", "failed", "cost_column", "forecast_column", "saving"):
+        table.add_column(text(name, lang), justify="right", overflow="fold")
+    for name in ("created", "deadline"):
+        table.add_column(text(name, lang), overflow="fold")
     for batch in batches:
         table.add_row(
             Text(batch.batch_id),

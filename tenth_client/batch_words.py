@@ -63,6 +63,8 @@ _TEXTS = {
         "answered {done} (cache {cache}, shared {shared}), failed {failed}",
         "답함 {done} (캐시 {cache}, 공유 {shared}), 실패 {failed}",
     ),
+    "cost_column": ("cost", "비용"),
+    "forecast_column": ("forecast", "예상"),
     "cost_of": ("cost {cost}", "비용 {cost}"),
     "forecast_of": ("forecast {forecast}", "예상 {forecast}"),
     "saved_of": ("saved {saving} ({percent})", "절감 {saving} ({percent})"),

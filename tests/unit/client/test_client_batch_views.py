@@ -122,6 +122,13 @@ def test_a_batch_that_is_checked_shows_an_empty_bar() -> None:
     assert "0 of 0" in said
 
 
+def test_an_id_is_never_cut_in_two() -> None:
+    found = batch(batch_id="")
+    found.batch_id = "0d77032d-d7e7-575f-a304-dfdef69b5b74"
+    for width in (80, 140):
+        assert found.batch_id in shown(many([found], CREATED, "en"), width)
+
+
 def test_many() -> None:
     said = shown(many([batch(), batch(state=batch_pb2.BATCH_STATE_DONE)], CREATED, "en"), 200)
     assert said.count("b1") == 2

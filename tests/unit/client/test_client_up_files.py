@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from formats.openai import read_jsonl
 from services.batch.settings import WorkerSettings
 from services.cache.namespaces import Mode, NamespacePolicy, Namespaces, parse_namespaces
 from tenth_client import batch_layer
 from tenth_client.batch_layer import PARTS, missing_batch_layer
 from tenth_client.cache_files import read_items
 from tenth_client.connection import Connection, Tls, find, target
+from tenth_client.demo import batch as demo_batch
 from tenth_client.demo import table, workload
 from tenth_client.local import (
     PORTS,
@@ -275,6 +277,16 @@ def test_workload() -> None:
     assert len(set(users)) == len(users), "every customer is another"
     assert all("user_id" in body["tenth"] for body in bodies if body["tenth"].get("namespace")), "the help centre's"
     assert sum("user_id" not in body["tenth"] for body in bodies) > 80, "colleagues' tools"
+
+
+def test_the_demos_batch_is_one_and_repeats_itself() -> None:
+    lines = list(demo_batch.lines(24))
+    read = read_jsonl("".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert len({line.custom_id for line in read}) == len(lines) == 16
+    assert len({line.request.messages[0].parts[0].text for line in read}) == 12
+    assert demo_batch.real_providers(CATALOG, ()) is True
+    assert demo_batch.real_providers(CATALOG, ("openai",)) is False
+    assert set(demo_batch.ENVIRONMENT) <= {f"TENTH_BATCH_{name.upper()}" for name in WorkerSettings.model_fields}
 
 
 def test_the_help_centre_is_imported_under_the_circumstances_of_its_questions(tmp_path: Path) -> None:
