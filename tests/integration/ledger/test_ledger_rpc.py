@@ -321,6 +321,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("ReserveFunds", reserve(max_output_token_count=2**62), "AMOUNT_OUT_OF_RANGE", "usage"),
     ("ReserveFunds", reserve(price_book_version=7), "UNKNOWN_PRICE_BOOK_VERSION", "request.price_book_version"),
     ("ReserveFunds", reserve(ttl={"seconds": -1}), "INVALID_FIELD", "request.ttl"),
+    ("ReserveFunds", reserve(ttl={"seconds": 8 * 86_400 + 1}), "INVALID_FIELD", "request.ttl"),
     ("ReserveFunds", reserve(create_time=Timestamp(seconds=2**62)), "INVALID_FIELD", "request.create_time"),
     ("ReserveFunds", reserve(model="nobody"), "PRICE_UNKNOWN", ""),
     ("ReserveFunds", reserve(tags={"": "x"}), "REQUIRED_FIELD", "request.tags"),
