@@ -19,7 +19,6 @@ from pathlib import Path
 from bench import endtoend_arms as arms
 from bench import endtoend_deploy as deploy
 from bench import endtoend_report as report
-from bench.endtoend_bulk import Operations
 from bench.endtoend_litellm import LiteLlm, configuration
 from bench.endtoend_mesh import CONCURRENCY, MOST_AT_ONCE, Running, Station
 from bench.endtoend_play import Outcome, codes_of
@@ -31,6 +30,7 @@ from bench.peers import litellm_version, start_litellm
 from bench.result import Result, arguments
 from sandbox.recorded import Record, key
 from sandbox.recorded import write as write_record
+from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.local import free_ports
 
 DATA = Path("../shared/data")
@@ -97,6 +97,10 @@ async def play(
     asks = list({key(a.ask.question): a.ask for each in streams.values() for a in each}.values())
     record = Record(CLOCK, deploy.SPEEDS, {key(ask.question): ask.recorded() for ask in asks})
     write_record(folder / "recorded.jsonl", record)
+    absent = missing_batch_layer()
+    batch = not absent
+    if absent:
+        result.skipped.append(f"batches: {absent}; what can wait is answered online")
     found: dict[str, dict[int, Outcome]] = {each.name: {} for each in plans}
     streamed = {each.name: each.stream for each in plans}
     prompts: dict[str, str] = {}
@@ -106,7 +110,7 @@ async def play(
             continue
         station = Station(catalog, folder, options.models_dir, held_out_heads=rows.held_out_heads)
         tenants = {each.arm.tenant: each.off for each, _ in wanted}
-        async with station.running(tenants, codes_of(asks), Operations()) as running:
+        async with station.running(tenants, codes_of(asks), batch=batch and catalog == MAIN) as running:
             for each, part in wanted:
                 started = time.perf_counter()
                 outcomes, cpu = await running.run(each, part, PER_SECOND)

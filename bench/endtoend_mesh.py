@@ -14,6 +14,7 @@ from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 from bench import endtoend_deploy as deploy
 from bench.endtoend_arms import RunPlan
+from bench.endtoend_bulk import Operations, Submitted
 from bench.endtoend_play import MAX_OUTPUT_TOKENS, Bulk, Outcome, Player
 from bench.endtoend_workload import Arrival
 from bench.mesh import cpu_seconds
@@ -33,6 +34,10 @@ _CAPS = {f"TENTH_ORCHESTRATOR_{hop}_CAP_SECONDS": "30" for hop in ("LOOKUP", "SE
 """The bench measures cost and quality, not the caps: a busy machine must not turn a hit into a miss."""
 
 
+_PROVIDER_TIMES = {"TENTH_BATCH_POLL_FIRST_SECONDS": "0.5", "TENTH_BATCH_POLL_LONGEST_SECONDS": "2"}
+"""The sandbox's batches are done in seconds, not in hours."""
+
+
 class Station:
     """How to start the mesh of one catalogue."""
 
@@ -45,9 +50,9 @@ class Station:
 
     @asynccontextmanager
     async def running(
-        self, tenants: Mapping[str, Sequence[str]], codes: Mapping[str, str], bulk: Bulk
+        self, tenants: Mapping[str, Sequence[str]], codes: Mapping[str, str], *, batch: bool
     ) -> AsyncIterator[Running]:
-        """The started mesh; ``tenants`` are the layers that are off, by tenant."""
+        """The started mesh; ``tenants`` are the layers that are off, by tenant; ``batch``: with the batch layer."""
         keys = deploy.write(self._folder / "deploy", self._catalog, list(tenants))
         options = MeshOptions(
             data_dir=self._folder / "mesh",
@@ -56,7 +61,8 @@ class Station:
             local_model=False,
             sandbox="instant",
             free_ports=True,
-            env={"orchestrator": _CAPS, "router": self._heads},
+            batch=batch,
+            env={"orchestrator": _CAPS, "router": self._heads, "batch-worker": _PROVIDER_TIMES},
             arguments={
                 "sandbox": (
                     *("--recorded", str(self._record), "--recorded-prompts", str(self._folder / "prompts.jsonl")),
@@ -66,7 +72,7 @@ class Station:
         )
         # Every provider is played, whatever keys the environment has.
         async with Mesh(options, environ=deploy.without_keys(self._catalog)) as mesh:
-            running = Running(mesh, keys, codes, bulk)
+            running = Running(mesh, keys, codes, batch=batch)
             await running.switch_off(tenants)
             yield running
 
@@ -82,11 +88,11 @@ class Station:
 class Running:
     """A started mesh."""
 
-    def __init__(self, mesh: Mesh, keys: Mapping[str, str], codes: Mapping[str, str], bulk: Bulk) -> None:
+    def __init__(self, mesh: Mesh, keys: Mapping[str, str], codes: Mapping[str, str], *, batch: bool) -> None:
         self.mesh = mesh
         self._keys = keys
         self._codes = codes
-        self._bulk = bulk
+        self._batch = batch
         self._by_tenant: dict[str, list[Outcome]] = defaultdict(list)
 
     async def switch_off(self, tenants: Mapping[str, Sequence[str]]) -> None:
@@ -104,13 +110,16 @@ class Running:
         pids = [pid for name, pid in self.mesh.pids.items() if name not in ("collector", "sandbox")]
         before = cpu_seconds(pids)
         async with Client(self.mesh.address("orchestrator"), self._keys[plan.arm.tenant]) as client:
-            player = Player(client, self._codes, self._bulk)
+            player = Player(client, self._codes, self._bulk(self._keys[plan.arm.tenant]))
             if plan.paced:
                 found = await player.play(part, plan.arm, MOST_AT_ONCE, per_second)
             else:
                 found = await player.play(part, plan.arm, CONCURRENCY)
         self._by_tenant[plan.arm.tenant] += found
         return found, cpu_seconds(pids) - before
+
+    def _bulk(self, api_key: str) -> Bulk:
+        return Submitted(self.mesh.address("batch"), api_key) if self._batch else Operations()
 
     async def forget(self) -> None:
         """Empty the sandbox's prompt caches, so that every run begins cold."""

@@ -49,7 +49,7 @@ def assume(
         "model_speeds": {name: [speed.first_token_seconds, speed.tokens_per_second] for name, speed in SPEEDS.items()},
         "clock": clock,
         "requests_per_second_paced": per_second,
-        "modelled": "output tokens of multiple-choice answers (48), help-centre answers (60 to 140, by topic), passages "
+        "modelled": "output tokens of multiple-choice answers (48), help-centre answers (60 to 140), passages "
         "(30 to 90) and labels (8); those of GSM8K, omnisbench and the chats are recorded. A help-centre answer is the "
         "same text for every wording of a topic. Speeds are modelled.",
         "quality": "reasoning: recorded correctness of the model that answered; cache hits: same topic; passages: what "
