@@ -15,9 +15,9 @@ from bench.endtoend_deploy import JOBS, SUPPORT
 from bench.endtoend_rows import Ask
 from bench.endtoend_workload import Arrival
 from formats.openai import completion_request
+from formats.openai_answers import LAYERS
 from tenth_client.client import Client
 from tenth_client.errors import TenthClientError
-from tenth_client.replay import LAYERS
 
 HEAD = re.compile(r"\[([0-9a-f]{6})(?: ([0-9a-f]+))?\]")
 """How the sandbox's answers begin: the answer's code, and the digest of a prompt that was kept."""

@@ -247,8 +247,10 @@ def _turns(system: str, question: str) -> tuple[Message, ...]:
 
 def _conversations(messages: Sequence[Fields]) -> Iterable[tuple[list[Message], str]]:
     """Turns up to a user's message with turns before it and an answer after it, and that answer; the last few."""
-    turns = [
-        {"role": each["role"], "content": str(each["content"])} for each in messages if str(each["content"]).strip()
+    turns: list[Message] = [
+        {"role": str(each["role"]), "content": str(each["content"])}
+        for each in messages
+        if str(each["content"]).strip()
     ]
     while turns and turns[0]["role"] != "user":
         turns.pop(0)
