@@ -89,11 +89,13 @@ def add_quality(result: Result, name: str, qualities: Sequence[Quality | None], 
 def add_latency(result: Result, name: str, run: Run, waited: Mapping[int, float]) -> None:
     """What the mesh adds to the model's own time, by how the request was answered; ``waited`` is that, ms, by index."""
     added: dict[str, list[float]] = {}
-    for each in run.outcomes:
+    for arrival, each in zip(run.stream, run.outcomes, strict=True):
         kind = HIT_KINDS.get(each.hit)
         if kind and not each.error and each.milliseconds:
             own = 0.0 if each.hit else waited[each.index]
             added.setdefault(kind, []).append(each.milliseconds - own)
+            if not each.hit:  # Passages are embedded before they are cut, which takes longer than all the rest.
+                added.setdefault(f"{kind}_{arrival.ask.workload}", []).append(each.milliseconds - own)
     for kind, found in sorted(added.items()):
         result.add(f"{name}/added_p50_ms_{kind}", percentile(found, 0.5), "ms", len(found))
         result.add(f"{name}/added_p95_ms_{kind}", percentile(found, 0.95), "ms", len(found))
