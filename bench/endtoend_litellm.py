@@ -119,15 +119,19 @@ class LiteLlm:
         read = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         text = str(answer["choices"][0]["message"]["content"])
         head = HEAD.match(text)
+        strong = self._prices[STRONG[arrival.ask.catalog]]
+        baseline, plain = cost(strong, tokens, 0, written), cost(self._prices[model], tokens, 0, written)
+        actual = 0 if hit else cost(self._prices[model], tokens, read, written)
         return Outcome(
             index=arrival.index,
             model=model,
             hit="exact" if hit else "",
             code=head[1] if head else self._codes.get(text, ""),
             prompt=(head[2] or "") if head else "",
-            baseline=cost(self._prices[STRONG[arrival.ask.catalog]], tokens, 0, written),
-            baseline_prompt_cached=cost(self._prices[STRONG[arrival.ask.catalog]], tokens, read, written),
-            actual=0 if hit else cost(self._prices[model], tokens, read, written),
+            baseline=baseline,
+            baseline_prompt_cached=cost(strong, tokens, read, written),
+            actual=actual,
+            savings={"cache": baseline} if hit else {"routing": baseline - plain, "prompt_cache": plain - actual},
             baseline_input_tokens=tokens,
             input_tokens=tokens,
             cached_tokens=read,
