@@ -24,7 +24,7 @@ from tests.integration.inference.batch_mesh import (
     ids,
     scripted,
 )
-from tests.integration.inference.test_inference_providers import _until, drop, reply
+from tests.integration.inference.test_inference_providers import Handler, _until, drop, reply
 
 BOTH = pytest.mark.parametrize("model", ["gpt", "claude"])
 
@@ -323,8 +323,8 @@ async def test_what_an_item_ends_with(
             assert (used.input_token_count, used.output_token_count, used.estimated) == usage
     # What was sent is an online request's body, less `stream`.
     if model == "gpt":
-        question = {"role": "user", "content": "Question 0"}
-        assert asked == [{"model": "gpt-x", "messages": [question], "max_tokens": 30, "temperature": 0.0}]
+        plain = {"role": "user", "content": "Question 0"}
+        assert asked == [{"model": "gpt-x", "messages": [plain], "max_tokens": 30, "temperature": 0.0}]
     else:
         question = {"role": "user", "content": [{"type": "text", "text": "Question 0"}]}
         assert asked == [{"model": "claude-x", "max_tokens": 30, "messages": [question]}]
@@ -428,7 +428,7 @@ async def test_a_generation_that_is_wrong_is_named(tmp_path: Path, change: objec
 )
 @BOTH
 async def test_what_a_provider_says_is_typed(
-    tmp_path: Path, model: str, handler: object, code: str, reason: str
+    tmp_path: Path, model: str, handler: Handler, code: str, reason: str
 ) -> None:
     async with scripted(handler) as url, batch_mesh(tmp_path, url=url) as mesh:
         batch = inference_pb2.ProviderBatch(model=model, provider_batch_id="b1")
