@@ -173,8 +173,11 @@ async def scripted(handler: Handler) -> AsyncIterator[str]:
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await reader.readuntil(b"\r\n\r\n") and not writer.is_closing():
-                await handler({}, {}, writer)
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                headers = dict(line.split(": ", 1) for line in head.split("\r\n") if ": " in line)
+                await reader.readexactly(int(headers.get("content-length", 0)))
+                await handler({}, headers, writer)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

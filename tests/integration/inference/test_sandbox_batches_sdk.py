@@ -1,4 +1,4 @@
-"""The sandbox's batch interfaces through the providers' SDKs as their users call them: typed models, paging, streams."""
+"""The sandbox's batch interfaces through the providers' SDKs as users call them: typed models, paging, streams."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import anthropic
 import httpx2
 import openai
 import pytest
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+from anthropic.types.messages.batch_create_params import Request
 
 from sandbox.provider import Provider
 from sandbox.writers import InstantWriter
@@ -74,12 +76,11 @@ async def test_anthropics_message_batches() -> None:
         serving_sandbox(sandbox) as url,
         anthropic.AsyncAnthropic(base_url=url.removesuffix("/v1"), api_key="k") as client,
     ):
-        params = {"model": "claude-x", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
-        requests = [{"custom_id": f"i{number}", "params": params} for number in range(3)]
-        batches = [
-            await client.messages.batches.create(requests=requests)  # type: ignore[arg-type]  # the SDK's typed dicts
-            for _ in range(5)
-        ]
+        params = MessageCreateParamsNonStreaming(
+            model="claude-x", max_tokens=9, messages=[{"role": "user", "content": "Hi"}]
+        )
+        requests = [Request(custom_id=f"i{number}", params=params) for number in range(3)]
+        batches = [await client.messages.batches.create(requests=requests) for _ in range(5)]
         assert batches[0].processing_status == "in_progress"
         assert batches[0].request_counts.processing == 3
         listed = [batch.id async for batch in client.messages.batches.list(limit=2)]
@@ -100,7 +101,7 @@ async def test_anthropics_message_batches() -> None:
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.batches.retrieve(batch.id)
         with pytest.raises(anthropic.BadRequestError):
-            await client.messages.batches.create(requests=[*requests, requests[0]])  # type: ignore[arg-type]  # as above
+            await client.messages.batches.create(requests=[*requests, requests[0]])
 
 
 async def test_the_plan_and_the_books_over_http() -> None:
