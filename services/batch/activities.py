@@ -211,6 +211,7 @@ class BatchActivities:
             lane=asked.lane,
             run=asked.ref.run,
             delivery=delivery,
+            repeated=activity.info().attempt > 1,
             deadline=asked.deadline_seconds,
             another_model=asked.another_model,
             at_batch_prices=asked.at_batch_prices,
