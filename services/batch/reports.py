@@ -299,3 +299,13 @@ class Resume:
     lines: list[Line]
     outside: list[Outside]
     cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunInput:
+    """The workflow's argument: what a BatchRef says, and where one that continued as new goes on."""
+
+    tenant_id: str
+    batch_id: str
+    run: int = 1
+    resume: Resume | None = None

@@ -61,6 +61,12 @@ def ask(
     return request
 
 
+def request_id(ref: BatchRef, index: int) -> str:
+    """The request of an item, in a run."""
+    first = uuid.uuid5(uuid.UUID(ref.batch_id), str(index))
+    return str(first if ref.run == 1 else uuid.uuid5(first, f"run {ref.run}"))
+
+
 @dataclass
 class Engine:
     """What a test has in hand."""
@@ -88,7 +94,7 @@ class Engine:
         items = []
         for index, request in enumerate(requests):
             item = stored_pb2.StoredItem(index=index, line=index + 1, custom_id=f"c{index}", request=request)
-            item.request.request_id = f"{ref.batch_id}-{index}"
+            item.request.request_id = request_id(ref, index)
             item.same_as_index = (same or {}).get(index, -1)
             if gathered:
                 item.custom_id = item.request.request_id

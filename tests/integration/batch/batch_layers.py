@@ -128,6 +128,7 @@ class Layers(
         if found is not None and not item.skip_cache and request.policy.cache_mode != chat_pb2.CACHE_MODE_OFF:
             done = finished(request, found, "cached", hit=True)
             self.kept[request.request_id] = done
+            self.reserved.pop(request.request_id, None)  # As the ledger does with a request's receipt.
             return orchestrator_pb2.PrepareOutcome(answered=done)
         wanted = request.policy.model or LOCAL_MODEL
         models = [name for name in (wanted, PAID_MODEL) if name not in item.excluded_models]
@@ -163,10 +164,7 @@ class Layers(
     ) -> orchestrator_pb2.FinishCompletionsResponse:
         self.calls["finish"] += 1
         assert 1 <= len(request.items) <= 100
-        outcomes = [
-            orchestrator_pb2.FinishOutcome(finished=self._finish(item))
-            for item in request.items
-        ]
+        outcomes = [orchestrator_pb2.FinishOutcome(finished=self._finish(item)) for item in request.items]
         return orchestrator_pb2.FinishCompletionsResponse(outcomes=outcomes)
 
     def _finish(self, item: orchestrator_pb2.CompletionToFinish) -> orchestrator_pb2.FinishedCompletion:
@@ -367,9 +365,7 @@ async def played(folder: Path, layers: Layers) -> AsyncIterator[str]:
         layers,
         "tenth.orchestrator.v1.CompletionHalvesService",
     )
-    server.add(
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server, layers, "tenth.inference.v1.InferenceService"
-    )
+    server.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, layers, "tenth.inference.v1.InferenceService")
     server.add(
         inference_pb2_grpc.add_ProviderBatchServiceServicer_to_server, layers, "tenth.inference.v1.ProviderBatchService"
     )
