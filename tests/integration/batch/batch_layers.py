@@ -102,15 +102,21 @@ class Layers(
         self.identities: set[tuple[str, str, str]] = set()
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0
+        self.on_call: Callable[[str, int], None] = lambda _, __: None
+        """Hears of each call when its work is done, before it is answered, with how many there were of its kind."""
+
+    def _called(self, name: str) -> None:
+        self.calls[name] += 1
+        self.on_call(name, self.calls[name])
 
     # The orchestrator's halves.
 
     async def PrepareCompletions(
         self, request: orchestrator_pb2.PrepareCompletionsRequest, context: Any
     ) -> orchestrator_pb2.PrepareCompletionsResponse:
-        self.calls["prepare"] += 1
         assert 1 <= len(request.items) <= 100
         outcomes = [self._prepare(item) for item in request.items]
+        self._called("prepare")
         return orchestrator_pb2.PrepareCompletionsResponse(outcomes=outcomes)
 
     def _prepare(self, item: orchestrator_pb2.CompletionToPrepare) -> orchestrator_pb2.PrepareOutcome:
@@ -162,9 +168,9 @@ class Layers(
     async def FinishCompletions(
         self, request: orchestrator_pb2.FinishCompletionsRequest, context: Any
     ) -> orchestrator_pb2.FinishCompletionsResponse:
-        self.calls["finish"] += 1
         assert 1 <= len(request.items) <= 100
         outcomes = [orchestrator_pb2.FinishOutcome(finished=self._finish(item)) for item in request.items]
+        self._called("finish")
         return orchestrator_pb2.FinishCompletionsResponse(outcomes=outcomes)
 
     def _finish(self, item: orchestrator_pb2.CompletionToFinish) -> orchestrator_pb2.FinishedCompletion:
@@ -231,6 +237,7 @@ class Layers(
     async def GetProviderBatchLimits(
         self, request: inference_pb2.GetProviderBatchLimitsRequest, context: Any
     ) -> inference_pb2.GetProviderBatchLimitsResponse:
+        self._called("limits")
         return inference_pb2.GetProviderBatchLimitsResponse(
             supported=not MODELS[request.model].self_hosted, max_item_count=1000, max_byte_count=10**8
         )
@@ -249,6 +256,7 @@ class Layers(
         if not found:
             self.batches[name] = PlayedBatch(head.model, generations)
             self.on_submit(self.batches[name])
+        self._called("submit")
         return inference_pb2.SubmitProviderBatchResponse(batch=self._batch(name), found=found)
 
     async def GetProviderBatch(
