@@ -1,4 +1,4 @@
-"""The other services as a batch's worker meets them, played in one server on a loopback port: scripted, and counting."""
+"""The other services as a batch's worker meets them, played in one server on a loopback port: scripted, counting."""
 
 from __future__ import annotations
 

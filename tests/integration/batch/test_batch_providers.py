@@ -110,7 +110,7 @@ async def test_the_deadline_moves_work_online(tmp_path: Path, temporal_address: 
     async with engine(
         tmp_path, temporal_address, layers=layers, online_items_per_second=20, reserve_seconds=0.5
     ) as made:
-        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(20)], seconds=7)
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(20)], seconds=5)
         handle = await made.start(ref)
         progress = await asyncio.wait_for(handle.result(), 20)
         assert (progress.state, progress.done, progress.failed) == (State.DONE, 20, 0)
@@ -119,14 +119,14 @@ async def test_the_deadline_moves_work_online(tmp_path: Path, temporal_address: 
         described = await handle.describe()
         assert described.close_time is not None
         took = (described.close_time - described.start_time).total_seconds()
-        assert 3 < took < 7.5, "as late as that is safe, and in time"
+        assert 2 < took < 5.5, "as late as that is safe, and in time"
 
 
 async def test_own_hardware_that_is_too_slow_gives_work_away(tmp_path: Path, temporal_address: str) -> None:
     layers = Layers()
     async with engine(tmp_path, temporal_address, layers=layers, online_items_per_second=50, worker=False) as made:
         made.spawn(local_models="another")
-        ref = await made.take_in([ask(f"q{n}") for n in range(100)], seconds=9)
+        ref = await made.take_in([ask(f"q{n}") for n in range(100)], seconds=6)
         progress = await made.run(ref)
         assert (progress.state, progress.done) == (State.DONE, 100), made.log()
         assert progress.lanes == {"online": 100}, "no worker serves the model's queue"
