@@ -80,7 +80,7 @@ class Rig:
     creation: Creation
     sweeper: Sweeper
     clock: Clock
-    stub: BatchServiceStub = field(init=False)
+    stub: Any = field(init=False)  # Its generated types are of the blocking kind.
 
     def names(self, prefix: str = "") -> list[str]:
         """What the store holds, without the notes of open batches."""
@@ -102,7 +102,8 @@ class Rig:
         """The batch as soon as something holds of it."""
         async with asyncio.timeout(20):
             while True:
-                batch = (await self.stub.GetBatch(batch_pb2.GetBatchRequest(batch_id=batch_id), timeout=10)).batch
+                request = batch_pb2.GetBatchRequest(batch_id=batch_id)
+                batch: batch_pb2.Batch = (await self.stub.GetBatch(request, timeout=10)).batch
                 if holds(batch):
                     return batch
                 await asyncio.sleep(0.02)

@@ -174,8 +174,9 @@ async def test_many_users_are_found_all_the_same(rig: Rig) -> None:
 
 async def test_only_a_caller_that_may_name_users_deletes_their_items(rig: Rig) -> None:
     async with dial(rig.address, Identity(tenant_id="acme", caller="plain")) as channel:
+        stub: Any = BatchServiceStub(channel)
         with pytest.raises(TenthError) as error:
-            await BatchServiceStub(channel).DeleteUserItems(batch_pb2.DeleteUserItemsRequest(user_id="ann"), timeout=5)
+            await stub.DeleteUserItems(batch_pb2.DeleteUserItemsRequest(user_id="ann"), timeout=5)
     assert error.value.code == Code.PERMISSION_DENIED
     with pytest.raises(TenthError) as error:
         await delete(rig, "")

@@ -103,7 +103,7 @@ async def test_the_same_request_id_gives_the_same_batch_or_is_refused(rig: Rig) 
 async def test_a_batch_that_was_stored_and_not_started_is_started_by_the_same_call(rig: Rig) -> None:
     request_id = str(uuid.uuid4())
     start = rig.creation._temporal.start
-    rig.creation._temporal.start = _killed  # type: ignore[method-assign, assignment]
+    rig.creation._temporal.start = _killed  # type: ignore[method-assign]
     with pytest.raises(TenthError):
         await rig.create([item("a")], request_id=request_id)
     batch_id = batch_id_of("acme", request_id)
@@ -120,7 +120,7 @@ async def _killed(ref: BatchRef, *, cancelled: bool = False) -> None:
 
 async def test_a_batch_that_was_stored_and_not_started_is_started_by_the_sweeper(rig: Rig) -> None:
     start = rig.creation._temporal.start
-    rig.creation._temporal.start = _killed  # type: ignore[method-assign, assignment]
+    rig.creation._temporal.start = _killed  # type: ignore[method-assign]
     request_id = str(uuid.uuid4())
     with pytest.raises(TenthError):
         await rig.create([item("a")], request_id=request_id)
@@ -212,7 +212,7 @@ async def test_another_tenants_batch_is_not_found(rig: Rig) -> None:
     before = rig.names()
     stranger = Identity(tenant_id="other", caller="test", may_assert_user=True, may_see_all_tenants=True)
     async with dial(rig.address, stranger) as channel:
-        stub = BatchServiceStub(channel)
+        stub: Any = BatchServiceStub(channel)
         calls: tuple[Any, ...] = (
             stub.GetBatch(get(batch_id), timeout=5),
             stub.CancelBatch(batch_pb2.CancelBatchRequest(batch_id=batch_id), timeout=5),
@@ -279,7 +279,7 @@ async def test_cancelling_twice_is_cancelling_once(rig: Rig) -> None:
 
 async def test_a_batch_that_never_started_is_cancelled_too(rig: Rig) -> None:
     start = rig.creation._temporal.start
-    rig.creation._temporal.start = _killed  # type: ignore[method-assign, assignment]
+    rig.creation._temporal.start = _killed  # type: ignore[method-assign]
     request_id = str(uuid.uuid4())
     with pytest.raises(TenthError):
         await rig.create([item("a")], request_id=request_id)
