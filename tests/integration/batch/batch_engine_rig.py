@@ -186,8 +186,20 @@ class Engine:
 async def until(holds: Callable[[], Any], seconds: float = 20) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(seconds):
-        while not holds():
+        while True:
+            if holds():
+                return
             await asyncio.sleep(0.01)
+
+
+async def connected(address: str) -> Client:
+    """A client of a Temporal that has just been started: its port answers before it does."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await Client.connect(address)
+            except RuntimeError:
+                await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -196,7 +208,7 @@ async def engine(
 ) -> AsyncIterator[Engine]:
     """An engine; ``worker``: with a worker in this process."""
     layers = layers or Layers()
-    client = await Client.connect(temporal_address)
+    client = await connected(temporal_address)
     async with played(folder, layers) as address:
         settings = WorkerSettings(
             **{

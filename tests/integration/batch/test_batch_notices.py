@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.batch.preemption import parse, watch
+from tests.integration.batch.batch_engine_rig import until
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,9 +76,7 @@ async def test_a_cloud_says_that_it_takes_the_machine_away(metadata: str, cloud:
     watching = asyncio.create_task(watch(parse(text), hear))
     try:
         before = Metadata.tokens
-        async with asyncio.timeout(10):
-            while Metadata.tokens < before + 3:  # It has looked a few times.
-                await asyncio.sleep(0.01)
+        await until(lambda: Metadata.tokens >= before + 3)  # It has looked a few times.
         assert not told, "nothing is planned"
         Metadata.planned.add(cloud)
         await asyncio.wait_for(heard.wait(), 10)
