@@ -93,7 +93,8 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         asked = self._answers.ask(question, request.request.request_id)
         if question.cache_mode == MODE_WRITE:
             annotate({"tenth.cache.outcome": "lease", "tenth.cache.reason": "cache_mode_write"})
-            lease = Lease("", 0.0) if request.dry_run else self._board.lead(asked.key, tenant)
+            alone = request.dry_run or request.without_lease
+            lease = Lease("", 0.0) if alone else self._board.lead(asked.key, tenant)
             if not request.dry_run:
                 counts["miss"] += 1
             return cache_pb2.LookupCompletionResponse(lease=_lease(lease))
@@ -105,7 +106,9 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         outcome = await self._answers.find(
             asked,
             count_hit=not request.dry_run,
-            skip_semantic=lambda: bool(suspended) or bool(self._board.in_flight(asked.key)),
+            skip_semantic=lambda: (
+                bool(suspended) or (not request.without_lease and bool(self._board.in_flight(asked.key)))
+            ),
         )
         if outcome.vector is not None and not request.dry_run:
             evidence.looked(tenant, question.namespace, outcome.found is not None and not outcome.exact)
@@ -118,7 +121,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             near = outcome.verdict
             if near is not None and self._judging is not None and not request.dry_run:
                 self._judging.consider(asked, near.found, near.probability, near.needed)
-            self._miss(asked, request.dry_run, response, counts)
+            self._miss(asked, request, response, counts)
             return response
         kind = "exact" if outcome.exact else "semantic"
         probability = outcome.verdict.probability if outcome.verdict is not None and not outcome.exact else 1.0
@@ -430,17 +433,25 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         return found
 
     def _miss(
-        self, asked: Asked, dry_run: bool, response: cache_pb2.LookupCompletionResponse, counts: Counter[str]
+        self,
+        asked: Asked,
+        request: cache_pb2.LookupCompletionRequest,
+        response: cache_pb2.LookupCompletionResponse,
+        counts: Counter[str],
     ) -> None:
         tenant = asked.question.tenant_id
-        joined = self._explain(asked) if dry_run else self._board.join(asked.key, tenant)
+        joined: Lease | str
+        if request.without_lease:
+            joined = Lease("", 0.0)
+        else:
+            joined = self._explain(asked) if request.dry_run else self._board.join(asked.key, tenant)
         if isinstance(joined, Lease):
             response.lease.CopyFrom(_lease(joined))
         else:
             response.follow.flight_id = joined
         outcome = "lease" if isinstance(joined, Lease) else "follow"
         annotate({"tenth.cache.outcome": outcome})
-        if not dry_run:
+        if not request.dry_run:
             counts["miss" if outcome == "lease" else "follow"] += 1
 
     def _may_write(self, question: Question) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from mesh.errors import Code, TenthError
 from mesh.money import MAX_NANO_USD
@@ -28,6 +28,9 @@ from services.ledger.settling import (
     visible,
 )
 from services.ledger.tables import OPEN, open_requests, receipts, reservations, tenants
+
+_BATCH, _BATCH_LINE = "batch", 6
+"""How a payload says that it is a batch's item, and in which of its lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Reserve:
         parts = [self.model, self.input_tokens, self.max_output_tokens, self.price_book_version]
         parts += [self.scope.user_id, self.scope.project_id]
         if self.batch or self.scope.tags:
-            parts += ["batch" if self.batch else "", tags_text(dict(self.scope.tags))]
+            parts += [_BATCH if self.batch else "", tags_text(dict(self.scope.tags))]
         return "\n".join(map(str, parts))
 
     @property
@@ -102,11 +105,14 @@ def reserve_in(
     settled = state.origin not in (None, RECONCILED)
     if settled and not (retry and state.receipt_digest == wanted.payload_digest):
         raise request_id_reused(wanted.request_id, "it is settled already")
-    limits = _limits(state, dict(scope.tags))
+    limits = _limits(state, wanted.batch, dict(scope.tags))
     balances = Balances.load(connection, [scope.tenant_id])
     old: Sequence[Row[Any]] = ()
     if state.reservation_id is not None:
         if state.payload == wanted.payload:
+            if wanted.batch and state.expire_ns < now + wanted.ttl_ns:
+                # Prepared again by another worker, hours later: it must not end before the batch does.
+                connection.execute(_LONGER, {"id": state.reservation_id, "until": now + wanted.ttl_ns})
             return Reservation(Decision(Verdict.OK), state.reservation_id, state.amount)
         same = state.held_digest == wanted.payload_digest
         if not (same and (retry or state.payload == SPENT)):
@@ -116,7 +122,7 @@ def reserve_in(
             select(reservations).where(reservations.c.reservation_id == state.reservation_id)
         ).all()
         close_reservations(connection, balances, old, "released", now)
-        if limits and state.payload != SPENT:
+        if state.payload != SPENT and _limits(state, _is_batch(state.payload), dict(scope.tags)):
             throttle.give_back(connection, scope.tenant_id, _tokens_of(state.payload), state.held_ns)
     spent = 0
     if state.open_request is not None:
@@ -201,13 +207,14 @@ def release_in(connection: Connection, tenant_id: str, reservation_id: str, vers
             spent = owed(connection, tenant_id, row.request_id, accounted, {**versions})
             hold_spent(connection, balances, row, spent)
         balances.save(now)
-        if row.payload != SPENT and _limits(row, dict(tags_pairs(row.tags))):
+        if row.payload != SPENT and _limits(row, _is_batch(row.payload), dict(tags_pairs(row.tags))):
             throttle.give_back(connection, tenant_id, _tokens_of(row.payload), row.create_ns)
 
 
-def _limits(row: Any, tags: Mapping[str, str]) -> throttle.Limits:
-    """The tenant's limits per minute. None for a shadow check, which must take no caller's place."""
-    if SHADOW in tags:
+def _limits(row: Any, batch: bool, tags: Mapping[str, str]) -> throttle.Limits:
+    """The tenant's limits per minute. None for a batch's item, which has a pool of its own at its provider, and for a
+    shadow check: neither may take the place of a caller who waits."""
+    if batch or SHADOW in tags:
         return throttle.Limits(0, 0)
     return throttle.Limits(row.max_requests_per_minute, row.max_tokens_per_minute)
 
@@ -216,6 +223,10 @@ def _elsewhere(state: Any, wanted: Reserve, position: Position) -> bool:
     """True when the request's earlier receipt does not count in that position: a window before, another model."""
     other_model = position.budget.model and state.receipt_model != wanted.model
     return bool(state.receipt_ns < position.window_start_ns or other_model)
+
+
+def _is_batch(payload: str) -> bool:
+    return payload.split("\n")[_BATCH_LINE : _BATCH_LINE + 1] == [_BATCH]
 
 
 def _tokens_of(payload: str) -> int:
@@ -239,6 +250,7 @@ _REQUEST_STATE = (
         reservations.c.payload_digest.label("held_digest"),
         reservations.c.amount,
         reservations.c.create_ns.label("held_ns"),
+        reservations.c.expire_ns,
         open_requests.c.request_id.label("open_request"),
     )
     .select_from(tenants)
@@ -257,4 +269,7 @@ _REQUEST_STATE = (
         (open_requests.c.tenant_id == tenants.c.tenant_id) & (open_requests.c.request_id == bindparam("request")),
     )
     .where(tenants.c.tenant_id == bindparam("tenant"))
+)
+_LONGER = (
+    update(reservations).where(reservations.c.reservation_id == bindparam("id")).values(expire_ns=bindparam("until"))
 )

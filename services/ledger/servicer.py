@@ -31,7 +31,8 @@ from services.ledger.reserving import Reserve
 
 SPENDERS = frozenset({"orchestrator", "inference"})
 """Services that may name the tenant in what they send: they serve all of them."""
-_LONGEST_TTL_SECONDS = 86_400
+_LONGEST_TTL_SECONDS = 8 * 86_400
+"""A batch may take a week, and a day to be finished."""
 _ITEM_REASONS = frozenset({Reason.REQUEST_ID_REUSED, PRICE_UNKNOWN, Reason.INVALID_RECEIPT})
 _VERDICTS = {
     Verdict.OK: ledger_pb2.RESERVE_DECISION_OK,

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import SystemRandom
 
+from tenth.batch.v1 import batch_pb2_grpc
 from tenth.cache.v1 import cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2_grpc
 from tenth.inference.v1 import inference_pb2_grpc
@@ -26,7 +27,11 @@ from services.orchestrator.background import Background
 from services.orchestrator.explain import Explain
 from services.orchestrator.flow import Flow
 from services.orchestrator.generation import Generation
+from services.orchestrator.halves import Halves
+from services.orchestrator.halves_servicer import HalvesServicer
+from services.orchestrator.handover import Handover
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.receipts import Receipts
 from services.orchestrator.runs import Runs
 from services.orchestrator.servicer import OrchestratorServicer
 from services.orchestrator.settings import OrchestratorSettings
@@ -36,7 +41,9 @@ from services.orchestrator.snapshot import Snapshot
 from services.orchestrator.steps import Steps, Stubs
 
 SERVICE = "tenth.orchestrator.v1.OrchestratorService"
+HALVES = "tenth.orchestrator.v1.CompletionHalvesService"
 RETRYABLE = {
+    "batch": [("tenth.batch.v1.BatchService", name) for name in ("EnqueueCompletion", "GetQueuedCompletion")],
     "cache": [("tenth.cache.v1.CacheService", "ReleaseLease"), ("tenth.cache.v1.CacheService", "StoreCompletion")],
     "ledger": [("tenth.ledger.v1.LedgerService", name) for name in ("ReserveFunds", "ReleaseFunds")],
 }
@@ -55,6 +62,10 @@ async def assemble(
             retryable = RETRYABLE.get(name, [])
             channel = connect(target, mesh, telemetry, signer, retryable=retryable, sharded=sharded)
             return await stack.enter_async_context(channel)
+
+        async def batch_service() -> batch_pb2_grpc.BatchServiceAsyncStub | None:
+            address = settings.batch_address
+            return batch_pb2_grpc.BatchServiceStub(await dial("batch", address)) if address else None
 
         ledger = await dial("ledger", settings.ledger_address)
         shards = await dial("cache", settings.cache_address, sharded=True)
@@ -75,17 +86,12 @@ async def assemble(
         stack.callback(following.cancel)
 
         shadow = Shadow(inference, stubs.ledger, outbox, background, settings, telemetry.meter)
-        flow = Flow(
-            Steps(stubs, settings, snapshot, background),
-            Generation(inference),
-            cache,
-            outbox,
-            background,
-            settings,
-            shadow,
-        )
+        admission = Admission(snapshot, settings, time.time, SystemRandom())
+        steps, receipts = Steps(stubs, settings, snapshot, background), Receipts(outbox, time.time)
+        flow = Flow(steps, Generation(inference), cache, receipts, background, settings, shadow)
+        halves = HalvesServicer(Halves(admission, steps, receipts, outbox, cache, background, settings))
         servicer = OrchestratorServicer(
-            Admission(snapshot, settings, time.time, SystemRandom()),
+            admission,
             flow,
             runs,
             outbox,
@@ -93,12 +99,13 @@ async def assemble(
             cache,
             router,
             ledger_pb2_grpc.LedgerReadServiceStub(ledger),
-            settings,
+            Handover(await batch_service(), settings.handover_cap_seconds),
             shards.replicas,
         )
         pings = {"snapshot": snapshot.ping, "settlement": settlement.ping}
         server = MeshServer(mesh, telemetry, Authenticator(mesh.callers_file, key), pings)
         server.add(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, servicer, SERVICE)
+        server.add(orchestrator_pb2_grpc.add_CompletionHalvesServiceServicer_to_server, halves, HALVES)
         yield server
 
 

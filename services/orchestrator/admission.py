@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final
 from uuid import UUID
 
 from tenth.ledger.v1 import ledger_pb2
+from tenth.orchestrator.v1 import halves_pb2
 from tenth.type.v1 import chat_pb2
 
-from mesh.auth import act_for
-from mesh.errors import Code, TenthError
+from mesh.auth import Identity, act_for
+from mesh.errors import Code, TenthError, invalid_argument
 from mesh.receipt import price_of
 from mesh.telemetry import current_trace_id
 from mesh.validation import validate
 from services.orchestrator import policy
-from services.orchestrator.call import Call
+from services.orchestrator.call import Call, Later
 from services.orchestrator.errors import Reason
+from services.orchestrator.half_state import prices_of
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.snapshot import Snapshot
 
@@ -80,17 +82,21 @@ class Admission:
             request.request_id = str(UUID(int=self._random.getrandbits(128), version=4))
         return payload_digest(request)
 
-    def admit(self, request: chat_pb2.CompletionRequest, digest: bytes, *, streaming: bool) -> Call:
-        """Check identity, tenant, rate and the baseline's price."""
+    def admit(
+        self, request: chat_pb2.CompletionRequest, digest: bytes, *, streaming: bool, later: Later | None = None
+    ) -> Call:
+        """Check identity, tenant, rate and the baseline's price. ``later``: it is answered in two halves.
+
+        What goes at batch prices takes no place of a caller who waits; and what is in a batch is in no control share.
+        """
         identity = act_for(request.user_id, request.project_id)
         tenant = self._snapshot.tenant(identity.tenant_id)
         created = self._now()
         prices = self._snapshot.prices(created)
         price_of(tenant.baseline_model, prices)
-        self._rate.admit(identity.tenant_id, tenant.max_requests_per_minute)
-        caller_set_limit = request.sampling.HasField("max_output_tokens")
-        if not caller_set_limit:
-            request.sampling.max_output_tokens = self._settings.default_max_output_tokens
+        if later is None or not later.batch_prices:
+            self._rate.admit(identity.tenant_id, tenant.max_requests_per_minute)
+        caller_set_limit = self._limit(request)
         return Call(
             request=request,
             digest=digest,
@@ -102,7 +108,11 @@ class Admission:
             trace_id=current_trace_id(),
             streaming=streaming,
             caller_set_limit=caller_set_limit,
-            control=policy.control_side(
+            shard=self._shard(identity, request),
+            later=later,
+            control=None
+            if later is not None
+            else policy.control_side(
                 identity.tenant_id,
                 request.request_id,
                 tenant.control_share,
@@ -112,6 +122,70 @@ class Admission:
             # crash, must never share a number with an attempt that was really paid for.
             attempt_base=self._random.randrange(2, 2_000_000) * 1000,
         )
+
+    def tenant(self, request: chat_pb2.CompletionRequest) -> ledger_pb2.TenantPolicy:
+        """The tenant of a request that goes elsewhere, without taking a place among those of this minute."""
+        return self._snapshot.tenant(act_for(request.user_id, request.project_id).tenant_id)
+
+    def resume(
+        self,
+        request: chat_pb2.CompletionRequest,
+        digest: bytes,
+        state: halves_pb2.PreparedState,
+        paid_models: Iterable[str],
+    ) -> Call:
+        """A call again whose first half is done, as it was admitted then: day, baseline and prices.
+
+        ``paid_models`` are those of attempts that were made meanwhile. Raises INVALID_FIELD for another one's state.
+        """
+        identity = act_for(request.user_id, request.project_id)
+        if (state.tenant_id, state.payload_digest) != (identity.tenant_id, digest):
+            raise invalid_argument("the state of another request", field="state")
+        created = state.create_time.ToNanoseconds() / 1e9
+        now_known = state.price_book_version == self._snapshot.price_book_version
+        return Call(
+            request=request,
+            digest=digest,
+            identity=identity,
+            tenant=ledger_pb2.TenantPolicy(
+                tenant_id=identity.tenant_id,
+                baseline_model=state.baseline_model,
+                disabled_layers=self._snapshot.disabled_layers(identity.tenant_id),
+            ),
+            prices=prices_of(state, self._snapshot.prices(created) if now_known else None, paid_models),
+            price_book_version=state.price_book_version,
+            created=created,
+            trace_id=state.trace_id,
+            streaming=False,
+            attempt_base=state.attempt - 1,
+            caller_set_limit=self._limit(request),
+            shard=self._shard(identity, request),
+            later=Later(True, 0.0),
+            hops=list(state.hops),
+            overheads=list(state.overheads),
+            compute_micros=state.compute_micros,
+            attempts_unknown=state.attempts_unknown,
+            reservation_id=state.reservation_id,
+            downgraded=state.downgraded,
+            excluded=list(state.excluded_models),
+            routed=state.routed,
+            compressed_for=state.compressed_for,
+            told_tokens=state.told_input_token_count,
+            token_correction=state.token_correction,
+        )
+
+    def _limit(self, request: chat_pb2.CompletionRequest) -> bool:
+        """Give the request a limit if it has none; True when the caller set one."""
+        caller_set_limit = request.sampling.HasField("max_output_tokens")
+        if not caller_set_limit:
+            request.sampling.max_output_tokens = self._settings.default_max_output_tokens
+        return caller_set_limit
+
+    def _shard(self, identity: Identity, request: chat_pb2.CompletionRequest) -> str:
+        """Routing key of the request's cache replica."""
+        if self._settings.cache_shard_by == "request":
+            return f"{identity.tenant_id}\x00{question_digest(request).hex()}"
+        return f"{identity.tenant_id}\x00{request.namespace or DEFAULT_NAMESPACE}"
 
     def _layers_on(self, request: chat_pb2.CompletionRequest, tenant: ledger_pb2.TenantPolicy) -> bool:
         """True when every layer may work on the request, and the baseline model could answer it instead."""

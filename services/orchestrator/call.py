@@ -84,6 +84,28 @@ class Generated:
     """From asking the model to the whole answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """How a request is answered that is prepared now and finished later, in a batch."""
+
+    batch_prices: bool
+    """True where it may go at batch prices."""
+    ttl_seconds: float
+    """How long its reservation must stand."""
+
+    def pooled(self, route: Route, prices: Mapping[str, Price]) -> bool:
+        """True when its reservation is a batch's: at batch prices, or on own hardware, where it waits behind others.
+
+        Else it goes where callers who wait go, counts among their requests per minute, and pays what they do.
+        """
+        return self.batch_prices and (route.self_hosted or has_batch_price(prices.get(route.model)))
+
+
+def has_batch_price(price: Price | None) -> bool:
+    """True when the price book says what a model costs in a batch."""
+    return price is not None and (price.batch_input is not None or price.batch_output is not None)
+
+
 @dataclass(slots=True)
 class Call:
     """The state of one request."""
@@ -106,6 +128,8 @@ class Call:
     """True when it was drawn for the control share and goes on with every layer all the same."""
     shard: str = ""
     """Routing key of its cache replica."""
+    later: Later | None = None
+    """Set when it is answered in two halves; None: here and now."""
     hops: list[receipt_pb2.Hop] = field(default_factory=list)
     overheads: list[receipt_pb2.OverheadItem] = field(default_factory=list)
     compute_micros: int = 0
@@ -235,11 +259,14 @@ class Call:
         return True
 
     def note_overheads(self, items: Iterable[receipt_pb2.OverheadItem]) -> None:
-        """Put what was spent beside the answer on the receipt.
+        """Put what was spent beside the answer on the receipt; an attempt that stands on it already once only.
 
         What has no price here must not cost the caller its answer: the ledger adds it from inference's records.
         """
+        known = {item.attempt for item in self.overheads if item.attempt}
         for item in items:
+            if item.attempt in known:
+                continue
             if item.model and not self._priced(item.model):
                 self.attempts_unknown = True
             else:

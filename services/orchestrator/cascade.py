@@ -21,8 +21,9 @@ from tenth.type.v1 import chat_pb2, receipt_pb2
 from mesh import deadlines
 from mesh.errors import Code, TenthError
 from services.orchestrator.call import DEGRADED, Call, Generated, Prompt, Route
+from services.orchestrator.choice import refused
 from services.orchestrator.generation import Emit, Generation, whole_delta
-from services.orchestrator.steps import Steps, refused
+from services.orchestrator.steps import Steps
 
 _KEPT_SECONDS, _KEPT_SHARE = 0.25, 0.1
 """Most of the deadline that is kept back for giving the first answer, and the share of what is left."""

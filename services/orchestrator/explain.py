@@ -14,11 +14,9 @@ from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
 from mesh.receipt import price_of, worst_case
 from mesh.wire import build_receipt
 from services.orchestrator import policy
-from services.orchestrator.call import DISABLED, SKIPPED, Call
+from services.orchestrator.call import DISABLED, SKIPPED, Call, has_batch_price
 
 _CAP_SECONDS = 5.0
-_EXPECTED_OUTPUT_TOKENS = 200
-"""Expected answer length where the request's limit is not lower; a rough figure, stated as such in the reply."""
 
 
 class Explain:
@@ -36,14 +34,17 @@ class Explain:
         self._compressor = compressor
         self._now = now
 
-    async def explain(self, call: Call) -> orchestrator_pb2.ExplainRequestResponse:
-        """The explanation of one admitted call. Raises what a hop raises: a dry run does not degrade."""
+    async def explain(self, call: Call, batch: bool = False) -> orchestrator_pb2.ExplainRequestResponse:
+        """The explanation of one admitted call. Raises what a hop raises: a dry run does not degrade.
+
+        ``batch``: it would be handed over to the batch service, and go at batch prices where there are such.
+        """
         call.control = None  # The question is what the layers would do.
         reply = orchestrator_pb2.ExplainRequestResponse()
         hit = await self._look_up(call, reply)
         route = await self._choose(call, reply)
         short = await self._shorten(call, route, reply)
-        output = min(call.request.sampling.max_output_tokens, _EXPECTED_OUTPUT_TOKENS)
+        output = min(call.request.sampling.max_output_tokens, policy.EXPECTED_OUTPUT_TOKENS)
         completion = chat_pb2.Completion(model=route.model, tier=route.tier)
         completion.usage.output_token_count = output
         if hit:
@@ -58,9 +59,11 @@ class Explain:
                     input_token_count=short.compressed_input_token_count, output_token_count=output, estimated=True
                 )
             )
+            price = price_of(route.model, call.prices)
+            facts.batch = batch and has_batch_price(price)
             input_tokens = policy.reserve_input_tokens(short.compressed_input_token_count, short.estimated)
             reply.worst_case_nano_usd = worst_case(
-                price_of(route.model, call.prices), input_tokens, call.request.sampling.max_output_tokens
+                price, input_tokens, call.request.sampling.max_output_tokens, batch=facts.batch
             )
         reply.hops.extend(call.hops)
         reply.expected_receipt.CopyFrom(build_receipt(facts, call.prices, receipt_pb2.RECEIPT_STATE_UNSPECIFIED))

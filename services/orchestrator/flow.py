@@ -1,13 +1,14 @@
-"""One request, top to bottom. Start here.
+"""One request, top to bottom. Start here. A batch's item takes the same path in two halves: halves.py.
 
     caller -> admit -> 1 cache -> 2 router -> 3 compressor -> 4 ledger -> 5 inference -> receipt -> answer
                                                                 (in a cascade: 3 to 5 again after a check)
                                                               (7 cache store, shadow check in the background)
 
-What happens when a hop is down or late (the code: steps.py, generation.py, cascade.py, leader.py, outbox.py):
+What happens when a hop is down or late (handover.py, steps.py, generation.py, cascade.py, leader.py, outbox.py):
 
 | hop              | when it is down or late                                                        |
 |------------------|--------------------------------------------------------------------------------|
+| batch hand-over  | ONLINE: a request with a far window is worked on here, at once, marked         |
 | cache lookup     | MISS: treated as a miss                                                        |
 | router           | DEFAULT_TIER: the default tier within the caller's bounds, marked              |
 | compressor       | UNCHANGED: the prompt goes out as it is, tokens estimated                      |
@@ -26,32 +27,28 @@ What happens when a hop is down or late (the code: steps.py, generation.py, casc
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
-from tenth.ledger.v1 import ledger_pb2
 from tenth.orchestrator.v1 import orchestrator_pb2
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from mesh import deadlines, telemetry
 from mesh.errors import Code, TenthError
-from mesh.wire import build_receipt
-from services.orchestrator import policy
 from services.orchestrator.background import Background
 from services.orchestrator.call import Call, Generated, Prompt, Route, check_deadline, is_down
 from services.orchestrator.cascade import Cascade
-from services.orchestrator.errors import Reason
+from services.orchestrator.choice import OutOfControl, choose
 from services.orchestrator.generation import Assembly, Generation, broken, whole_delta
 from services.orchestrator.leader import Leader
-from services.orchestrator.outbox import Outbox
 from services.orchestrator.policy import IfDown
+from services.orchestrator.receipts import Receipts, store_refusal
 from services.orchestrator.runs import Answer, Run
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.shadow import Shadow
-from services.orchestrator.steps import Steps, refused, tier_value
+from services.orchestrator.steps import Steps
 
 IF_DOWN = {
+    "batch.EnqueueCompletion": IfDown.ONLINE,
     "cache.LookupCompletion": IfDown.MISS,
     "router.SelectModel": IfDown.DEFAULT_TIER,
     "compressor.CompressPrompt": IfDown.UNCHANGED,
@@ -65,10 +62,6 @@ IF_DOWN = {
 }
 
 
-class _OutOfControl(Exception):  # noqa: N818  (no error: the request starts anew)
-    """The budget does not hold a request of the control share, but may hold it with every layer."""
-
-
 class Flow:
     """Carries requests through the five layers."""
 
@@ -77,21 +70,19 @@ class Flow:
         steps: Steps,
         generation: Generation,
         cache: cache_pb2_grpc.CacheServiceAsyncStub,
-        outbox: Outbox,
+        receipts: Receipts,
         background: Background,
         settings: OrchestratorSettings,
         shadow: Shadow,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._steps = steps
         self._generation = generation
         self._cascade = Cascade(steps, generation)
         self._cache = cache
-        self._outbox = outbox
+        self._receipts = receipts
         self._background = background
         self._settings = settings
         self._shadow = shadow
-        self._now = now
 
     async def answer(self, run: Run, call: Call) -> None:
         """Answer one admitted request and finish its run. Whatever happens, a receipt is kept for the ledger."""
@@ -138,22 +129,22 @@ class Flow:
             # 2 to 5. The cheapest good model, the shortest good prompt, within the budget.
             route, prompt, generated = await self._generate(run, call, embedding, leader)
             # 6. The receipt: kept durably before the answer leaves, settled behind it.
-            completion = self._finish(call, route, prompt, generated)
-            receipt = self._keep(call, self._miss_facts(call, route, prompt, generated), completion)
+            completion = self._receipts.finish(call, route, prompt, generated)
+            receipt = self._keep(call, self._receipts.miss(call, route, prompt, generated), completion)
             self._steps.record(call, receipt, generated)  # The router learns what became of its decision.
             self._steps.record_usage(call, generated)  # The compressor, whether the provider's cache held its prefix.
             self._shadow.consider(call, route, prompt, generated, receipt)  # Maybe answered again, and compared.
-        except _OutOfControl:
+        except OutOfControl:
             leader.give_up()
             return await self._answer(run, call)
         except BaseException:
             leader.give_up()
             raise
         # 7. The next one who asks gets it for nothing.
-        refusal = self._store_refusal(call, route, completion)
+        refusal = store_refusal(call, route, completion)
         if lease_id or self._may_store(call, found):
             entry = leader.finish(call.asked, completion, embedding, bool(refusal), call.price_book_version)
-            entry.add_done_callback(lambda done: self._note_entry(call, done.result()))
+            entry.add_done_callback(lambda done: self._receipts.note_entry(call, done.result()))
         if not call.streaming:
             self._replay(run, call, completion, from_cache=False)
         run.finish(Answer(call.request.request_id, completion, receipt))
@@ -175,16 +166,8 @@ class Flow:
                 run.emit(_started(call, model, from_cache=False))
 
         while True:
-            try:
-                route = await self._steps.select(call, embedding, ceiling)
-            except TenthError as error:
-                # The caller wants to know why the models failed, not that none is left.
-                raise _no_model(failure, error) if failure is not None else error from failure
-            prompt = await self._steps.compress(call, route, embedding)
-            funds = await self._steps.reserve(call, route, prompt)
-            if funds.decision != ledger_pb2.RESERVE_DECISION_OK:
-                ceiling = self._downgrade(call, route, funds, ceiling)
-                continue
+            choice = await choose(self._steps, call, embedding, ceiling, failure)
+            route, prompt, ceiling = choice.route, choice.prompt, choice.ceiling
             try:
                 if route.cascade is not None:
                     return await self._cascade.answer(call, route, prompt, embedding, start, emit)
@@ -199,25 +182,6 @@ class Flow:
                     raise
                 call.leave_control(error.reason)
                 failure = error
-
-    def _downgrade(
-        self,
-        call: Call,
-        route: Route,
-        funds: ledger_pb2.ReserveFundsResponse,
-        ceiling: chat_pb2.Tier.ValueType,
-    ) -> chat_pb2.Tier.ValueType:
-        """The ceiling for the next try, lower than the last; else the ledger's refusal, as an error."""
-        if call.in_control:
-            call.leave_control(f"budget {funds.budget_name}")
-            raise _OutOfControl
-        tier = min(route.tier, ceiling) if ceiling else route.tier
-        below = policy.lower_tier(tier, call.request.policy.tier_floor)
-        fixed = call.request.policy.model or call.disabled("routing")
-        if funds.decision == ledger_pb2.RESERVE_DECISION_DOWNGRADE and below and not fixed:
-            call.downgraded = True
-            return tier_value(below)
-        raise refused(call, funds)
 
     async def _follow(
         self, run: Run, call: Call, flight: cache_pb2.Flight, seen: Assembly
@@ -253,7 +217,7 @@ class Flow:
     def _serve(self, run: Run, call: Call, completion: chat_pb2.Completion, kind: str, entry_id: str) -> None:
         """Answer from the cache: two hops, no durable write that waits for a disk, no budget."""
         tokens = completion.baseline_input_token_count or self._steps.estimated_tokens(call)
-        facts = call.hit_facts(self._now(), completion, kind, tokens)
+        facts = self._receipts.hit(call, completion, kind, tokens)
         receipt = self._keep(call, facts, completion, entry_id)
         if not call.began:
             self._replay(run, call, completion, from_cache=True)
@@ -265,57 +229,18 @@ class Flow:
             run.emit(_started(call, completion.model, from_cache=from_cache))
             run.emit(whole_delta(completion))
 
-    def _finish(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> chat_pb2.Completion:
-        completion = generated.completion
-        completion.model = route.model
-        completion.tier = route.tier
-        completion.baseline_input_token_count = self._baseline_tokens(call, route, prompt, generated)
-        return completion
-
-    def _baseline_tokens(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> int:
-        if route.model == call.tenant.baseline_model:
-            return self._original_tokens(prompt, generated)
-        return prompt.baseline_tokens or self._original_tokens(prompt, generated)
-
-    def _original_tokens(self, prompt: Prompt, generated: Generated) -> int:
-        used = generated.completion.usage.input_token_count
-        return policy.original_tokens(prompt.original_tokens, prompt.sent_tokens, used)
-
-    def _miss_facts(self, call: Call, route: Route, prompt: Prompt, generated: Generated) -> receipt_pb2.ReceiptFacts:
-        facts = call.facts(self._now())
-        facts.model = route.model
-        facts.tier = route.tier
-        facts.attempt = generated.attempt
-        facts.usage.CopyFrom(generated.completion.usage)
-        facts.baseline_input_token_count = generated.completion.baseline_input_token_count
-        facts.original_input_token_count = self._original_tokens(prompt, generated)
-        facts.quantized = generated.quantized
-        facts.attempts_unknown = call.attempts_unknown
-        return facts
-
     def _keep(
-        self,
-        call: Call,
-        facts: receipt_pb2.ReceiptFacts,
-        completion: chat_pb2.Completion | None,
-        entry_id: str = "",
-        error: str = "",
+        self, call: Call, facts: receipt_pb2.ReceiptFacts, completion: chat_pb2.Completion | None, entry_id: str = ""
     ) -> receipt_pb2.Receipt:
         """The receipt, durably on its way to the ledger, and on the span."""
-        receipt = build_receipt(facts, call.prices, receipt_pb2.RECEIPT_STATE_PENDING)
-        self._outbox.append(call.digest, receipt, completion, entry_id, error, call.request.namespace, call.shard)
+        receipt = self._receipts.keep(call, facts, completion, entry_id)
         telemetry.annotate(_attributes(receipt))
         return receipt
 
     def _keep_failed(self, call: Call, error: str, *, cancelled: bool = False) -> receipt_pb2.Receipt:
-        facts = call.failed_facts(self._now(), cancelled=cancelled)
-        try:
-            return self._keep(call, facts, None, error=error)
-        except TenthError:
-            # Something was spent that has no price here: the ledger completes the receipt from inference's records.
-            facts.ClearField("overheads")
-            facts.attempts_unknown = True
-            return self._keep(call, facts, None, error=error)
+        receipt = self._receipts.keep_failed(call, error, cancelled=cancelled)
+        telemetry.annotate(_attributes(receipt))
+        return receipt
 
     def _failed(self, call: Call, error: TenthError) -> None:
         """Keep the receipt of a failure and tell the caller what it has cost."""
@@ -336,24 +261,6 @@ class Flow:
             and not call.disabled("cache")
             and not found.HasField("bypass")
         )
-
-    def _store_refusal(self, call: Call, route: Route, completion: chat_pb2.Completion) -> str:
-        mode = call.request.policy.cache_mode
-        return policy.store_refusal(
-            complete=completion.finish_reason in (chat_pb2.FINISH_REASON_STOP, chat_pb2.FINISH_REASON_TOOL_CALLS)
-            or policy.as_long_as_asked(
-                completion.usage.output_token_count, call.request.sampling.max_output_tokens, call.caller_set_limit
-            ),
-            downgraded=call.downgraded,
-            fell_back=bool(call.excluded),
-            router_degraded=route.degraded,
-            writes=mode != chat_pb2.CACHE_MODE_READ,
-            unaccepted=call.unaccepted,
-        )
-
-    def _note_entry(self, call: Call, entry_id: str) -> None:
-        if entry_id:
-            self._outbox.note_entry(call.identity.tenant_id, call.request.request_id, entry_id)
 
 
 def _emit_rest(run: Run, call: Call, completion: chat_pb2.Completion, seen: Assembly) -> None:
@@ -379,17 +286,6 @@ def _started(call: Call, model: str, *, from_cache: bool) -> orchestrator_pb2.Co
 def _try_next(error: TenthError) -> bool:
     """A provider's "this request is wrong" is wrong everywhere; anything else may go better elsewhere."""
     return is_down(error) or error.code in (Code.FAILED_PRECONDITION, Code.NOT_FOUND)
-
-
-def _no_model(failure: TenthError, error: TenthError) -> TenthError:
-    return TenthError(
-        Code.UNAVAILABLE,
-        Reason.NO_MODEL_AVAILABLE,
-        f"no model is left to try: {failure.message}",
-        metadata={"last_reason": failure.reason, "router_reason": error.reason},
-        retry_after_seconds=failure.retry_after_seconds,
-        details=failure.details,
-    )
 
 
 def _attributes(receipt: receipt_pb2.Receipt) -> dict[str, str | int]:

@@ -71,27 +71,7 @@ class Generation:
     async def _attempt(
         self, call: Call, route: Route, prompt: Prompt, emit: Emit, held_logprobs: int | None
     ) -> Generated:
-        request = inference_pb2.GenerateTextRequest(
-            request_id=call.request.request_id,
-            attempt=call.next_attempt(),
-            model=route.model,
-            messages=prompt.messages,
-            retrieved_chunks=prompt.chunks,
-            tools=[tool for at, tool in enumerate(call.request.tools) if at not in prompt.cut_tools],
-            tool_choice=call.request.tool_choice,
-            response_format=call.request.response_format,
-            sampling=call.request.sampling,
-            purpose=inference_pb2.PURPOSE_ANSWER,
-            price_book_version=call.price_book_version,
-            reservation_id=call.reservation_id,
-            estimated_input_token_count=prompt.sent_tokens,
-            project_id=call.identity.project_id,
-            stable_prefix_message_count=prompt.stable_messages,
-            prefix_version=prompt.prefix_version,
-            priority=_priority(call.request.policy),
-        )
-        if prompt.max_output_tokens:
-            request.sampling.max_output_tokens = prompt.max_output_tokens
+        request = build_generation(call, route, prompt, call.next_attempt())
         if held_logprobs is not None:
             wanted = max(held_logprobs, request.sampling.top_logprobs_count)
             request.sampling.top_logprobs_count = wanted
@@ -132,6 +112,32 @@ class Generation:
                         whole, event.finished.quantized, event.finished.attempt or request.attempt, seconds
                     )
         raise TenthError(Code.UNAVAILABLE, OrchestratorReason.STREAM_BROKEN, "the model's stream ended without an end")
+
+
+def build_generation(call: Call, route: Route, prompt: Prompt, attempt: int) -> inference_pb2.GenerateTextRequest:
+    """What inference is asked for an answer; ``attempt`` is its number."""
+    request = inference_pb2.GenerateTextRequest(
+        request_id=call.request.request_id,
+        attempt=attempt,
+        model=route.model,
+        messages=prompt.messages,
+        retrieved_chunks=prompt.chunks,
+        tools=[tool for at, tool in enumerate(call.request.tools) if at not in prompt.cut_tools],
+        tool_choice=call.request.tool_choice,
+        response_format=call.request.response_format,
+        sampling=call.request.sampling,
+        purpose=inference_pb2.PURPOSE_ANSWER,
+        price_book_version=call.price_book_version,
+        reservation_id=call.reservation_id,
+        estimated_input_token_count=prompt.sent_tokens,
+        project_id=call.identity.project_id,
+        stable_prefix_message_count=prompt.stable_messages,
+        prefix_version=prompt.prefix_version,
+        priority=_priority(call),
+    )
+    if prompt.max_output_tokens:
+        request.sampling.max_output_tokens = prompt.max_output_tokens
+    return request
 
 
 class Assembly:
@@ -222,10 +228,10 @@ def broken() -> TenthError:
     )
 
 
-def _priority(asked: chat_pb2.RequestPolicy) -> inference_pb2.Priority.ValueType:
+def _priority(call: Call) -> inference_pb2.Priority.ValueType:
     """A caller who gave a window does not sit and wait."""
-    window = asked.completion_window
-    later = window.seconds > 0 or window.nanos > 0
+    window = call.request.policy.completion_window
+    later = call.later is not None or window.seconds > 0 or window.nanos > 0
     return inference_pb2.PRIORITY_BATCH if later else inference_pb2.PRIORITY_INTERACTIVE
 
 

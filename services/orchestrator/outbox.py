@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,18 @@ class Outbox:
         """Close the file."""
         self._db.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is appended inside is kept together, in one write, or not at all. Nothing may be awaited inside."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # A full disk may have ended it already.
+                self._db.execute("ROLLBACK")
+            raise
+
     def append(
         self,
         digest: bytes,
@@ -103,6 +116,16 @@ class Outbox:
             ),
         )
         self._waiting.set()
+
+    def withdraw(self, tenant_id: str, request_id: str) -> None:
+        """Forget a failure that the ledger has not accepted yet: its request is tried again, and carries what it spent.
+
+        A receipt that came late would end the reservation of that next try.
+        """
+        self._db.execute(
+            "DELETE FROM answers WHERE tenant_id = ? AND request_id = ? AND settled = 0 AND completion = x''",
+            (tenant_id, request_id),
+        )
 
     def note_entry(self, tenant_id: str, request_id: str, entry_id: str) -> None:
         """Remember which cache entry a request's answer became."""

@@ -11,6 +11,9 @@ SIMPLE, MEDIUM, COMPLEX = 1, 2, 3
 """Tiers, numbered as in tenth.type.v1.Tier; 0 is "no bound"."""
 TIER_NUMBERS = {"simple": SIMPLE, "medium": MEDIUM, "complex": COMPLEX}
 
+EXPECTED_OUTPUT_TOKENS = 200
+"""Expected length of an answer of which nobody said more; a rough figure, in dry runs and forecasts only."""
+
 
 class IfDown(IntEnum):
     """What becomes of a request when a hop is down or late."""
@@ -23,6 +26,7 @@ class IfDown(IntEnum):
     DROP = 6
     OUTBOX = 7
     FIRST_ANSWER = 8
+    ONLINE = 9
 
 
 @dataclass(frozen=True, slots=True)

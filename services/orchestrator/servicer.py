@@ -19,22 +19,19 @@ from mesh import deadlines
 from mesh.auth import current_identity, set_identity
 from mesh.channel import rendezvous, routing_key
 from mesh.errors import Code, TenthError, invalid_argument, required
-from services.orchestrator.admission import DEFAULT_NAMESPACE, Admission, question_digest
-from services.orchestrator.call import Call
+from services.orchestrator.admission import DEFAULT_NAMESPACE, Admission
 from services.orchestrator.errors import Reason
 from services.orchestrator.explain import Explain
 from services.orchestrator.flow import Flow
 from services.orchestrator.generation import whole_delta
+from services.orchestrator.handover import OPERATION_WINDOW_SECONDS, Handover, window_seconds
 from services.orchestrator.outbox import Kept, Outbox
 from services.orchestrator.runs import Answer, Run, Runs, reused
-from services.orchestrator.settings import OrchestratorSettings
 
 log = logging.getLogger("tenth.orchestrator")
 
 pb = orchestrator_pb2
 _CAP_SECONDS = 5.0
-_OPERATION_WINDOW_SECONDS = 60.0
-"""A completion window from this on returns an operation instead of an answer."""
 _OPERATIONS = "operations/"
 
 
@@ -51,9 +48,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         cache: cache_pb2_grpc.CacheServiceAsyncStub,
         router: router_pb2_grpc.RouterServiceAsyncStub,
         ledger: ledger_pb2_grpc.LedgerReadServiceAsyncStub,
-        settings: OrchestratorSettings,
+        handover: Handover,
         cache_replicas: Callable[[], Awaitable[Sequence[str]]],
     ) -> None:
+        self._handover = handover
         self._cache_replicas = cache_replicas
         self._admission = admission
         self._flow = flow
@@ -63,24 +61,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._cache = cache
         self._router = router
         self._ledger = ledger
-        self._settings = settings
 
     async def GenerateCompletion(
         self, request: pb.GenerateCompletionRequest, context: Any
     ) -> pb.GenerateCompletionResponse:
         """Answer a request whole."""
-        window = request.request.policy.completion_window.ToNanoseconds() / 1e9
-        later = window >= _OPERATION_WINDOW_SECONDS
-        if later:
-            deadlines.set_remaining(window)
+        if window_seconds(request.request) >= OPERATION_WINDOW_SECONDS:
+            return await self._later(request.request)
         begun = self._begin(request.request, streaming=False)
-        if later and isinstance(begun, Run):
-            begun.kept = True
-            return pb.GenerateCompletionResponse(request_id=begun.key[1], operation=_OPERATIONS + begun.key[1])
         answer = begun if isinstance(begun, Answer) else await self._result(begun)
-        return pb.GenerateCompletionResponse(
-            request_id=answer.request_id, completion=answer.completion, receipt=answer.receipt
-        )
+        return _answered(answer)
 
     async def StreamGenerateCompletion(
         self, request: pb.StreamGenerateCompletionRequest, context: Any
@@ -119,10 +109,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Say what each layer would do. Spends nothing."""
         digest = self._admission.identify(request.request)
         call = self._admission.admit(request.request, digest, streaming=False)
-        call.shard = self._shard(call)
         set_identity(call.identity)
         with routing_key(call.shard):
-            return await self._explain.explain(call)
+            return await self._explain.explain(call, self._handover.wanted(call.request, call.tenant))
 
     async def GetCompletion(self, request: pb.GetCompletionRequest, context: Any) -> pb.GetCompletionResponse:
         """The state of an operation."""
@@ -132,6 +121,11 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if self._runs.running(key):
             return pb.GetCompletionResponse(state=pb.OPERATION_STATE_RUNNING)
         kept = self._outbox.find(*key)
+        if kept is None or kept.completion is None:
+            # Also for a failure that is kept here: a half that failed is tried again by the batch service.
+            queued = await self._handover.find(key[1])
+            if queued is not None:
+                return queued
         if kept is None:
             raise TenthError(Code.NOT_FOUND, Reason.NOT_FOUND, "no such operation, or it is forgotten", "operation")
         return _operation(kept)
@@ -194,6 +188,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             cache_entry_count=entry_count,
             outcome_count=outcomes.outcome_count,
             completion_count=completions,
+            batch_item_count=await self._handover.delete_user(request.user_id),
         )
 
     async def _report_quality(self, kept: Kept, request: pb.ReportOutcomeRequest) -> bool:
@@ -228,9 +223,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 log.info("a cache replica did not hear of a report: %s", answer)
         return retired
 
-    def _begin(self, request: chat_pb2.CompletionRequest, *, streaming: bool) -> Run | Answer:
-        """The request's kept answer, the run it joins, or a new run."""
+    async def _later(self, request: chat_pb2.CompletionRequest) -> pb.GenerateCompletionResponse:
+        """A request that can wait: an operation, of the batch service or of this process."""
         digest = self._admission.identify(request)
+        why_here = None
+        if not isinstance(self._known(request, digest), Run | Answer):
+            handed, why_here = await self._handover.take(request, self._admission.tenant(request))
+            if handed:
+                return _begun(request.request_id)
+        deadlines.set_remaining(window_seconds(request))
+        begun = self._begin(request, streaming=False, why_here=why_here)
+        if isinstance(begun, Answer):
+            return _answered(begun)
+        begun.kept = True
+        return _begun(request.request_id)
+
+    def _known(self, request: chat_pb2.CompletionRequest, digest: bytes) -> Run | Answer | Kept | None:
+        """What there is of a request already: its run, its answer, or a failed try. Raises REQUEST_ID_REUSED."""
         key = (current_identity().tenant_id, request.request_id)
         running = self._runs.find(key, digest)
         if running is not None:
@@ -241,17 +250,28 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 raise reused(request.request_id)
             if kept.completion is not None:
                 return Answer(request.request_id, kept.completion, kept.receipt, kept.entry_id)
+        return kept
+
+    def _begin(
+        self, request: chat_pb2.CompletionRequest, *, streaming: bool, why_here: receipt_pb2.Hop | None = None
+    ) -> Run | Answer:
+        """The request's kept answer, the run it joins, or a new run."""
+        digest = self._admission.identify(request)
+        known = self._known(request, digest)
+        if isinstance(known, Run | Answer):
+            return known
         call = self._admission.admit(request, digest, streaming=streaming)
-        if kept is not None:
-            call.carry(kept.receipt.facts)
-        call.shard = self._shard(call)
+        if known is not None:
+            call.carry(known.receipt.facts)
+        if why_here is not None:
+            call.hops.append(why_here)
 
         async def work(run: Run) -> None:
             set_identity(call.identity)
             with routing_key(call.shard):
                 await self._flow.answer(run, call)
 
-        return self._runs.start(key, digest, work)
+        return self._runs.start((call.identity.tenant_id, request.request_id), digest, work)
 
     async def _result(self, run: Run) -> Answer:
         try:
@@ -259,11 +279,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         finally:
             self._runs.release(run)
 
-    def _shard(self, call: Call) -> str:
-        tenant_id, namespace = call.identity.tenant_id, call.request.namespace or DEFAULT_NAMESPACE
-        if self._settings.cache_shard_by == "request":
-            return f"{tenant_id}\x00{question_digest(call.request).hex()}"
-        return f"{tenant_id}\x00{namespace}"
+
+def _begun(request_id: str) -> pb.GenerateCompletionResponse:
+    return pb.GenerateCompletionResponse(request_id=request_id, operation=_OPERATIONS + request_id)
+
+
+def _answered(answer: Answer) -> pb.GenerateCompletionResponse:
+    return pb.GenerateCompletionResponse(
+        request_id=answer.request_id, completion=answer.completion, receipt=answer.receipt
+    )
 
 
 def _response(event: pb.CompletionStarted | chat_pb2.CompletionDelta) -> pb.StreamGenerateCompletionResponse:

@@ -20,6 +20,9 @@ class OrchestratorSettings(BaseSettings):
     compressor_address: str = Field(default="127.0.0.1:7103", description="Compressor, a gRPC target")
     inference_address: str = Field(default="127.0.0.1:7104", description="Inference, a gRPC target")
     ledger_address: str = Field(default="127.0.0.1:7105", description="Ledger, a gRPC target")
+    batch_address: str = Field(
+        default="", description="Batch service, a gRPC target; empty: requests with a far window are worked on at once"
+    )
     cache_shard_by: Literal["namespace", "request"] = Field(
         default="namespace",
         description="What picks the cache replica: tenant and namespace (embedded stores, one shard each) or the "
@@ -42,6 +45,17 @@ class OrchestratorSettings(BaseSettings):
         default=0.05, ge=0, description="More time for compression per 10,000 tokens of prompt, seconds"
     )
     reserve_cap_seconds: float = Field(default=0.25, gt=0, description="Most that a reservation may take, seconds")
+    handover_cap_seconds: float = Field(
+        default=5.0, gt=0, description="Most that handing a request over to the batch service may take, seconds"
+    )
+    halves_cap_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Most that each hop of a batch's item may take, where its own cap is less, seconds",
+    )
+    halves_concurrency: int = Field(
+        default=8, ge=1, le=1000, description="Items of batches that are prepared at once, 1..1000"
+    )
     background_cap_seconds: float = Field(
         default=5.0, gt=0, description="Deadline of calls made after the answer (store, release), seconds"
     )

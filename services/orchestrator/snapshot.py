@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -69,6 +69,11 @@ class Snapshot:
                 Code.PERMISSION_DENIED, Reason.UNKNOWN_TENANT, f"tenant {tenant_id!r} is not known to the ledger"
             )
         return tenant
+
+    def disabled_layers(self, tenant_id: str) -> Sequence[str]:
+        """The layers that are off for a tenant now; of one that is gone, none."""
+        tenant = self._tenants.get(tenant_id)
+        return () if tenant is None else tenant.disabled_layers
 
     def prices(self, at_seconds: float) -> Mapping[str, Price]:
         """The price book at an instant, to the nanosecond at which the receipt will say that it was admitted."""

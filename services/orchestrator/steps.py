@@ -43,10 +43,6 @@ _STRATEGIES = {
     "trained": router_pb2.STRATEGY_TRAINED,
     "cascade": router_pb2.STRATEGY_CASCADE,
 }
-_STEP_MESSAGES = {
-    ledger_pb2.RESERVE_DECISION_CACHE_ONLY: "; only answers from the cache are given, and this was a miss",
-    ledger_pb2.RESERVE_DECISION_BATCH: "; it would pass as a batch request, with a far completion_window",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,8 @@ class Steps:
         with call.hop("cache") as hop:
             try:
                 found = await self._stubs.cache.LookupCompletion(
-                    cache_pb2.LookupCompletionRequest(request=call.asked), timeout=self._settings.lookup_cap_seconds
+                    cache_pb2.LookupCompletionRequest(request=call.asked, without_lease=call.later is not None),
+                    timeout=self._cap(call, self._settings.lookup_cap_seconds),
                 )
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
@@ -109,7 +106,9 @@ class Steps:
             streaming=call.streaming,
         )
         left = deadlines.remaining()
-        if left is not None:
+        if call.later is not None:
+            request.request.policy.cascade_mode = chat_pb2.CASCADE_MODE_OFF  # Nobody is there to check a first answer.
+        elif left is not None:
             request.time_left.FromNanoseconds(max(0, int(left * 1e9)))
         if embedding is not None:
             request.embedding.CopyFrom(embedding)
@@ -117,7 +116,7 @@ class Steps:
         cap = self._settings.select_llm_cap_seconds if slow else self._settings.select_cap_seconds
         with call.hop("router") as hop:
             try:
-                chosen = await self._stubs.router.SelectModel(request, timeout=cap)
+                chosen = await self._stubs.router.SelectModel(request, timeout=self._cap(call, cap))
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
                 if not is_down(error):
@@ -206,7 +205,7 @@ class Steps:
         )
         with call.hop("compressor") as hop:
             try:
-                short = await self._stubs.compressor.CompressPrompt(request, timeout=cap)
+                short = await self._stubs.compressor.CompressPrompt(request, timeout=self._cap(call, cap))
             except TenthError as error:
                 call.note_spent(error)  # On a summary; of one that went on alone the ledger hears from inference.
                 check_deadline(error, deadlines.remaining())
@@ -257,15 +256,17 @@ class Steps:
             project_id=call.identity.project_id,
             payload_digest=call.digest.hex(),
             tags=call.tags,
-            batch=False,  # This path answers online; what may wait goes another way.
+            batch=call.later is not None and call.later.pooled(route, call.prices),
             tier=route.tier,
         )
         # As on the receipt, which is priced then.
         request.create_time.FromNanoseconds(int(call.created * 1e9))
-        request.ttl.FromMilliseconds(int(self._settings.reservation_ttl_seconds * 1000))
+        ttl_seconds = self._settings.reservation_ttl_seconds if call.later is None else call.later.ttl_seconds
+        request.ttl.FromMilliseconds(int(ttl_seconds * 1000))
         with call.hop("ledger") as hop:
             try:
-                funds = await self._stubs.ledger.ReserveFunds(request, timeout=self._settings.reserve_cap_seconds)
+                cap = self._cap(call, self._settings.reserve_cap_seconds)
+                funds = await self._stubs.ledger.ReserveFunds(request, timeout=cap)
             except TenthError as error:
                 check_deadline(error, deadlines.remaining())
                 if not is_down(error):
@@ -289,6 +290,10 @@ class Steps:
                 else f"{decision}: {format_usd(funds.remaining_nano_usd)} left in {funds.budget_name}"
             )
             return funds
+
+    def _cap(self, call: Call, seconds: float) -> float:
+        """The most that a hop may take: longer where nobody sits and waits, but hundreds are prepared at once."""
+        return seconds if call.later is None else max(seconds, self._settings.halves_cap_seconds)
 
     def estimated_tokens(self, call: Call) -> int:
         """The prompt's tokens by estimate, for a stored answer that carries no count."""
@@ -356,29 +361,10 @@ class Steps:
         )
 
 
-def refused(call: Call, funds: ledger_pb2.ReserveFundsResponse) -> TenthError:
-    """What a reservation that was not made means to the caller: RATE_LIMITED, or BUDGET_EXCEEDED naming the step."""
-    if funds.decision == ledger_pb2.RESERVE_DECISION_RATE_LIMITED:
-        return TenthError(
-            Code.RESOURCE_EXHAUSTED,
-            Reason.RATE_LIMITED,
-            f"tenant {call.identity.tenant_id} has used its requests or tokens of this minute",
-            retry_after_seconds=funds.retry_after.ToNanoseconds() / 1e9,
-        )
-    step = ledger_pb2.ReserveDecision.Name(funds.decision).removeprefix("RESERVE_DECISION_").lower()
-    left = f"budget {funds.budget_name!r} has {format_usd(funds.remaining_nano_usd)} left for this request"
-    return TenthError(
-        Code.RESOURCE_EXHAUSTED,
-        Reason.BUDGET_EXCEEDED,
-        left + _STEP_MESSAGES.get(funds.decision, ""),
-        metadata={"budget": funds.budget_name, "remaining_nano_usd": str(funds.remaining_nano_usd), "step": step},
-    )
-
-
 def may_cascade(call: Call) -> bool:
     """True when the answer may be held back until it is checked: nobody reads along, or the caller said so."""
     mode = call.request.policy.cascade_mode
-    if mode == chat_pb2.CASCADE_MODE_OFF or call.began:
+    if mode == chat_pb2.CASCADE_MODE_OFF or call.began or call.later is not None:
         return False
     return not call.streaming or mode == chat_pb2.CASCADE_MODE_ALLOW
 

@@ -122,3 +122,37 @@ async def test_limits_go_out_with_the_snapshot(books: Books) -> None:
     assert snapshot is not None
     [policy] = [each.tenant for each in snapshot.policies if each.tenant.tenant_id == "limited"]
     assert (policy.max_requests_per_minute, policy.max_tokens_per_minute, policy.control_share) == (3, 4, 0.25)
+
+
+async def test_a_batch_neither_asks_nor_counts(books: Books) -> None:
+    scope = await tenant(books, requests=2, tokens=60_000)
+    for index in range(5):
+        made = await books.book.reserve(books.wanted(f"b{index}", scope=scope, batch=True))
+        assert made.decision.verdict is Verdict.OK
+    # What was never counted is not given back either: two callers fit, and no third.
+    await books.book.release("limited", made.reservation_id)
+    for index in range(2):
+        one = books.wanted(f"r{index}", scope=scope, payload_digest=DIGEST)
+        assert (await books.book.reserve(one)).decision.verdict is Verdict.OK
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.RATE_LIMITED
+    # A used-up minute stops no batch; one of the callers that turns into a batch's item gives its place back.
+    assert (await books.book.reserve(books.wanted("late", scope=scope, batch=True))).decision.verdict is Verdict.OK
+    turned = books.wanted("r0", scope=scope, batch=True, payload_digest=DIGEST)
+    assert (await books.book.reserve(turned)).decision.verdict is Verdict.OK
+    assert (await books.book.reserve(books.wanted("r2", scope=scope))).decision.verdict is Verdict.OK
+    assert (await books.book.reserve(books.wanted(scope=scope))).decision.verdict is Verdict.RATE_LIMITED
+
+
+async def test_a_batch_that_is_prepared_again_holds_its_funds_for_longer(books: Books) -> None:
+    scope = await tenant(books)
+    week = 7 * 86_400 * SECOND
+    first = await books.book.reserve(books.wanted("r", scope=scope, batch=True, ttl_ns=week))
+    books.clock.advance(86_400)
+    again = await books.book.reserve(books.wanted("r", scope=scope, batch=True, ttl_ns=week))
+    assert again.reservation_id == first.reservation_id
+    books.clock.advance(7 * 86_400 - 1)
+    await books.sweeper.sweep()
+    assert (await books.reports.status()).open_reservation_count == 1
+    books.clock.advance(2)
+    await books.sweeper.sweep()
+    assert (await books.reports.status()).open_reservation_count == 0

@@ -321,6 +321,7 @@ BAD_REQUESTS: list[tuple[str, Any, str, str]] = [
     ("ReserveFunds", reserve(max_output_token_count=2**62), "AMOUNT_OUT_OF_RANGE", "usage"),
     ("ReserveFunds", reserve(price_book_version=7), "UNKNOWN_PRICE_BOOK_VERSION", "request.price_book_version"),
     ("ReserveFunds", reserve(ttl={"seconds": -1}), "INVALID_FIELD", "request.ttl"),
+    ("ReserveFunds", reserve(ttl={"seconds": 8 * 86_400 + 1}), "INVALID_FIELD", "request.ttl"),
     ("ReserveFunds", reserve(create_time=Timestamp(seconds=2**62)), "INVALID_FIELD", "request.create_time"),
     ("ReserveFunds", reserve(model="nobody"), "PRICE_UNKNOWN", ""),
     ("ReserveFunds", reserve(tags={"": "x"}), "REQUIRED_FIELD", "request.tags"),
@@ -482,8 +483,8 @@ async def test_a_ladder_and_a_limit_are_decisions_on_the_wire(ledger: Ledger) ->
     )
     batch = await writes.ReserveFunds(reserve(request_id="r3", batch=True, **tagged))
     assert (batch.decision, batch.reserved_nano_usd) == (pb.RESERVE_DECISION_OK, 1_500_000)
-    # The tests' tenant has 60 requests a minute.
-    for number in range(4, 61):
+    # The tests' tenant has 60 requests a minute, and the batch is none of them.
+    for number in range(4, 62):
         await writes.ReserveFunds(reserve(request_id=f"r{number}"))
     limited = await writes.ReserveFunds(reserve(request_id="last"))
     assert limited.decision == pb.RESERVE_DECISION_RATE_LIMITED

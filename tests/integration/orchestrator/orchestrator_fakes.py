@@ -1,4 +1,4 @@
-"""The five services that an orchestrator meets, played by scriptable servicers on one real loopback socket.
+"""The services that an orchestrator meets, played by scriptable servicers on one real loopback socket.
 
 Each method records what it was asked and answers what its script says: a message, an error, a function of the
 request, or (for streams) a list of events, errors and pauses. ``then`` scripts the next calls, ``on`` all others.
@@ -22,6 +22,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tenth.batch.v1 import batch_pb2, batch_pb2_grpc
 from tenth.cache.v1 import cache_pb2, cache_pb2_grpc
 from tenth.compressor.v1 import compressor_pb2, compressor_pb2_grpc
 from tenth.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -30,7 +31,7 @@ from tenth.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tenth.router.v1 import router_pb2, router_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2, usage_pb2
 
-from mesh.auth import Authenticator, Identity, current_identity
+from mesh.auth import Authenticator, Identity, Signer, current_identity, set_identity
 from mesh.channel import connect
 from mesh.errors import Code, TenthError, unavailable
 from mesh.server import MeshServer
@@ -56,6 +57,12 @@ KEYS = {"app": "acme", "plain": "acme", "hard": "hard", "stranger": "nobody", "l
 """API keys: the caller's name is its key; "plain" may not name users."""
 
 DOWN = unavailable("the fake is down")
+AMONG_FAKES: Any = object()
+"""Value of an address setting: where the fakes are."""
+BATCH_PRICES = {MINI: (500, 1_000)}
+"""The same in a batch, of the models that have such prices."""
+BATCH = Identity(tenant_id="acme", caller="app", may_assert_user=True)
+"""On whose behalf the batch service calls."""
 EMBEDDING = chat_pb2.Embedding(values=[0.6, 0.8], embedder="fake@1")
 
 
@@ -91,6 +98,7 @@ class Fakes:
         self.control_share = 0.0
         self.snapshot_version = 1
         self.prices = dict(PRICES)
+        self.price_book_version = 7
         self._scripts: dict[str, Script] = {}
         self._next: dict[str, deque[Script]] = {}
         self._count = 0
@@ -266,7 +274,7 @@ class Fakes:
         version = str(self.snapshot_version)
         if request.version == version:
             return ledger_pb2.GetAdmissionSnapshotResponse(unchanged=True, version=version)
-        reply = ledger_pb2.GetAdmissionSnapshotResponse(version=version, price_book_version=7)
+        reply = ledger_pb2.GetAdmissionSnapshotResponse(version=version, price_book_version=self.price_book_version)
         for name, (price_in, price_out) in self.prices.items():
             reply.prices.add(
                 model=name,
@@ -274,6 +282,10 @@ class Fakes:
                 output_nano_usd_per_million_tokens=price_out * 1_000_000,
                 confirmed=True,
             )
+            if name in BATCH_PRICES:
+                batch_in, batch_out = BATCH_PRICES[name]
+                reply.prices[-1].batch_input_nano_usd_per_million_tokens = batch_in * 1_000_000
+                reply.prices[-1].batch_output_nano_usd_per_million_tokens = batch_out * 1_000_000
         reply.prices.add(model="cpu", cpu_hour_nano_usd=36_000_000, confirmed=True)
         for tenant in ("acme", "hard", "limited"):
             reply.tenants.add(
@@ -288,6 +300,15 @@ class Fakes:
 
     def _GenerateText(self, request: Any) -> Any:
         return generated("Hello.")
+
+    def _EnqueueCompletion(self, request: Any) -> Any:
+        return batch_pb2.EnqueueCompletionResponse()
+
+    def _GetQueuedCompletion(self, request: Any) -> Any:
+        raise TenthError(Code.NOT_FOUND, "UNKNOWN_REQUEST", "not here", "request_id")
+
+    def _DeleteUserItems(self, request: Any) -> Any:
+        return batch_pb2.DeleteUserItemsResponse(item_count=4)
 
     def _StreamGenerateText(self, request: Any) -> Any:
         return [began(), piece("Hel"), piece("lo."), ended()]
@@ -380,6 +401,13 @@ _SERVICES: list[tuple[Any, Any, str]] = [
         ledger_pb2_grpc.add_LedgerReadServiceServicer_to_server,
         _unary("GetReceipt")(type("_LedgerRead", (_Plain, ledger_pb2_grpc.LedgerReadServiceServicer), {})),
         "tenth.ledger.v1.LedgerReadService",
+    ),
+    (
+        batch_pb2_grpc.add_BatchServiceServicer_to_server,
+        _unary("EnqueueCompletion", "GetQueuedCompletion", "DeleteUserItems")(
+            type("_Batch", (_Plain, batch_pb2_grpc.BatchServiceServicer), {})
+        ),
+        "tenth.batch.v1.BatchService",
     ),
 ]
 
@@ -478,6 +506,10 @@ class Mesh:
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     client_stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     clients: dict[str, orchestrator_pb2_grpc.OrchestratorServiceAsyncStub] = field(default_factory=dict)
+    outside: orchestrator_pb2_grpc.CompletionHalvesServiceAsyncStub = field(init=False)
+    """The halves as an outside caller reaches them, who may call everything."""
+    halves: orchestrator_pb2_grpc.CompletionHalvesServiceAsyncStub = field(init=False)
+    """The halves as the batch service calls them."""
 
     @property
     def client(self) -> orchestrator_pb2_grpc.OrchestratorServiceAsyncStub:
@@ -511,6 +543,7 @@ class Mesh:
                 "reserve_cap_seconds": 2,
                 "background_cap_seconds": 2,
                 **self.options,
+                **{name: one for name, value in self.options.items() if value is AMONG_FAKES},
             }
         )
         exporter, self.metrics = InMemorySpanExporter(), InMemoryMetricReader()
@@ -529,6 +562,11 @@ class Mesh:
             channel = connect(f"127.0.0.1:{port}", MeshSettings(), client_telemetry, api_key=name)
             await self.client_stack.enter_async_context(channel)
             self.clients[name] = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+            if name == "app":
+                self.outside = orchestrator_pb2_grpc.CompletionHalvesServiceStub(channel)
+        service = connect(f"127.0.0.1:{port}", MeshSettings(), client_telemetry, Signer(KEY, "batch"))
+        await self.client_stack.enter_async_context(service)
+        self.halves = orchestrator_pb2_grpc.CompletionHalvesServiceStub(service)
 
     async def stop(self) -> None:
         """Stop the orchestrator as SIGTERM does."""
@@ -550,6 +588,25 @@ class Mesh:
     async def events(self, request: chat_pb2.CompletionRequest) -> list[Any]:
         """All events of a streamed answer."""
         return [event async for event in self.stream(request)]
+
+    async def prepare(
+        self, *requests: chat_pb2.CompletionRequest, identity: Identity = BATCH, **options: Any
+    ) -> list[orchestrator_pb2.PrepareOutcome]:
+        """The first half of some requests, as the batch service asks for it."""
+        set_identity(identity)
+        call = orchestrator_pb2.PrepareCompletionsRequest()
+        for request in requests:
+            item = call.items.add(**{"batch_prices": True, **options}, request=request)
+            item.reservation_ttl.FromSeconds(86_400)
+        return list((await self.halves.PrepareCompletions(call, timeout=20)).outcomes)
+
+    async def finish(
+        self, *items: orchestrator_pb2.CompletionToFinish, identity: Identity = BATCH
+    ) -> list[orchestrator_pb2.FinishOutcome]:
+        """The second half of some requests."""
+        set_identity(identity)
+        call = orchestrator_pb2.FinishCompletionsRequest(items=items)
+        return list((await self.halves.FinishCompletions(call, timeout=20)).outcomes)
 
     async def settled(self, request_id: str) -> receipt_pb2.Receipt:
         """The receipt once the ledger has it."""
@@ -600,7 +657,9 @@ async def running_mesh(tmp_path: Path, cache_replicas: int = 1, **options: Any) 
         }
         for name, tenant in KEYS.items()
     ]
-    (tmp_path / "callers.yaml").write_text(yaml.safe_dump({"callers": callers, "services": {"orchestrator": ["*"]}}))
+    (tmp_path / "callers.yaml").write_text(
+        yaml.safe_dump({"callers": callers, "services": {"orchestrator": ["*"], "batch": ["*"]}})
+    )
     fakes = Fakes()
     async with AsyncExitStack() as stack:
         addresses, spans = [], []

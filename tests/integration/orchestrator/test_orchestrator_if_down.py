@@ -51,6 +51,7 @@ def spent_detail(error: TenthError) -> receipt_pb2.SpentDetail:
 
 def test_the_table_names_every_hop() -> None:
     assert IF_DOWN == {
+        "batch.EnqueueCompletion": IfDown.ONLINE,
         "cache.LookupCompletion": IfDown.MISS,
         "router.SelectModel": IfDown.DEFAULT_TIER,
         "compressor.CompressPrompt": IfDown.UNCHANGED,

@@ -54,8 +54,13 @@ class LookupCompletionRequest(_message.Message):
 
     REQUEST_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    WITHOUT_LEASE_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """True: explain only. No lease is taken, no hit counted."""
+    without_lease: _builtins.bool
+    """True: no lease is taken and no flight followed, since the answer comes hours later or never: a miss is a lease
+    without an id, also while an identical request is being answered. Hits and misses are counted as ever. Default: false.
+    """
     @_builtins.property
     def request(self) -> _chat_pb2.CompletionRequest:
         """The request as the caller sent it: before routing and compression."""
@@ -65,10 +70,11 @@ class LookupCompletionRequest(_message.Message):
         *,
         request: _chat_pb2.CompletionRequest | None = ...,
         dry_run: _builtins.bool = ...,
+        without_lease: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "request", b"request", "without_lease", b"without_lease"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -432,12 +432,17 @@ class ReserveFundsRequest(_message.Message):
     payload_digest: _builtins.str
     """SHA-256 of what the request asks for, hex: a retry of the same payload may reserve anew, replacing what it held."""
     batch: _builtins.bool
-    """True when the request goes at batch prices: the batch step of a ladder lets it pass, and its worst case is at them."""
+    """True when the request may wait and goes at batch prices: the batch step of a ladder lets it pass, and its worst case
+    is at them, where the model has such. The tenant's requests and tokens per minute are neither asked nor counted:
+    batches have a pool of their own at providers, and wait behind the others on own hardware.
+    """
     tier: _chat_pb2.Tier.ValueType
     """The request's tier; the cheaper-tier step of a ladder lets the simple tier pass."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long the reservation may stand before it is reconciled; absent: 10 minutes."""
+        """How long the reservation may stand before it is reconciled, up to 8 days; absent: 10 minutes. The same payload asked
+        for again keeps its reservation; with `batch` it then stands for the longer of the two.
+        """
 
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
