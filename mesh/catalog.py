@@ -32,7 +32,7 @@ CALL_KEYS = frozenset({"hedge_after_seconds", "output_limit_name", "unsupported"
 """How a model is called: a provider's word holds for its models, a model's own goes before it."""
 PROVIDER_KEYS = CALL_KEYS | {
     *("backend", "base_url", "key_env", "key_file", "usage"),
-    *("api_version", "max_concurrent_requests"),
+    *("api_version", "batches", "max_concurrent_requests"),
 }
 ROUTING_KEYS = frozenset({"default_tier", "classifier_model"})
 MODEL_KEYS = CALL_KEYS | frozenset(

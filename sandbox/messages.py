@@ -23,7 +23,14 @@ from sandbox.usage import CACHE_MINIMUM_TOKENS, PromptCache, encode, prompt_toke
 HEADERS = {"x-tenth-sandbox": "this is not a real provider"}
 _HANG_SECONDS = 600
 _REFUSED = ("temperature", "top_p", "top_k")
-_ERRORS = {400: "invalid_request_error", 429: "rate_limit_error", 503: "overloaded_error", 529: "overloaded_error"}
+_ERRORS = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
 _STOPS = {"length": "max_tokens"}
 
 
@@ -60,6 +67,13 @@ class MessagesEndpoint:
         """A message."""
         try:
             body = json.loads(await request.body())
+        except ValueError:
+            return error(400, "the request is not JSON")
+        return await self.respond(body, request.headers.get("x-request-id", ""))
+
+    async def respond(self, body: Any, request_id: str) -> Response:
+        """The answer to a request's body; ``request_id`` goes into the books."""
+        try:
             model = body["model"]
             limit = min(int(body["max_tokens"]), self._shared.max_tokens)
             chat, marked = _chat(body)
@@ -67,24 +81,23 @@ class MessagesEndpoint:
             if not isinstance(model, str) or not body["messages"] or limit < 1:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
-            return _error(400, "the request is no Messages request")
+            return error(400, "the request is no Messages request")
         for name in _REFUSED:
             if name in body:
-                return _error(400, f"{name}: Extra inputs are not permitted")
+                return error(400, f"{name}: Extra inputs are not permitted")
         mode = self._shared.next_failure(model)
         if mode:
             self._shared.books.failed(model)
         if mode in ("429", "500", "503"):
-            return _error(int(mode), f"sandbox failure {mode}", {"retry-after": "2"} if mode == "429" else {})
+            return error(int(mode), f"sandbox failure {mode}", {"retry-after": "2"} if mode == "429" else {})
         if mode == "garbage":
             return Response("<html>not what you asked for</html>", media_type="text/html", headers=HEADERS)
         if mode == "hang":
             await asyncio.sleep(_HANG_SECONDS)
-            return _error(500, "sandbox failure hang")
+            return error(500, "sandbox failure hang")
         read = self._cache.lookup(model, marked) if marked else 0
         written = len(marked) - read if len(marked) >= CACHE_MINIMUM_TOKENS else 0
-        name = request.headers.get("x-request-id", "")
-        answer = _Message(self._shared, chat, model, name, (len(prompt), read, written), limit)
+        answer = _Message(self._shared, chat, model, request_id, (len(prompt), read, written), limit)
         half = mode == "half_stream"
         if body.get("stream"):
             return StreamingResponse(answer.events(half=half), media_type="text/event-stream", headers=HEADERS)
@@ -116,9 +129,9 @@ class _Message:
             async for piece, ending in self._shared.write(self._chat, self._limit):
                 text += piece
                 reason = ending
-        except TenthError as error:
+        except TenthError as failure:
             self._shared.books.failed(self._model)
-            return _error(400 if error.code is Code.INVALID_ARGUMENT else 529, str(error))
+            return error(400 if failure.code is Code.INVALID_ARGUMENT else 529, str(failure))
         self._served(text, whole=True)
         message = self._head() | {
             "content": [{"type": "text", "text": text}],
@@ -212,6 +225,7 @@ def _event(kind: str, **fields: Any) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """An error in the API's form."""
     body = {"type": "error", "error": {"type": _ERRORS.get(status, "api_error"), "message": message}}
     return JSONResponse(body, status, headers={**HEADERS, **(headers or {})})

@@ -6,6 +6,10 @@ so that a test can compare a ledger with "the provider's own" books, and it fail
     POST /v1/chat/completions   whole and streamed        GET  /sandbox/stats   its books
     POST /v1/messages           whole and streamed        POST /sandbox/fail    {"mode", "count", "model"?}
     GET  /v1/models                                       POST /sandbox/say     {"model", "texts"}
+    /v1/files, /v1/batches      OpenAI's batches          GET  /sandbox/batches how often each custom id was run
+    /v1/messages/batches        Anthropic's batches       POST /sandbox/batches a BatchPlan: what goes wrong, how slowly
+
+``TENTH_SANDBOX_BATCH_PLAN`` is a BatchPlan (batch_runs.py) as JSON that holds from the start.
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import time
 import uuid
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,11 @@ from mesh.channel import connect
 from mesh.errors import Code, TenthError
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import TRACEPARENT, parent_context, start_telemetry
+from sandbox.anthropic_batches import MessageBatchEndpoints
+from sandbox.batch_runs import BatchClock, BatchControl, BatchPlan, Responder
+from sandbox.books import Books, Failure
 from sandbox.messages import HEADERS, MessagesEndpoint, Shared
+from sandbox.openai_batches import OpenAiBatchEndpoints
 from sandbox.usage import PromptCache, encode, prompt_tokens, usage_object
 from sandbox.writers import InstantWriter, ModelWriter, Writer
 
@@ -48,66 +56,18 @@ MODES = ("429", "500", "503", "garbage", "half_stream", "hang")
 _HANG_SECONDS = 600
 
 
-@dataclass(slots=True)
-class Failure:
-    """What shall go wrong, how often, and with which model (empty: any)."""
-
-    mode: str
-    count: int
-    model: str = ""
-
-
-@dataclass(slots=True)
-class Books:
-    """What was served. A request counts when its usage was reported or its text was sent."""
-
-    requests: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    cut: Counter[str] = field(default_factory=Counter)
-    tokens_in: Counter[str] = field(default_factory=Counter)
-    tokens_cached: Counter[str] = field(default_factory=Counter)
-    tokens_out: Counter[str] = field(default_factory=Counter)
-    request_ids: list[str] = field(default_factory=list)
-
-    def served(self, model: str, request_id: str, usage: dict[str, Any], *, whole: bool) -> None:
-        """One answer, or what was sent of it before the caller left."""
-        self.requests[model] += 1
-        self.cut[model] += not whole
-        self.tokens_in[model] += usage["prompt_tokens"]
-        self.tokens_cached[model] += usage["prompt_tokens_details"]["cached_tokens"]
-        self.tokens_out[model] += usage["completion_tokens"]
-        if request_id:
-            self.request_ids.append(request_id)
-
-    def failed(self, model: str) -> None:
-        """One failure."""
-        self.failures[model] += 1
-
-    def to_json(self) -> dict[str, Any]:
-        """The books by model, and the ids in order."""
-        names = sorted(self.requests | self.failures)
-        return {
-            "sandbox": True,
-            "models": {
-                name: {
-                    "requests": self.requests[name],
-                    "cut_off": self.cut[name],
-                    "failures": self.failures[name],
-                    "input_tokens": self.tokens_in[name],
-                    "cached_input_tokens": self.tokens_cached[name],
-                    "output_tokens": self.tokens_out[name],
-                }
-                for name in names
-            },
-            "requests": sum(self.requests.values()),
-            "request_ids": self.request_ids,
-        }
-
-
 class Provider:
     """The HTTP application."""
 
-    def __init__(self, writer: Writer, max_tokens: int) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        max_tokens: int,
+        plan: BatchPlan | None = None,
+        chat_responder: Responder | None = None,
+        message_responder: Responder | None = None,
+    ) -> None:
+        """``plan`` is of batches. The responders answer the items of batches; None: as the online endpoints do."""
         self._writer = writer
         self._max_tokens = max_tokens
         self._cache = PromptCache()
@@ -115,6 +75,9 @@ class Provider:
         self._said: dict[str, deque[str]] = {}
         self.books = Books()
         self._messages = MessagesEndpoint(Shared(writer.write, self._next_failure, self.books, max_tokens))
+        self.batches = BatchControl(plan or BatchPlan(), BatchClock(), Counter())
+        self.openai_batches = OpenAiBatchEndpoints(self.batches, chat_responder or self.chat_answer)
+        self.message_batches = MessageBatchEndpoints(self.batches, message_responder or self.message_answer)
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -123,6 +86,10 @@ class Provider:
                 Route("/sandbox/stats", self.stats, methods=["GET"]),
                 Route("/sandbox/fail", self.fail, methods=["POST"]),
                 Route("/sandbox/say", self.say, methods=["POST"]),
+                Route("/sandbox/batches", self.batch_books, methods=["GET"]),
+                Route("/sandbox/batches", self.batch_plan, methods=["POST"]),
+                *self.openai_batches.routes(),
+                *self.message_batches.routes(),
             ]
         )
 
@@ -160,6 +127,26 @@ class Provider:
         self._said[model] = deque(texts)
         return JSONResponse({"ok": True}, headers=HEADERS)
 
+    async def batch_books(self, request: Request) -> Response:
+        """How often each custom id was run."""
+        return JSONResponse({"runs": self.batches.runs}, headers=HEADERS)
+
+    async def batch_plan(self, request: Request) -> Response:
+        """Let the batches created from now on go as the plan in the body says; an empty one clears it."""
+        try:
+            self.batches.plan = BatchPlan.from_json((await request.body()).decode())
+        except ValueError as error:
+            return _error(400, str(error))
+        return JSONResponse({"ok": True}, headers=HEADERS)
+
+    async def chat_answer(self, body: dict[str, Any], request_id: str) -> tuple[int, dict[str, Any]]:
+        """What the chat endpoint answers to a body: the status and the object."""
+        return _object(await self._respond(_whole(body), request_id))
+
+    async def message_answer(self, body: dict[str, Any], request_id: str) -> tuple[int, dict[str, Any]]:
+        """What the Messages endpoint answers to a body: the status and the object."""
+        return _object(await self._messages.respond(_whole(body), request_id))
+
     async def message(self, request: Request) -> Response:
         """A message of the Messages API."""
         attach(parent_context(request.headers.get(TRACEPARENT)))
@@ -171,6 +158,12 @@ class Provider:
         attach(parent_context(request.headers.get(TRACEPARENT)))
         try:
             body = json.loads(await request.body())
+        except ValueError:
+            return _error(400, "the request is not JSON")
+        return await self._respond(body, request.headers.get("x-request-id", ""))
+
+    async def _respond(self, body: Any, request_id: str) -> Response:
+        try:
             model, messages = body["model"], body["messages"]
             if not isinstance(model, str) or not isinstance(messages, list) or not messages:
                 raise ValueError
@@ -192,7 +185,7 @@ class Provider:
             await asyncio.sleep(_HANG_SECONDS)
             return _error(500, "sandbox failure hang")
         cached = self._cache.lookup(model, ids)
-        answer = _Answer(self, body, model, request.headers.get("x-request-id", ""), len(ids), cached, limit)
+        answer = _Answer(self, body, model, request_id, len(ids), cached, limit)
         if body.get("stream"):
             events = answer.events(half=mode == "half_stream")
             return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
@@ -320,6 +313,19 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse(body, status, headers={**HEADERS, **(headers or {})})
 
 
+def _whole(body: Any) -> Any:
+    """A batch's item is answered whole, whatever it asks for."""
+    return {**body, "stream": False} if isinstance(body, dict) else body
+
+
+def _object(response: Response) -> tuple[int, dict[str, Any]]:
+    """A whole answer taken apart; one that is not JSON counts as a failure, as it would in a batch."""
+    try:
+        return response.status_code, json.loads(bytes(response.body))
+    except ValueError:
+        return 500, {"error": {"message": "sandbox failure", "type": "server_error", "code": None, "param": None}}
+
+
 async def serve(options: argparse.Namespace) -> None:
     """Wire and serve until SIGTERM."""
     mesh = load(MeshSettings)
@@ -337,7 +343,11 @@ async def serve(options: argparse.Namespace) -> None:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             writer = ModelWriter(stub, options.model, options.timeout_seconds)
         host, _, port = options.listen.rpartition(":")
-        app = Provider(writer, options.max_tokens).app
+        try:
+            plan = BatchPlan.from_json(os.environ.get("TENTH_SANDBOX_BATCH_PLAN", ""))
+        except ValueError as error:
+            raise SystemExit(f"TENTH_SANDBOX_BATCH_PLAN: {error}") from None
+        app = Provider(writer, options.max_tokens, plan).app
         config = uvicorn.Config(
             app,
             host=host,

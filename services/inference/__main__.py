@@ -20,6 +20,7 @@ from mesh.settings import MeshSettings, load
 from mesh.telemetry import start_telemetry
 from services.inference.attempts import AttemptDelivery, AttemptLog, DeliveryPace
 from services.inference.engine_metrics import observe_engine
+from services.inference.provider_batches import ProviderBatchServicer
 from services.inference.servicer import InferenceServicer
 from services.inference.serving import drain_local, drain_seconds, local_engine, open_models, read_catalog
 from services.inference.settings import InferenceSettings
@@ -53,7 +54,7 @@ async def main() -> None:
             stack.push_async_callback(delivery.finish)
             stack.callback(asyncio.create_task(delivery.run()).cancel)
         signals = Signals(changed=changed.set, hung=stop.set)
-        served, pings = await open_models(catalog, local, settings, mesh.otlp_endpoint, stack, signals)
+        served, pings = await open_models(catalog, local, settings, mesh.otlp_endpoint, stack, signals, mesh.data_dir)
         if ledger is not None:
             start_reporting(served.values(), settings, ledger, stack)
         servicer = InferenceServicer(served, attempts, telemetry, count_tokens, time.time)
@@ -66,6 +67,11 @@ async def main() -> None:
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             servicer,
             "tenth.inference.v1.InferenceService",
+        )
+        server.add(
+            inference_pb2_grpc.add_ProviderBatchServiceServicer_to_server,
+            ProviderBatchServicer(served),
+            "tenth.inference.v1.ProviderBatchService",
         )
         await server.serve(stop)
     if (engine := local_engine(served.values())) is not None:

@@ -59,6 +59,10 @@ class AnthropicBackend(ProviderBackend):
         """The whole answer in one HTTP response."""
         async with self._client.answer(generation, meter, *self._call(generation, stream=False)) as (response, until):
             body = await sse.whole(response, until)
+        return self.read(body, meter)
+
+    def read(self, body: dict[str, Any], meter: Meter) -> Answer:
+        """A whole message's object. Raises PROVIDER_GARBAGE, or PROVIDER_INCOMPLETE where it has no end."""
         meter.reported = UsageReader(self._client.endpoint.family).read(body)
         try:
             delta = delta_of(body["content"])
@@ -95,12 +99,16 @@ class AnthropicBackend(ProviderBackend):
             raise sse.incomplete()
         yield Finished(reason, meter.usage())
 
-    def _call(self, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any], dict[str, str]]:
-        """Path, body and headers of the request. Raises UNSUPPORTED for a parameter that is refused."""
+    def body(self, generation: Generation, *, stream: bool = False) -> dict[str, Any]:
+        """The request's body. Raises UNSUPPORTED for a parameter that is refused."""
         generation = fitted(generation, self._rules)
         hints = self._rules.prompt_cache_hint
-        body = request_body(generation, self.provider_model, self._max_output, stream=stream, hints=hints)
-        return _PATH, body, {"authorization": f"Bearer {self._client.key() or 'none'}"}
+        return request_body(generation, self.provider_model, self._max_output, stream=stream, hints=hints)
+
+    def _call(self, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any], dict[str, str]]:
+        """Path, body and headers of the request. Raises UNSUPPORTED for a parameter that is refused."""
+        headers = {"authorization": f"Bearer {self._client.key() or 'none'}"}
+        return _PATH, self.body(generation, stream=stream), headers
 
 
 def _read(blocks: BlockReader, body: dict[str, Any]) -> Delta | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from mesh.errors import Code, TenthError
@@ -38,7 +39,7 @@ class Reason(StrEnum):
     PURPOSE_FORBIDDEN = "PURPOSE_FORBIDDEN"
     """Unmetered generation was asked for by somebody other than the sandbox."""
     ATTEMPT_RUNNING = "ATTEMPT_RUNNING"
-    """The same attempt of the same request is running now."""
+    """The same attempt of the same request, or the same submission of a provider's batch, is running now."""
     ATTEMPT_LOG_UNAVAILABLE = "ATTEMPT_LOG_UNAVAILABLE"
     """The attempt could not be written down, so the provider was not called: spend must never be lost. A full disk is
     named in the message."""
@@ -71,12 +72,42 @@ class Reason(StrEnum):
     """The provider's answer is not what the OpenAI format says."""
     PROVIDER_INCOMPLETE = "PROVIDER_INCOMPLETE"
     """The provider's stream ended before the answer did."""
+    PROVIDER_BATCH_EXPIRED = "PROVIDER_BATCH_EXPIRED"
+    """The provider's batch expired before it ran this generation. Nothing was spent on it."""
+    PROVIDER_BATCH_CANCELLED = "PROVIDER_BATCH_CANCELLED"
+    """The provider's batch was cancelled before it ran this generation. Nothing was spent on it."""
+    PROVIDER_BATCH_TOO_LARGE = "PROVIDER_BATCH_TOO_LARGE"
+    """More generations or bytes than the provider takes in one batch; metadata has `max_item_count` and
+    `max_byte_count`. Nothing was sent."""
+    PROVIDER_BATCH_UNCERTAIN = "PROVIDER_BATCH_UNCERTAIN"
+    """An earlier, broken call may have made this batch, and the provider does not tell before the batches in question
+    have ended; RetryInfo says when to come back. No batch was made by this call."""
+    PROVIDER_BATCH_NOT_ENDED = "PROVIDER_BATCH_NOT_ENDED"
+    """Results were asked for of a provider's batch that runs."""
+    PROVIDER_BATCH_NOT_FOUND = "PROVIDER_BATCH_NOT_FOUND"
+    """The provider has no batch of this id, or no results of it any more."""
     ENGINE_FAILED = "ENGINE_FAILED"
     """The local engine failed while it worked on this; the log has it. SpentDetail has what was made before."""
     QUANTIZATION_UNPROVEN = "QUANTIZATION_UNPROVEN"
     """The local model is quantized and its evaluation is absent, of other weights, or below the threshold."""
     QUANTIZATION_INEFFECTIVE = "QUANTIZATION_INEFFECTIVE"
     """The local model should run quantized, and the engine quantized none of its layers."""
+
+
+PROVIDER_STATUS: Mapping[int, tuple[Code, Reason]] = {
+    400: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
+    401: (Code.FAILED_PRECONDITION, Reason.PROVIDER_UNAUTHENTICATED),
+    402: (Code.FAILED_PRECONDITION, Reason.PROVIDER_FORBIDDEN),
+    403: (Code.FAILED_PRECONDITION, Reason.PROVIDER_FORBIDDEN),
+    404: (Code.FAILED_PRECONDITION, Reason.PROVIDER_MODEL_NOT_FOUND),
+    408: (Code.UNAVAILABLE, Reason.PROVIDER_TIMEOUT),
+    413: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
+    422: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
+    429: (Code.RESOURCE_EXHAUSTED, Reason.PROVIDER_RATE_LIMITED),
+}
+"""What an HTTP status of a provider means; any other is PROVIDER_FAILED, UNAVAILABLE."""
+TOO_LONG = ("context_length", "prompt is too long")
+"""How providers say that the prompt does not fit, in the code or the text of a 400."""
 
 
 def unsupported(message: str, field: str) -> TenthError:

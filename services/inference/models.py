@@ -13,6 +13,11 @@ from services.inference.policy import Ability
 from services.inference.usage import Family, family_of
 
 _BACKENDS = ("vllm", "openai", "azure", "anthropic")
+_BATCHES: Mapping[str, tuple[str, ...]] = {
+    "openai": ("none", "openai", "anthropic"),
+    "anthropic": ("none", "anthropic"),
+}
+"""The batch interfaces that a backend's provider may have; the others have none."""
 _BY_BACKEND: Mapping[str, Mapping[str, str]] = {
     # The Messages API of 2026-10-21 refuses a request that has them at all; the others it never had.
     "anthropic": {
@@ -31,7 +36,8 @@ _BY_BACKEND: Mapping[str, Mapping[str, str]] = {
 class Provider:
     """Who runs models. ``backend`` is "vllm" (this process), "openai" (an HTTP endpoint speaking its format), "azure"
     (the same with Azure's paths, which ``api_version`` belongs to) or "anthropic" (the Messages API); ``family`` says
-    how it counts what was used. ``max_concurrent_requests`` 0: no limit."""
+    how it counts what was used. ``max_concurrent_requests`` 0: no limit. ``batches`` is the batch interface that it
+    has: "openai", "anthropic" or "none"."""
 
     name: str
     backend: str
@@ -41,6 +47,7 @@ class Provider:
     family: Family = Family.UNKNOWN
     api_version: str = ""
     max_concurrent_requests: int = 0
+    batches: str = "none"
 
     @property
     def wants_key(self) -> bool:
@@ -59,6 +66,8 @@ class Model:
     max_output: int
     ability: Ability
     rules: CallRules = field(default_factory=CallRules)
+    batch_rules: CallRules = field(default_factory=CallRules)
+    """The same for its provider's batches, which may be of another format than its online calls."""
     adapter: str = ""
     """A LoRA adapter's folder under the models directory, put on the provider's model; empty: none."""
     tool_format: str = ""
@@ -126,7 +135,15 @@ def _provider(name: str, entry: Entry) -> Provider:
         family,
         entry.text("api_version", ""),
         entry.integer("max_concurrent_requests", 0),
+        entry.choice("batches", _BATCHES.get(backend, ("none",)), _batches(backend, urlsplit(base_url).hostname)),
     )
+
+
+def _batches(backend: str, host: str | None) -> str:
+    """The batch interface of a provider whose entry names none: servers that only speak OpenAI's format have none."""
+    if backend == "anthropic":
+        return "anthropic"
+    return "openai" if backend == "openai" and host == "api.openai.com" else "none"
 
 
 def _rules(backend: str, *entries: Entry) -> CallRules:
@@ -167,6 +184,9 @@ def _model(name: str, entry: Entry, providers: Mapping[str, Provider], entries: 
         max_output=entry.integer("max_output_tokens"),
         ability=Ability(**{key: abilities.boolean(key, False) for key in ABILITY_KEYS - {"korean", "logprobs"}}),
         rules=_rules(provider.backend, entries[provider.name], entry),
+        batch_rules=_rules(
+            provider.backend if provider.batches == "none" else provider.batches, entries[provider.name], entry
+        ),
         adapter=entry.text("adapter", ""),
         tool_format=entry.text("tool_format") if "tool_format" in entry else "",
     )

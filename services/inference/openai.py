@@ -60,6 +60,10 @@ class OpenAiBackend(ProviderBackend):
         """The whole answer in one HTTP response."""
         async with self._client.answer(generation, meter, *self._call(generation, stream=False)) as (response, until):
             body = await sse.whole(response, until)
+        return self.read(body, meter)
+
+    def read(self, body: dict[str, Any], meter: Meter) -> Answer:
+        """A whole answer's object. Raises PROVIDER_GARBAGE, or PROVIDER_INCOMPLETE where it has no end."""
         meter.reported = UsageReader(self._client.endpoint.family).read(body)
         choice = _choice(body)
         message = choice.get("message")
@@ -104,14 +108,19 @@ class OpenAiBackend(ProviderBackend):
             raise sse.incomplete()
         yield Finished(reason, meter.usage())
 
-    def _call(
-        self, generation: Generation, *, stream: bool
-    ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]:
-        """Path, body, headers and query of the request. Raises UNSUPPORTED for a parameter that is refused."""
+    def body(self, generation: Generation, *, stream: bool = False) -> dict[str, Any]:
+        """The request's body. Raises UNSUPPORTED for a parameter that is refused."""
         generation = fitted(generation, self._rules)
         body = request_body(generation, self.provider_model, self._limit, stream=stream)
         if self._hints and (key := prompt_cache_key(generation)):
             body["prompt_cache_key"] = key
+        return body
+
+    def _call(
+        self, generation: Generation, *, stream: bool
+    ) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]:
+        """Path, body, headers and query of the request. Raises UNSUPPORTED for a parameter that is refused."""
+        body = self.body(generation, stream=stream)
         endpoint, key = self._client.endpoint, self._client.key() or "none"
         if not endpoint.api_version or endpoint.sandbox:
             return _PATH, body, {"authorization": f"Bearer {key}"}, {}

@@ -256,6 +256,12 @@ def with_passages(messages: Sequence[Message], passages: Sequence[str]) -> tuple
     return (*messages, Message("user", (block,)))
 
 
+def limited(generation: Generation, most: int) -> Generation:
+    """The generation with a limit of its output, at most the model's own (tokens)."""
+    limit = min(generation.sampling.max_output_tokens or most, most)
+    return replace(generation, sampling=replace(generation.sampling, max_output_tokens=limit))
+
+
 def check_abilities(generation: Generation, ability: Ability) -> None:
     """Refuse what the model cannot do, before anything is spent. Raises UNSUPPORTED naming the field."""
     name = generation.model

@@ -21,7 +21,7 @@ import httpx2
 
 from mesh import deadlines
 from mesh.errors import Code, TenthError
-from services.inference.errors import Reason
+from services.inference.errors import PROVIDER_STATUS, TOO_LONG, Reason
 from services.inference.policy import Generation, Meter
 from services.inference.retries import backoff_seconds, retry_after_seconds, spread_seconds
 from services.inference.slots import Slots
@@ -29,25 +29,12 @@ from services.inference.usage import Family
 
 log = logging.getLogger("tenth.inference.providers")
 
-_STATUS: dict[int, tuple[Code, Reason]] = {
-    400: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
-    401: (Code.FAILED_PRECONDITION, Reason.PROVIDER_UNAUTHENTICATED),
-    402: (Code.FAILED_PRECONDITION, Reason.PROVIDER_FORBIDDEN),
-    403: (Code.FAILED_PRECONDITION, Reason.PROVIDER_FORBIDDEN),
-    404: (Code.FAILED_PRECONDITION, Reason.PROVIDER_MODEL_NOT_FOUND),
-    408: (Code.UNAVAILABLE, Reason.PROVIDER_TIMEOUT),
-    413: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
-    422: (Code.INVALID_ARGUMENT, Reason.PROVIDER_REJECTED),
-    429: (Code.RESOURCE_EXHAUSTED, Reason.PROVIDER_RATE_LIMITED),
-}
 _OUR_ACCOUNT = frozenset({401, 402, 403})
 """Statuses about our key and credit, which are no caller's business (401 quotes a part of the key)."""
 _OVERLOADED = frozenset({503, 529})
 """The provider did nothing and says to come back; 529 is Anthropic's."""
 _RETRY_SECONDS = 0.1
 _RECONNECT_SECONDS = 0.05
-_TOO_LONG = ("context_length", "prompt is too long")
-"""How providers say that the prompt does not fit, in the code or the text of a 400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +142,59 @@ class ProviderClient:
         ours = self.endpoint.sandbox or self.endpoint.family is Family.VLLM
         if ours and generation.traceparent:
             named["traceparent"] = generation.traceparent
-        options = {"headers": {**named, self._sdk.raw_header: "stream"}, "params": dict(query or {})}
+        options = self._options(named, query)
+
+        def post() -> Awaitable[Any]:
+            return self._sdk.client.post(path, cast_to=httpx2.Response, body=body, options=options)  # type: ignore[no-any-return]  # the SDK's client has no type here
+
         arrived = asyncio.get_running_loop().time()
         async with self._slots.hold(budget):
             meter.queued_seconds = asyncio.get_running_loop().time() - arrived
             with self._failures():
                 async with asyncio.timeout_at(until):
-                    response = await self._send(meter, path, body, options)
+                    response = await self._send(meter, post)
                 try:
                     yield response, until
                 finally:
                     await response.aclose()
+
+    @asynccontextmanager
+    async def call(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, Any],
+        query: Mapping[str, str] | None = None,
+        content: Callable[[], Mapping[str, Any]] | None = None,
+        *,
+        careful: bool = False,
+    ) -> AsyncIterator[tuple[httpx2.Response, float | None]]:
+        """As ``answer``, of any other endpoint, with "get", "post" or "delete".
+
+        ``content`` makes what is sent, anew for each try, as the SDK's arguments: body, content or files. A "get" is
+        made again also where the connection broke, or the provider failed, before an answer began; a ``careful`` call
+        only where it was never connected, or refused for its rate.
+        """
+        budget = deadlines.budget(None)
+        until = None if budget is None else asyncio.get_running_loop().time() + budget
+        send = getattr(self._sdk.client, method)
+        options = self._options(headers, query)
+
+        def ask() -> Awaitable[Any]:
+            sent = content() if content is not None else {}
+            return send(path, cast_to=httpx2.Response, options=options, **sent)  # type: ignore[no-any-return]  # as above
+
+        async with self._slots.hold(budget):
+            with self._failures():
+                async with asyncio.timeout_at(until):
+                    response = await self._send(Meter(0, len), ask, harmless=method == "get", careful=careful)
+                try:
+                    yield response, until
+                finally:
+                    await response.aclose()
+
+    def _options(self, headers: Mapping[str, Any], query: Mapping[str, str] | None) -> dict[str, Any]:
+        return {"headers": {**headers, self._sdk.raw_header: "stream"}, "params": dict(query or {})}
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -181,20 +210,22 @@ class ProviderClient:
             said = f"{name}: the connection broke within the answer: {str(error) or type(error).__name__}"
             raise TenthError(Code.UNAVAILABLE, Reason.PROVIDER_INCOMPLETE, said, metadata=metadata) from error
 
-    async def _send(self, meter: Meter, path: str, body: Mapping[str, Any], options: dict[str, Any]) -> httpx2.Response:
+    async def _send(
+        self, meter: Meter, send: Callable[[], Awaitable[Any]], *, harmless: bool = False, careful: bool = False
+    ) -> httpx2.Response:
+        """``harmless``: the request changes nothing, however often it is made; ``careful``: a failed one may have."""
         waits = 0
         while True:
             meter.reached = True
             try:
-                response: httpx2.Response = await self._sdk.client.post(
-                    path, cast_to=httpx2.Response, body=body, options=options
-                )
+                response: httpx2.Response = await send()
                 return response
             except self._sdk.status_error as error:
                 meter.reached = False  # Refused: providers charge nothing for an error status.
                 failure = self._refused(error)
                 status, asked = int(failure.metadata["http_status"]), failure.retry_after_seconds
-                again = status in _OVERLOADED or (status == 429 and asked is not None)
+                again = (status in _OVERLOADED and not careful) or (status == 429 and asked is not None)
+                again = again or (harmless and status >= 500)
                 wait = (
                     backoff_seconds(_RETRY_SECONDS, waits, self._chances.random)
                     if asked is None
@@ -202,7 +233,7 @@ class ProviderClient:
                 )
             except self._sdk.connection_error as error:  # Timeouts of the connection included.
                 meter.reached = not _never_connected(error)
-                failure, again = self._unreachable(error), not meter.reached
+                failure, again = self._unreachable(error), harmless or not meter.reached
                 asked, wait = None, backoff_seconds(_RECONNECT_SECONDS, waits, self._chances.random)
             if not again or waits >= self.endpoint.retries:
                 raise failure
@@ -219,7 +250,7 @@ class ProviderClient:
         status: int = error.status_code
         name = self.endpoint.shown
         said = _said(error)
-        if status == 400 and any(word in f"{said} {_code(error)}" for word in _TOO_LONG):
+        if status == 400 and any(word in f"{said} {_code(error)}" for word in TOO_LONG):
             return TenthError(
                 Code.INVALID_ARGUMENT,
                 Reason.PROMPT_TOO_LONG,
@@ -227,7 +258,7 @@ class ProviderClient:
                 "generation.messages",
                 metadata={"http_status": str(status)},
             )
-        code, reason = _STATUS.get(status, (Code.UNAVAILABLE, Reason.PROVIDER_FAILED))
+        code, reason = PROVIDER_STATUS.get(status, (Code.UNAVAILABLE, Reason.PROVIDER_FAILED))
         if status in _OUR_ACCOUNT:
             log.error("%s: HTTP %d: %s", name, status, said)
             said = "the service's log has the provider's words"

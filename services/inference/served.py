@@ -11,6 +11,7 @@ from tenth.type.v1 import receipt_pb2
 from services.inference import convert
 from services.inference.attempts import timestamp
 from services.inference.backend import Backend
+from services.inference.batch_items import ProviderBatches
 from services.inference.circuits import SharedCircuit
 from services.inference.hedging import NUMBER_OFFSET
 from services.inference.models import Model
@@ -18,14 +19,23 @@ from services.inference.policy import Circuit, Generation, Meter
 from services.inference.usage import Usage
 
 
+@dataclass(frozen=True, slots=True)
+class ServedBatches:
+    """The batch interface of a model's provider, and how it is doing, apart from the online one."""
+
+    provider: ProviderBatches
+    circuit: Circuit | SharedCircuit
+
+
 @dataclass(slots=True)
 class Served:
-    """A catalogue model, what runs it, and how it is doing."""
+    """A catalogue model, what runs it, and how it is doing; ``batches`` None: its provider takes none."""
 
     model: Model
     backend: Backend
     circuit: Circuit | SharedCircuit
     running: int = 0
+    batches: ServedBatches | None = None
 
 
 class Attempt:

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +33,7 @@ from services.inference.policy import (
     Meter,
     check_abilities,
     check_prompt_logprobs,
+    limited,
     worst_case,
 )
 from services.inference.served import Attempt, Served, numbered
@@ -237,9 +237,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 request, tenant_id=identity.tenant_id, traceparent=traceparent(span)
             )
             assert served is not None
-            most = served.model.max_output
-            limit = min(generation.sampling.max_output_tokens or most, most)
-            generation = replace(generation, sampling=replace(generation.sampling, max_output_tokens=limit))
+            generation = limited(generation, served.model.max_output)
             check_abilities(generation, served.model.ability)
             check_prompt_logprobs(generation, served.backend.kind)
             attempt = Attempt(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,25 +15,22 @@ from mesh.errors import TenthError
 from mesh.server import Ping
 from services.inference.adapters import AdaptedBackend, Adapter, read_adapter
 from services.inference.backend import Backend
+from services.inference.batch_items import KnownBatches
 from services.inference.circuits import SharedCircuit
+from services.inference.clients import Clients, backend_of, open_batches
 from services.inference.errors import Reason
 from services.inference.hardware import detect
 from services.inference.hedging import HedgedBackend, HedgeDelay
 from services.inference.local_engine import engine_options
-from services.inference.models import Model, Provider, local_model, parse_catalog, tool_format_of
-from services.inference.openai import OpenAiBackend, OpenAiClient
+from services.inference.models import Model, local_model, parse_catalog, tool_format_of
 from services.inference.policy import Circuit
-from services.inference.providers import Endpoint, ProviderClient
-from services.inference.served import Served
+from services.inference.served import Served, ServedBatches
 from services.inference.settings import InferenceSettings
 from services.inference.unavailable import UnavailableBackend
-from services.inference.usage import Family
 from services.inference.vllm import VllmBackend
 from services.inference.vllm_engine import Signals
 
 log = logging.getLogger("tenth.inference")
-
-_KEY_SECONDS = 2.0
 
 
 def read_catalog(settings: InferenceSettings) -> tuple[dict[str, Model], Model | None]:
@@ -56,9 +52,13 @@ async def open_models(
     otlp_endpoint: str,
     stack: AsyncExitStack,
     signals: Signals | None = None,
+    upload_dir: Path | None = None,
 ) -> tuple[dict[str, Served], dict[str, Ping]]:
-    """A backend for every model, owned by the stack; and the pings that readiness waits for."""
-    clients: dict[str, ProviderClient] = {}
+    """A backend for every model, owned by the stack; and the pings that readiness waits for.
+
+    What goes into providers' batches is put together in ``upload_dir``; None: where temporary files are.
+    """
+    clients = Clients(settings, stack)
     engine: VllmBackend | None = None
     pings: dict[str, Ping] = {}
     adapters, unusable = _adapters(catalog, local, settings.models_dir)
@@ -72,23 +72,32 @@ async def open_models(
         pings["vllm"] = engine.ping
     served: dict[str, Served] = {}
     circuits: dict[str, Circuit] = {}
+    batch_circuits: dict[str, Circuit] = {}
+    known: dict[str, KnownBatches] = {}
     for model in catalog.values():
         backend: Backend
         if model.provider.backend != "vllm":
-            backend = _remote(model, settings, clients, stack)
+            backend = _remote(model, clients)
         elif model.name in unusable:
             backend = UnavailableBackend(model, "vllm", unusable[model.name], Reason.ADAPTER_UNAVAILABLE)
         elif engine is not None and local is not None and model.provider_model == local.provider_model:
             backend = AdaptedBackend(engine, model.adapter) if model.adapter else engine
         else:
             backend = UnavailableBackend(model, "vllm", "another replica's engine serves this model, not this one's")
-        own = Circuit(settings.circuit_failures, settings.circuit_open_seconds)
+        own = _circuit(settings)
         circuit: Circuit | SharedCircuit = own
         if model.provider.backend != "vllm":
-            whole = Circuit(settings.circuit_failures, settings.circuit_open_seconds)
-            circuit = SharedCircuit(own, circuits.setdefault(model.provider.name, whole))
+            circuit = SharedCircuit(own, circuits.setdefault(model.provider.name, _circuit(settings)))
         served[model.name] = Served(model, backend, circuit)
+        batches = open_batches(model, clients, known.setdefault(model.provider.name, KnownBatches()), upload_dir)
+        if batches is not None:
+            own = batch_circuits.setdefault(model.provider.name, _circuit(settings))
+            served[model.name].batches = ServedBatches(batches, SharedCircuit(own, circuits[model.provider.name]))
     return served, pings
+
+
+def _circuit(settings: InferenceSettings) -> Circuit:
+    return Circuit(settings.circuit_failures, settings.circuit_open_seconds)
 
 
 def _adapters(
@@ -129,83 +138,12 @@ def drain_seconds(settings: InferenceSettings, mesh_drain_seconds: float) -> flo
     return max(min(settings.notice_seconds, mesh_drain_seconds - 0.5), 0.0)
 
 
-def _remote(
-    model: Model, settings: InferenceSettings, clients: dict[str, ProviderClient], stack: AsyncExitStack
-) -> Backend:
+def _remote(model: Model, clients: Clients) -> Backend:
     provider = model.provider
-    client = clients.get(provider.name)
+    client = clients.of(provider, provider.backend)
     if client is None:
-        key = key_reader(provider, os.environ, time.monotonic)
-        sandbox = provider.wants_key and not key()
-        if sandbox and not settings.sandbox_url:
-            wanted = " or ".join(str(name) for name in (provider.key_env, provider.key_file) if name)
-            return UnavailableBackend(model, provider.backend, f"no key: set {wanted}, or TENTH_INFERENCE_SANDBOX_URL")
-        if sandbox:
-            log.warning("SANDBOX: %s has no key; %s plays it", provider.name, settings.sandbox_url)
-        endpoint = Endpoint(
-            provider=provider.name,
-            base_url=settings.sandbox_url if sandbox else provider.base_url,
-            connect_seconds=settings.connect_timeout_seconds,
-            max_connections=settings.max_connections,
-            retries=settings.retries,
-            max_retry_wait_seconds=settings.max_retry_wait_seconds,
-            sandbox=sandbox,
-            family=sandbox_family(provider.backend) if sandbox else provider.family,
-            silence_seconds=settings.stream_silence_seconds,
-            max_concurrent=provider.max_concurrent_requests,
-            api_version=provider.api_version,
-        )
-        client = clients[provider.name] = _client(provider.backend, endpoint, key)
-        stack.push_async_callback(client.close)
-    backend = _backend(client, model)
+        wanted = " or ".join(str(name) for name in (provider.key_env, provider.key_file) if name)
+        return UnavailableBackend(model, provider.backend, f"no key: set {wanted}, or TENTH_INFERENCE_SANDBOX_URL")
+    backend = backend_of(client, model, model.rules)
     after = model.rules.hedge_after_seconds
     return HedgedBackend(backend, HedgeDelay(after), time.monotonic) if after else backend
-
-
-def _client(backend: str, endpoint: Endpoint, key: Callable[[], str]) -> ProviderClient:
-    if backend != "anthropic":
-        return OpenAiClient(endpoint, key)
-    # 38 MiB and a second that only those pay for who have such a provider.
-    from services.inference.anthropic import AnthropicClient
-
-    return AnthropicClient(endpoint, key)
-
-
-def _backend(client: ProviderClient, model: Model) -> Backend:
-    if isinstance(client, OpenAiClient):
-        return OpenAiBackend(client, model.provider_model, model.rules)
-    from services.inference.anthropic import AnthropicBackend, AnthropicClient
-
-    assert isinstance(client, AnthropicClient)
-    return AnthropicBackend(client, model.provider_model, model.max_output, model.rules)
-
-
-def sandbox_family(backend: str) -> Family:
-    """How the sandbox counts when it plays a provider of this backend: it speaks OpenAI's format and the Messages
-    API's."""
-    return Family.ANTHROPIC if backend == "anthropic" else Family.OPENAI
-
-
-def key_reader(provider: Provider, environment: Mapping[str, str], clock: Callable[[], float]) -> Callable[[], str]:
-    """What gives the provider's key: its file, read again when it may have changed, else its variable; or nothing."""
-    path = provider.key_file
-    if path is None:
-        value = environment.get(provider.key_env, "").strip() if provider.key_env else ""
-        return lambda: value
-    kept, read_at = "", -_KEY_SECONDS
-
-    def read() -> str:
-        nonlocal kept, read_at
-        now = clock()
-        if now - read_at >= _KEY_SECONDS:
-            kept, read_at = _read(path) or kept, now
-        return kept
-
-    return read
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except OSError:
-        return ""  # Being replaced right now, or not there: the key read last stays.

@@ -94,6 +94,13 @@ async def whole(response: httpx2.Response, until: float | None) -> dict[str, Any
     return body
 
 
+async def chunks(response: httpx2.Response, until: float | None) -> AsyncIterator[bytes]:
+    """A body of any kind as it comes; ``until`` as for events."""
+    pieces = response.aiter_bytes()
+    while chunk := await _next(pieces, until, 0.0):
+        yield chunk
+
+
 def garbage(said: str) -> TenthError:
     """An answer that is not what the format says."""
     return TenthError(Code.UNAVAILABLE, Reason.PROVIDER_GARBAGE, said)

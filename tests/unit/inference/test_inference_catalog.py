@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mesh.catalog import CatalogError
+from services.inference.clients import key_reader
 from services.inference.models import Provider, local_model, parse_catalog, tool_format_of
-from services.inference.serving import key_reader
 
 GOOD = """
 providers:

@@ -597,10 +597,16 @@ class ProviderBatchHead(_message.Message):
     SUBMISSION_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    FIRST_CALL_FIELD_NUMBER: _builtins.int
     submission_id: _builtins.str
     """UUID of this submission; the same one is sent again after a broken call. Required."""
     model: _builtins.str
     """The catalogue model. Required."""
+    first_call: _builtins.bool
+    """True when no earlier call with this submission_id was begun: what one may have made is then not looked for. Default:
+    false, which is always safe; at a provider that keeps no name of ours (Anthropic) it may end in
+    PROVIDER_BATCH_UNCERTAIN while other batches of as many generations run.
+    """
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
         """When the submission was begun first: what the provider lists from before it cannot be it. Required."""
@@ -611,10 +617,11 @@ class ProviderBatchHead(_message.Message):
         submission_id: _builtins.str = ...,
         model: _builtins.str = ...,
         begin_time: _timestamp_pb2.Timestamp | None = ...,
+        first_call: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "model", b"model", "submission_id", b"submission_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "first_call", b"first_call", "model", b"model", "submission_id", b"submission_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,6 +641,7 @@ class ProviderBatch(_message.Message):
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRYABLE_FIELD_NUMBER: _builtins.int
     provider_batch_id: _builtins.str
     """The provider's id of it."""
     model: _builtins.str
@@ -648,6 +656,10 @@ class ProviderBatch(_message.Message):
     """Failed."""
     error_message: _builtins.str
     """Why it could not run, for a person; with FAILED."""
+    retryable: _builtins.bool
+    """With FAILED: true when the provider may take the same batch later (as much waits there as the account may have).
+    Submitting it again, also under its submission_id, makes a new one.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider gives up on it."""
@@ -663,10 +675,11 @@ class ProviderBatch(_message.Message):
         failed_count: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         error_message: _builtins.str = ...,
+        retryable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "error_message", b"error_message", "expire_time", b"expire_time", "failed_count", b"failed_count", "item_count", b"item_count", "model", b"model", "provider_batch_id", b"provider_batch_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "error_message", b"error_message", "expire_time", b"expire_time", "failed_count", b"failed_count", "item_count", b"item_count", "model", b"model", "provider_batch_id", b"provider_batch_id", "retryable", b"retryable", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
