@@ -165,7 +165,8 @@ class BatchActivities:
     @activity.defn(name="submit_batch")
     async def submit_batch(self, asked: ProviderWork) -> Submitted:
         """Hand a batch to a provider."""
-        return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, stop, beat))
+        number = activity.info().attempt
+        return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, number, stop, beat))
 
     @activity.defn(name="poll_batch")
     async def poll_batch(self, asked: AtProvider) -> Polled:

@@ -55,6 +55,7 @@ class PlayedBatch:
     generations: list[inference_pb2.GenerateTextRequest]
     state: inference_pb2.ProviderBatchState.ValueType = inference_pb2.PROVIDER_BATCH_STATE_RUNNING
     results: list[inference_pb2.StreamProviderBatchResultsResponse] = field(default_factory=list)
+    retryable: bool = False
 
 
 class Layers(
@@ -239,7 +240,10 @@ class Layers(
     ) -> inference_pb2.GetProviderBatchLimitsResponse:
         self._called("limits")
         return inference_pb2.GetProviderBatchLimitsResponse(
-            supported=not MODELS[request.model].self_hosted, max_item_count=1000, max_byte_count=10**8
+            supported=not MODELS[request.model].self_hosted,
+            max_item_count=1000,
+            max_byte_count=10**8,
+            interface=MODELS[request.model].backend,
         )
 
     async def SubmitProviderBatch(
@@ -247,6 +251,7 @@ class Layers(
     ) -> inference_pb2.SubmitProviderBatchResponse:
         head = (await anext(request)).head
         generations = [part.generation async for part in request]
+        assert head.first_call or head.submission_id in self.submissions, "only a repeated call is none"
         self.submissions.append(head.submission_id)
         name = f"batch-{head.submission_id}"
         for generation in generations:
@@ -283,7 +288,11 @@ class Layers(
     def _batch(self, name: str) -> inference_pb2.ProviderBatch:
         batch = self.batches[name]
         return inference_pb2.ProviderBatch(
-            provider_batch_id=name, model=batch.model, state=batch.state, item_count=len(batch.generations)
+            provider_batch_id=name,
+            model=batch.model,
+            state=batch.state,
+            item_count=len(batch.generations),
+            retryable=batch.retryable,
         )
 
     # The ledger.

@@ -150,3 +150,21 @@ async def test_what_is_not_answered_at_the_deadline_fails_typed(tmp_path: Path, 
 
 def half_and_no_more(batch: PlayedBatch) -> None:
     batch.results = [result(one) for one in batch.generations[: len(batch.generations) // 2]]
+
+
+async def test_a_provider_without_room_is_asked_again(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+
+    def no_room_at_first(batch: PlayedBatch) -> None:
+        if len(layers.batches) > 4:
+            return answer_all(batch)
+        batch.state, batch.retryable = inference_pb2.PROVIDER_BATCH_STATE_FAILED, True
+        return None
+
+    layers.on_submit = no_room_at_first
+    async with engine(tmp_path, temporal_address, layers=layers, provider_tries=1) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(3)])
+        progress = await made.run(ref)
+        assert (progress.done, progress.lanes) == (3, {"openai": 3})
+        assert len(set(layers.submissions)) == 5
+        assert not layers.reserved

@@ -68,11 +68,11 @@ def test_a_lane_is_allowed_and_a_provider_has_a_batch_price(facts: ModelFacts, a
         assert choice.lane, "with every lane allowed each item has one"
 
 
-def test_the_lane_of_a_backend() -> None:
-    assert provider_lane("azure", True) == OPENAI
-    assert provider_lane("anthropic", True) == ANTHROPIC
-    assert provider_lane("openai", False) == ""
-    assert provider_lane("vllm", True) == ""
+def test_the_lane_of_a_batch_interface() -> None:
+    assert provider_lane("openai") == OPENAI
+    assert provider_lane("anthropic") == ANTHROPIC
+    assert provider_lane("") == ""
+    assert provider_lane("another") == "", "a provider of a later version has no lane yet"
 
 
 def test_who_may_have_the_answer_of_the_same_question() -> None:
