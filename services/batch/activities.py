@@ -165,7 +165,8 @@ class BatchActivities:
     @activity.defn(name="submit_batch")
     async def submit_batch(self, asked: ProviderWork) -> Submitted:
         """Hand a batch to a provider."""
-        return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, stop, beat))
+        number = activity.info().attempt
+        return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, number, stop, beat))
 
     @activity.defn(name="poll_batch")
     async def poll_batch(self, asked: AtProvider) -> Polled:
@@ -211,6 +212,7 @@ class BatchActivities:
             lane=asked.lane,
             run=asked.ref.run,
             delivery=delivery,
+            repeated=activity.info().attempt > 1,
             deadline=asked.deadline_seconds,
             another_model=asked.another_model,
             at_batch_prices=asked.at_batch_prices,

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -66,10 +67,13 @@ class Temporal:
         self._key_stamp = 0
 
     async def ping(self) -> None:
-        """Raise while Temporal does not answer."""
+        """Raise while Temporal does not answer, or has no such namespace."""
         client = await self.client()
-        if not await self._rpc(client.service_client.check_health(timeout=self._timeout)):
-            raise temporal_unavailable("it is not serving")
+        request = DescribeNamespaceRequest(namespace=self._settings.temporal_namespace)
+        try:
+            await self._rpc(client.workflow_service.describe_namespace(request, timeout=self._timeout))
+        except _WorkflowUnknownError:
+            raise temporal_unavailable(f"it has no namespace {self._settings.temporal_namespace!r}") from None
 
     async def start(self, ref: BatchRef, *, cancelled: bool = False) -> None:
         """Start a run's workflow, unless it was started before. ``cancelled``: told at once to cancel."""
