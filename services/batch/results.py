@@ -41,7 +41,7 @@ class Results:
     ) -> AsyncIterator[batch_pb2.StreamBatchResultsResponse]:
         """Results until the batch has ended. Raises NOT_FOUND, UNAVAILABLE."""
         view = await self._views.look(tenant_id, batch_id)
-        order = _Order(view.stored.item_count, in_input_order=in_input_order)
+        order = Order(view.stored.item_count, in_input_order=in_input_order)
         for run in range(2, view.ref.run + 1):
             order.takes(run, await read_run_items(self._store, BatchRef(tenant_id, batch_id, run)) or ())
         seen: set[str] = set()
@@ -82,7 +82,7 @@ class Results:
         return {index for deletion in deletions for index in deletion.indexes}
 
 
-class _Order:
+class Order:
     """Which result may be told when; pure. Places are those of the temporary file."""
 
     def __init__(self, item_count: int, *, in_input_order: bool) -> None:
