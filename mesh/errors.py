@@ -54,6 +54,8 @@ class Reason(StrEnum):
     """A field has a value that is not allowed; `field` names it."""
     REQUIRED_FIELD = "REQUIRED_FIELD"
     """A required field is absent; `field` names it."""
+    PROMPT_TOO_LARGE = "PROMPT_TOO_LARGE"
+    """The prompt has more bytes than the deployment takes."""
     UNIMPLEMENTED = "UNIMPLEMENTED"
     """The method exists in the contract, but this service does not serve it."""
 

@@ -16,13 +16,13 @@ from mesh.auth import Identity, act_for
 from mesh.errors import Code, TenthError, invalid_argument
 from mesh.receipt import price_of
 from mesh.telemetry import current_trace_id
+from mesh.validation import validate
 from services.orchestrator import policy
 from services.orchestrator.call import Call, Later
 from services.orchestrator.errors import Reason
 from services.orchestrator.half_state import prices_of
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.snapshot import Snapshot
-from services.orchestrator.validation import validate
 
 _MAX_TRACKED_TENANTS = 100_000
 _SAVING_LAYERS = frozenset(("cache", "routing", "compression"))

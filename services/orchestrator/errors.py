@@ -10,8 +10,6 @@ class Reason(StrEnum):
 
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     """The request_id was used before with another payload."""
-    PROMPT_TOO_LARGE = "PROMPT_TOO_LARGE"
-    """The prompt has more bytes than the deployment takes."""
     UNKNOWN_TENANT = "UNKNOWN_TENANT"
     """The caller's tenant is not in the ledger."""
     RATE_LIMITED = "RATE_LIMITED"

@@ -28,7 +28,7 @@ from tenth.orchestrator.v1 import orchestrator_pb2 as tenth_dot_orchestrator_dot
 from tenth.type.v1 import chat_pb2 as tenth_dot_type_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btenth/batch/v1/stored.proto\x12\x0etenth.batch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atenth/batch/v1/batch.proto\x1a(tenth/orchestrator/v1/orchestrator.proto\x1a\x18tenth/type/v1/chat.proto\"\xd4\x02\n\x0bStoredBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\x17\n\x0fmay_assert_user\x18\x04 \x01(\x08\x12+\n\x06header\x18\x05 \x01(\x0b\x32\x1b.tenth.batch.v1.BatchHeader\x12\x14\n\x0cinput_digest\x18\x06 \x01(\x0c\x12\x12\n\nitem_count\x18\x07 \x01(\x03\x12\x18\n\x10items_per_object\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rdeadline_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08gathered\x18\x0b \x01(\x08\x12\x10\n\x08user_ids\x18\x0c \x03(\t\"\x86\x01\n\nStoredItem\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0c\n\x04line\x18\x02 \x01(\x03\x12\x11\n\tcustom_id\x18\x03 \x01(\t\x12\x31\n\x07request\x18\x04 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x15\n\rsame_as_index\x18\x05 \x01(\x03\"W\n\x0eStoredPrepared\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x36\n\x07outcome\x18\x02 \x01(\x0b\x32%.tenth.orchestrator.v1.PrepareOutcome\"\x8a\x01\n\x0cStoredResult\x12\r\n\x05index\x18\x01 \x01(\x03\x12:\n\x06result\x18\x02 \x01(\x0b\x32*.tenth.batch.v1.StreamBatchResultsResponse\x12\x0c\n\x04lane\x18\x03 \x01(\t\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x11\n\tretryable\x18\x05 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btenth/batch/v1/stored.proto\x12\x0etenth.batch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atenth/batch/v1/batch.proto\x1a(tenth/orchestrator/v1/orchestrator.proto\x1a\x18tenth/type/v1/chat.proto\"\x81\x03\n\x0bStoredBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\x17\n\x0fmay_assert_user\x18\x04 \x01(\x08\x12+\n\x06header\x18\x05 \x01(\x0b\x32\x1b.tenth.batch.v1.BatchHeader\x12\x14\n\x0cinput_digest\x18\x06 \x01(\x0c\x12\x12\n\nitem_count\x18\x07 \x01(\x03\x12\x18\n\x10items_per_object\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rdeadline_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08gathered\x18\x0b \x01(\x08\x12\x10\n\x08user_ids\x18\x0c \x03(\t\x12\x14\n\x0cobject_count\x18\r \x01(\x05\x12\x15\n\rmore_user_ids\x18\x0e \x01(\x08\"\x86\x01\n\nStoredItem\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0c\n\x04line\x18\x02 \x01(\x03\x12\x11\n\tcustom_id\x18\x03 \x01(\t\x12\x31\n\x07request\x18\x04 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x15\n\rsame_as_index\x18\x05 \x01(\x03\"\x81\x01\n\x0eStoredPrepared\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x36\n\x07outcome\x18\x02 \x01(\x0b\x32%.tenth.orchestrator.v1.PrepareOutcome\x12(\n\x04item\x18\x03 \x01(\x0b\x32\x1a.tenth.batch.v1.StoredItem\"\x8a\x01\n\x0cStoredResult\x12\r\n\x05index\x18\x01 \x01(\x03\x12:\n\x06result\x18\x02 \x01(\x0b\x32*.tenth.batch.v1.StreamBatchResultsResponse\x12\x0c\n\x04lane\x18\x03 \x01(\t\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x11\n\tretryable\x18\x05 \x01(\x08\"\xc7\x01\n\tStoredRun\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rdeadline_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nitem_count\x18\x04 \x01(\x03\x12\x0f\n\x07started\x18\x05 \x01(\x08\x12$\n\x05\x65nded\x18\x06 \x01(\x0b\x32\x15.tenth.batch.v1.Batch\"!\n\x0eStoredRunItems\x12\x0f\n\x07indexes\x18\x01 \x03(\x03\"\xb4\x02\n\x0cStoredQueued\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x17\n\x0fmay_assert_user\x18\x03 \x01(\x08\x12\x31\n\x07request\x18\x04 \x01(\x0b\x32 .tenth.type.v1.CompletionRequest\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rdeadline_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62\x61tch_id\x18\x08 \x01(\t\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"u\n\nStoredOpen\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\t\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x0eStoredDeletion\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07indexes\x18\x02 \x03(\x03\x12\x13\n\x0brequest_ids\x18\x03 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tenth.batch.v1.stored_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STOREDBATCH']._serialized_start=177
-  _globals['_STOREDBATCH']._serialized_end=517
-  _globals['_STOREDITEM']._serialized_start=520
-  _globals['_STOREDITEM']._serialized_end=654
-  _globals['_STOREDPREPARED']._serialized_start=656
-  _globals['_STOREDPREPARED']._serialized_end=743
-  _globals['_STOREDRESULT']._serialized_start=746
-  _globals['_STOREDRESULT']._serialized_end=884
+  _globals['_STOREDBATCH']._serialized_end=562
+  _globals['_STOREDITEM']._serialized_start=565
+  _globals['_STOREDITEM']._serialized_end=699
+  _globals['_STOREDPREPARED']._serialized_start=702
+  _globals['_STOREDPREPARED']._serialized_end=831
+  _globals['_STOREDRESULT']._serialized_start=834
+  _globals['_STOREDRESULT']._serialized_end=972
+  _globals['_STOREDRUN']._serialized_start=975
+  _globals['_STOREDRUN']._serialized_end=1174
+  _globals['_STOREDRUNITEMS']._serialized_start=1176
+  _globals['_STOREDRUNITEMS']._serialized_end=1209
+  _globals['_STOREDQUEUED']._serialized_start=1212
+  _globals['_STOREDQUEUED']._serialized_end=1520
+  _globals['_STOREDOPEN']._serialized_start=1522
+  _globals['_STOREDOPEN']._serialized_end=1639
+  _globals['_STOREDDELETION']._serialized_start=1641
+  _globals['_STOREDDELETION']._serialized_end=1712
 # @@protoc_insertion_point(module_scope)

@@ -42,6 +42,8 @@ class StoredBatch(_message.Message):
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     GATHERED_FIELD_NUMBER: _builtins.int
     USER_IDS_FIELD_NUMBER: _builtins.int
+    OBJECT_COUNT_FIELD_NUMBER: _builtins.int
+    MORE_USER_IDS_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """Its id."""
     tenant_id: _builtins.str
@@ -55,9 +57,13 @@ class StoredBatch(_message.Message):
     item_count: _builtins.int
     """Items in all."""
     items_per_object: _builtins.int
-    """Items of an input object, but for the last."""
+    """Most items of an input object; one of long items holds fewer, so that none is larger than memory likes."""
     gathered: _builtins.bool
     """True when it was gathered from single requests: each result is also kept by its request_id."""
+    object_count: _builtins.int
+    """Input objects, numbered from 0."""
+    more_user_ids: _builtins.bool
+    """True when items name more users than user_ids holds: every input object is then read for a deletion."""
     @_builtins.property
     def header(self) -> _batch_pb2.BatchHeader:
         """The head, as given."""
@@ -72,7 +78,7 @@ class StoredBatch(_message.Message):
 
     @_builtins.property
     def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """End users that items name, for deletion; empty with more than 1,000 of them: then every input object is read."""
+        """End users that items name, for deletion; at most 1,000."""
 
     def __init__(
         self,
@@ -89,10 +95,12 @@ class StoredBatch(_message.Message):
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         gathered: _builtins.bool = ...,
         user_ids: _abc.Iterable[_builtins.str] | None = ...,
+        object_count: _builtins.int = ...,
+        more_user_ids: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "caller", b"caller", "create_time", b"create_time", "deadline_time", b"deadline_time", "gathered", b"gathered", "header", b"header", "input_digest", b"input_digest", "item_count", b"item_count", "items_per_object", b"items_per_object", "may_assert_user", b"may_assert_user", "tenant_id", b"tenant_id", "user_ids", b"user_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "caller", b"caller", "create_time", b"create_time", "deadline_time", b"deadline_time", "gathered", b"gathered", "header", b"header", "input_digest", b"input_digest", "item_count", b"item_count", "items_per_object", b"items_per_object", "may_assert_user", b"may_assert_user", "more_user_ids", b"more_user_ids", "object_count", b"object_count", "tenant_id", b"tenant_id", "user_ids", b"user_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -146,21 +154,27 @@ class StoredPrepared(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The item's place in the input."""
     @_builtins.property
     def outcome(self) -> _orchestrator_pb2.PrepareOutcome:
         """What the first half said."""
 
+    @_builtins.property
+    def item(self) -> Global___StoredItem:
+        """The item itself, so that a chunk can be run from one object."""
+
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         outcome: _orchestrator_pb2.PrepareOutcome | None = ...,
+        item: Global___StoredItem | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "item", b"item", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,3 +219,211 @@ class StoredResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoredResult: _TypeAlias = StoredResult  # noqa: Y015
+
+@_typing.final
+class StoredRun(_message.Message):
+    """One run of a batch, under batches/TENANT/BATCH/state/RUN.pb. Written when the run is wanted, again when its workflow is
+    known to have started, and again when it ended.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    run: _builtins.int
+    """The run, from 1."""
+    item_count: _builtins.int
+    """Items of this run."""
+    started: _builtins.bool
+    """True when its workflow is known to have started; it is never started again."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was wanted."""
+
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it must be done."""
+
+    @_builtins.property
+    def ended(self) -> _batch_pb2.Batch:
+        """How far it was when it ended, counts and sums of this run alone; absent while it runs."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        item_count: _builtins.int = ...,
+        started: _builtins.bool = ...,
+        ended: _batch_pb2.Batch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "ended", b"ended"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "ended", b"ended", "item_count", b"item_count", "run", b"run", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredRun: _TypeAlias = StoredRun  # noqa: Y015
+
+@_typing.final
+class StoredRunItems(_message.Message):
+    """Which items a run after the first takes, under batches/TENANT/BATCH/run/RUN/items.pb."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEXES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their places in the input, ascending."""
+
+    def __init__(
+        self,
+        *,
+        indexes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredRunItems: _TypeAlias = StoredRunItems  # noqa: Y015
+
+@_typing.final
+class StoredQueued(_message.Message):
+    """A single request that can wait, under queued/TENANT/REQUEST_ID.pb. Its result is a StoredResult of its own, under
+    queued/TENANT/REQUEST_ID-result.pb.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    MAY_ASSERT_USER_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """On whose behalf it runs."""
+    caller: _builtins.str
+    """The caller's name."""
+    may_assert_user: _builtins.bool
+    """True when that caller may name users and projects."""
+    digest: _builtins.bytes
+    """SHA-256 of it: the same request_id with another is REQUEST_ID_REUSED."""
+    batch_id: _builtins.str
+    """The batch it was gathered into; empty while it waits."""
+    @_builtins.property
+    def request(self) -> _chat_pb2.CompletionRequest:
+        """The request."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came."""
+
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it must be answered."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it and its result are deleted."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        may_assert_user: _builtins.bool = ...,
+        request: _chat_pb2.CompletionRequest | None = ...,
+        digest: _builtins.bytes = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        batch_id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "expire_time", b"expire_time", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "caller", b"caller", "create_time", b"create_time", "deadline_time", b"deadline_time", "digest", b"digest", "expire_time", b"expire_time", "may_assert_user", b"may_assert_user", "request", b"request", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredQueued: _TypeAlias = StoredQueued  # noqa: Y015
+
+@_typing.final
+class StoredOpen(_message.Message):
+    """A batch that is being taken in, or whose last run is not known to have ended, under open/TENANT/BATCH."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose it is."""
+    batch_id: _builtins.str
+    """The batch."""
+    upload_id: _builtins.str
+    """Which upload writes its input: another upload of the same request_id takes it over by writing its own."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was written."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        batch_id: _builtins.str = ...,
+        upload_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "create_time", b"create_time", "tenant_id", b"tenant_id", "upload_id", b"upload_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredOpen: _TypeAlias = StoredOpen  # noqa: Y015
+
+@_typing.final
+class StoredDeletion(_message.Message):
+    """One end user whose items are deleted from a batch, under batches/TENANT/BATCH/deleted_users/USER."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    INDEXES_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The end user."""
+    @_builtins.property
+    def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The places of the items in the input."""
+
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their request ids, of a gathered batch."""
+
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        indexes: _abc.Iterable[_builtins.int] | None = ...,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes", "request_ids", b"request_ids", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredDeletion: _TypeAlias = StoredDeletion  # noqa: Y015

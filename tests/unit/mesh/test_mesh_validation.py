@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tenth.type.v1 import chat_pb2
 
 from mesh.errors import Code, Reason, TenthError
-from services.orchestrator.validation import prompt_bytes, validate
+from mesh.validation import prompt_bytes, validate
 
 LIMIT = 4 * 1024 * 1024
-BAD, MISSING, LARGE = Reason.INVALID_FIELD, Reason.REQUIRED_FIELD, "PROMPT_TOO_LARGE"
+BAD, MISSING, LARGE = Reason.INVALID_FIELD, Reason.REQUIRED_FIELD, Reason.PROMPT_TOO_LARGE
 NAN, INF = float("nan"), float("inf")
 USER, ASSISTANT, TOOL, SYSTEM = chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT, chat_pb2.ROLE_TOOL, chat_pb2.ROLE_SYSTEM
 UNKNOWN: Any = 77

@@ -1,4 +1,5 @@
-"""Checks of a request's form. Every refusal names the field; nothing has been looked up or spent by then."""
+"""Checks of a completion request's form, the same wherever one is taken in. Every refusal names the field; nothing has
+been looked up or spent by then."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ from collections.abc import Sequence
 
 from tenth.type.v1 import chat_pb2
 
-from mesh.errors import TenthError, invalid_argument, required
-from services.orchestrator.errors import Reason
+from mesh.errors import Reason, TenthError, invalid_argument, required
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -34,7 +34,7 @@ def validate(request: chat_pb2.CompletionRequest, max_prompt_bytes: int) -> None
     _response_format(request.response_format)
     _sampling(request.sampling)
     _policy(request.policy)
-    _labels(request)
+    check_labels(request)
     _chunks(request.retrieved_chunks)
     size = prompt_bytes(request)
     if size > max_prompt_bytes:
@@ -178,7 +178,8 @@ def _policy(policy: chat_pb2.RequestPolicy) -> None:
             raise invalid_argument("is negative", field=f"{field}.{name}")
 
 
-def _labels(request: chat_pb2.CompletionRequest) -> None:
+def check_labels(request: chat_pb2.CompletionRequest) -> None:
+    """Check tags, namespace, user and project alone. Raises INVALID_ARGUMENT with the field's path."""
     if len(request.tags) > _MAX_TAGS:
         raise invalid_argument(f"at most {_MAX_TAGS} tags", field="request.tags")
     for key, value in request.tags.items():

@@ -1,0 +1,1 @@
+"""Batches: requests that can wait, at half the price or less."""

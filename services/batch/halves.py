@@ -1,0 +1,80 @@
+"""The orchestrator's two halves, a hundred items a call: what activities ask of them, again where that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tenth.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.batch.calls import Layers, Stop, patiently
+from services.batch.policy import Failure, pause_seconds
+from services.batch.settings import WorkerSettings
+
+PER_CALL = 100
+"""Most items of one call."""
+_MOST_TTL_SECONDS = 8 * 86_400 - 60
+_TTL_SLACK_SECONDS = 3600
+
+
+def reservation_seconds(now: float, deadline: float) -> int:
+    """How long a reservation must stand so that an item answered late still finds it."""
+    return int(min(max(deadline - now, 0) + _TTL_SLACK_SECONDS, _MOST_TTL_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """Calls of CompletionHalvesService."""
+
+    layers: Layers
+    settings: WorkerSettings
+
+    async def prepare(self, items: Sequence[pb.CompletionToPrepare], stop: Stop) -> list[pb.PrepareOutcome]:
+        """The first half, item by item in order; those that may go better later are asked again a few times.
+
+        Raises TenthError while the orchestrator stays away.
+        """
+        outcomes: list[pb.PrepareOutcome] = [pb.PrepareOutcome()] * len(items)
+        places = list(range(len(items)))
+        for tried in range(1, self.settings.prepare_tries + 1):
+            for start in range(0, len(places), PER_CALL):
+                part = places[start : start + PER_CALL]
+                request = pb.PrepareCompletionsRequest(items=[items[place] for place in part])
+                answer = await patiently(lambda: self._prepare(request), self.settings.patience_seconds, stop)  # noqa: B023
+                for place, outcome in zip(part, answer.outcomes, strict=True):
+                    outcomes[place] = outcome
+            places = [place for place in places if outcomes[place].error.retryable]
+            if not places or tried == self.settings.prepare_tries:
+                break
+            pause = pause_seconds(Failure("UNAVAILABLE", "", None), tried + 2, random.random())  # noqa: S311
+            if not await stop.sleep(pause):
+                break
+        return outcomes
+
+    async def finish(self, items: Sequence[pb.CompletionToFinish], stop: Stop) -> list[pb.FinishOutcome]:
+        """The second half, item by item in order; those that may go better later are asked again a few times.
+
+        Raises TenthError while the orchestrator stays away: what was answered would be lost without it.
+        """
+        outcomes: list[pb.FinishOutcome] = [pb.FinishOutcome()] * len(items)
+        places = list(range(len(items)))
+        for tried in range(1, self.settings.prepare_tries + 1):
+            for start in range(0, len(places), PER_CALL):
+                part = places[start : start + PER_CALL]
+                request = pb.FinishCompletionsRequest(items=[items[place] for place in part])
+                answer = await patiently(lambda: self._finish(request), self.settings.patience_seconds, stop)  # noqa: B023
+                for place, outcome in zip(part, answer.outcomes, strict=True):
+                    outcomes[place] = outcome
+            places = [place for place in places if outcomes[place].error.retryable]
+            if not places or tried == self.settings.prepare_tries:
+                break
+            await asyncio.sleep(pause_seconds(Failure("UNAVAILABLE", "", None), tried, random.random()))  # noqa: S311
+        return outcomes
+
+    async def _prepare(self, request: pb.PrepareCompletionsRequest) -> pb.PrepareCompletionsResponse:
+        return await self.layers.halves.PrepareCompletions(request, timeout=self.settings.call_seconds)
+
+    async def _finish(self, request: pb.FinishCompletionsRequest) -> pb.FinishCompletionsResponse:
+        return await self.layers.halves.FinishCompletions(request, timeout=self.settings.call_seconds)

@@ -1,0 +1,233 @@
+"""Makes a round's plan: which lane each prepared item takes, who waits for whom, which chunk it runs in.
+
+Works with keys, not with requests: those go through a temporary file, so that a batch of any size fits into memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tenth.batch.v1 import stored_pb2
+from tenth.inference.v1 import inference_pb2
+from tenth.orchestrator.v1 import orchestrator_pb2
+
+from mesh.auth import set_identity
+from services.batch import batches
+from services.batch.asking import context_digest, texts
+from services.batch.calls import Layers, Stop, identity_of, patiently
+from services.batch.errors import Reason
+from services.batch.grouping import Vectors, leaders, to_int8
+from services.batch.halves import Halves
+from services.batch.ordering import ChunkLimits, Entry, chunks, ordered, prefix_key
+from services.batch.policy import PROVIDER_LANES, LaneChoice, ModelFacts, choose_lane, may_share, provider_lane
+from services.batch.preparing import object_name
+from services.batch.records import RunStore, Spill, failed, reads_cache, temperature, users_of
+from services.batch.reports import Counts, Group, MakePlan, Planned
+from services.batch.settings import WorkerSettings
+
+PIECE_ITEMS = 500
+PIECE_BYTES = 4 * 1024 * 1024
+"""Most of one plan object: it is held in memory whole."""
+_ANOTHER_MODEL = "another model:"
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    spill: Spill
+    entries: list[Entry] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
+    shareable: list[int] = field(default_factory=list)
+    contexts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    vectors: dict[int, Vectors] = field(default_factory=dict)
+    nowhere: list[stored_pb2.StoredPrepared] = field(default_factory=list)
+    words: Counter[str] = field(default_factory=Counter)
+
+
+class Planner:
+    """Makes plans."""
+
+    def __init__(self, store: RunStore, layers: Layers, settings: WorkerSettings) -> None:
+        self._store = store
+        self._layers = layers
+        self._halves = Halves(layers, settings)
+        self._settings = settings
+
+    async def plan(self, asked: MakePlan, delivery: int, stop: Stop, beat: Callable[[int], None]) -> Planned:
+        """Write the chunks of a round as objects. ``delivery``: part of their names, so that two workers that make the
+        same plan do not write into each other's.
+
+        Raises TenthError while inference, the orchestrator or the store stay away.
+        """
+        stem = f"{asked.round}-{delivery}"
+        set_identity(identity_of(await self._store.batch(asked.ref)))
+        with Spill() as spill:
+            draft = _Draft(spill)
+            models: dict[tuple[str, bool, bool], ModelFacts] = {}
+            limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse] = {}
+            for number in range(asked.object_count):
+                for record in await self._store.records(
+                    batches.prepared_name(asked.ref, object_name(asked.round, number))
+                ):
+                    prepared = record.outcome.prepared
+                    key = (prepared.generation.model, prepared.self_hosted, prepared.has_batch_price)
+                    if key not in models:
+                        models[key] = await self._facts(prepared, limits, stop)
+                    self._take(draft, asked, record, models[key])
+                beat(number)
+            late = self._near_same(draft) if asked.near_same else set()
+            entries = ordered([entry for entry in draft.entries if entry.number not in late])
+            groups = await self._write(asked, stem, draft, entries, limits, beat)
+            await self._note(asked, f"{stem}-near", [draft.indexes[number] for number in late])
+            await self._note(asked, f"{stem}-shareable", draft.shareable)
+        counts = await self._refuse(asked, stem, draft.nowhere, stop)
+        words = [f"{number} items: {why}" for why, number in draft.words.most_common(20)]
+        if late:
+            words.append(f"{len(late)} items wait for one that means nearly the same")
+        return Planned(stem, groups, counts, len(late), words)
+
+    async def _facts(
+        self,
+        prepared: orchestrator_pb2.PreparedCompletion,
+        limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse],
+        stop: Stop,
+    ) -> ModelFacts:
+        model = prepared.generation.model
+        lane = ""
+        if not prepared.self_hosted and prepared.has_batch_price:
+            if model not in limits:
+                asked = inference_pb2.GetProviderBatchLimitsRequest(model=model)
+                seconds = self._settings.call_seconds
+                call = self._layers.providers.GetProviderBatchLimits
+                limits[model] = await patiently(
+                    lambda: call(asked, timeout=seconds), self._settings.patience_seconds, stop
+                )
+            lane = provider_lane(limits[model].interface) if limits[model].supported else ""
+        return ModelFacts(model, prepared.self_hosted, prepared.has_batch_price, lane)
+
+    def _take(self, draft: _Draft, asked: MakePlan, record: stored_pb2.StoredPrepared, facts: ModelFacts) -> None:
+        prepared, request = record.outcome.prepared, record.item.request
+        left, least = asked.seconds_for_cheap_lanes, self._settings.provider_least_seconds
+        choice: LaneChoice = choose_lane(facts, asked.lanes, left, least)
+        draft.words[choice.why] += 1
+        if not choice.lane:
+            draft.nowhere.append(record)
+            return
+        share = may_share(prepared.cacheable, temperature(request))
+        if share:
+            draft.shareable.append(record.index)
+        near = asked.near_same and prepared.cacheable and reads_cache(request) and len(prepared.embedding.values) > 0
+        number = len(draft.indexes)
+        if near:
+            context = draft.contexts[context_digest(request, prepared.embedding.embedder)]
+            if len(context) < self._settings.near_same_items:
+                context.append(number)
+                draft.vectors[number] = to_int8(prepared.embedding.values)
+        # A chunk needs no embedding any more.
+        prepared.ClearField("embedding")
+        content = record.SerializeToString()
+        draft.spill.append(content)
+        draft.indexes.append(record.index)
+        generation = prepared.generation
+        draft.entries.append(
+            Entry(
+                number,
+                choice.lane,
+                _ANOTHER_MODEL * choice.another_model + facts.model,
+                prefix_key(texts(generation)),
+                generation.estimated_input_token_count,
+                len(content),
+            )
+        )
+
+    def _near_same(self, draft: _Draft) -> set[int]:
+        """Numbers of the entries that wait for another one."""
+        late: set[int] = set()
+        for numbers in draft.contexts.values():
+            if len(numbers) < 2:
+                continue
+            found = leaders(np.stack([draft.vectors[number] for number in numbers]), self._settings.near_same_threshold)
+            late.update(number for place, number in enumerate(numbers) if found[place] != place)
+        return late
+
+    async def _write(
+        self,
+        asked: MakePlan,
+        stem: str,
+        draft: _Draft,
+        entries: Sequence[Entry],
+        limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse],
+        beat: Callable[[int], None],
+    ) -> list[Group]:
+        small = ChunkLimits(self._settings.chunk_items, PIECE_BYTES)
+        large = ChunkLimits(PIECE_ITEMS, PIECE_BYTES)
+        sizes = {(entry.lane, entry.model): large for entry in entries if entry.lane in PROVIDER_LANES}
+        groups: list[Group] = []
+        weights: list[int] = []
+        for number, chunk in enumerate(chunks(entries, sizes, small)):
+            contents = [draft.spill.read(place) for place in chunk.numbers]
+            records = [stored_pb2.StoredPrepared.FromString(content) for content in contents]
+            await self._store.put(batches.plan_name(asked.ref, f"{stem}-{number:06d}"), records)
+            weights.append(sum(map(len, contents)))
+            another, model = chunk.model.startswith(_ANOTHER_MODEL), chunk.model.removeprefix(_ANOTHER_MODEL)
+            if not groups or (groups[-1].lane, groups[-1].model, groups[-1].another_model) != (
+                chunk.lane,
+                model,
+                another,
+            ):
+                groups.append(Group(chunk.lane, model, another, number, []))
+            groups[-1].sizes.append(len(records))
+            beat(number)
+        for group in groups:
+            if group.lane in PROVIDER_LANES:
+                group.batches.extend(self._batches(group, weights, limits[group.model]))
+        return groups
+
+    def _batches(
+        self, group: Group, weights: Sequence[int], limits: inference_pb2.GetProviderBatchLimitsResponse
+    ) -> list[list[int]]:
+        """Cut a model's plan objects into batches that its provider takes. A record is larger than its line there."""
+        most_items = min(self._settings.provider_items, limits.max_item_count or self._settings.provider_items)
+        most_bytes = limits.max_byte_count or 100 * 1024 * 1024
+        made: list[list[int]] = []
+        items = size = 0
+        for place, count in enumerate(group.sizes):
+            number = group.first + place
+            if made and items + count <= most_items and size + weights[number] <= most_bytes:
+                made[-1][1] += 1
+                items, size = items + count, size + weights[number]
+            else:
+                made.append([number, 1])
+                items, size = count, weights[number]
+        return made
+
+    async def _note(self, asked: MakePlan, name: str, indexes: list[int]) -> None:
+        record = stored_pb2.StoredRunItems(indexes=sorted(indexes))
+        await self._store.put(batches.plan_name(asked.ref, name), [record])
+
+    async def _refuse(
+        self, asked: MakePlan, stem: str, records: Sequence[stored_pb2.StoredPrepared], stop: Stop
+    ) -> Counts:
+        """End the items that no allowed lane takes."""
+        if not records:
+            return Counts()
+        error = orchestrator_pb2.HalfError(
+            reason=Reason.LANE_NOT_ALLOWED, message="the model chosen for it runs in no lane that the batch allows"
+        )
+        ends = [
+            orchestrator_pb2.CompletionToFinish(
+                request=record.item.request, state=record.outcome.prepared.state, failed=error
+            )
+            for record in records
+        ]
+        outcomes = await self._halves.finish(ends, stop)
+        results = [
+            failed(record.item, error, outcome.finished) for record, outcome in zip(records, outcomes, strict=True)
+        ]
+        name = f"nowhere-{stem}"
+        await self._store.write_results(asked.ref, name, results, users_of(record.item for record in records))
+        return (await self._store.tally(asked.ref, [name])).counts
