@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from opentelemetry import trace
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from mesh.errors import Code, TenthError
 from mesh.telemetry import Telemetry
@@ -229,6 +229,7 @@ class BatchActivities:
             raise ApplicationError(
                 f"{left} items are handed back: this worker goes away",
                 type=HANDED_BACK,
+                category=ApplicationErrorCategory.BENIGN,
                 next_retry_delay=timedelta(milliseconds=10),
             )
         tally = await self._store.tally(asked.ref, [f"{asked.name}-{asked.lane}"])

@@ -112,7 +112,7 @@ class ChunkRunner:
         tasks = [asyncio.create_task(one(job)) for job in jobs if not job.ended]
         stopping = asyncio.create_task(stop.wait())
         try:
-            everything: asyncio.Future[Any] = asyncio.gather(*tasks)
+            everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
             while not everything.done():
                 awaited: set[asyncio.Future[Any]] = {everything} if stopping.done() else {everything, stopping}
                 wait = min(_FINISH_EVERY_SECONDS, stop.seconds_left)

@@ -237,7 +237,7 @@ async def engine(
                 activities = BatchActivities(store, stubs, settings, memory_telemetry("worker")[0])
                 workers = Workers(client, settings, activities, Composer(store, 100, time.time_ns))
                 workers.start()
-                workers.serve_model(LOCAL_MODEL)
+                workers.serve_model(settings.local_models)
                 running = asyncio.create_task(workers.wait(stop))
             try:
                 yield made

@@ -124,11 +124,12 @@ async def test_the_deadline_moves_work_online(tmp_path: Path, temporal_address: 
 
 async def test_own_hardware_that_is_too_slow_gives_work_away(tmp_path: Path, temporal_address: str) -> None:
     layers = Layers()
-    async with engine(tmp_path, temporal_address, layers=layers, online_items_per_second=50, worker=False) as made:
-        made.spawn(local_models="another")
+    async with engine(
+        tmp_path, temporal_address, layers=layers, online_items_per_second=50, local_models="another"
+    ) as made:
         ref = await made.take_in([ask(f"q{n}") for n in range(100)], seconds=6)
         progress = await made.run(ref)
-        assert (progress.state, progress.done) == (State.DONE, 100), made.log()
+        assert (progress.state, progress.done) == (State.DONE, 100)
         assert progress.lanes == {"online": 100}, "no worker serves the model's queue"
         models = Counter(model for tries in layers.tried.values() for model, _ in tries)
         assert models == {PAID_MODEL: 100}
