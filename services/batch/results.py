@@ -16,7 +16,7 @@ from tenth.batch.v1 import batch_pb2, stored_pb2
 
 from mesh.errors import TenthError
 from services.batch.batches import read_deletions, read_run_items, results_prefix, run_of_result
-from services.batch.errors import Reason, store_full
+from services.batch.errors import Reason, store_damaged, store_full
 from services.batch.objects import ObjectNotFound, ObjectStore, read_records
 from services.batch.refs import BatchRef
 from services.batch.viewing import Views
@@ -52,6 +52,8 @@ class Results:
                 for name in new:
                     seen.add(name)
                     for record in await self._read(name):
+                        if record.index >= view.stored.item_count:
+                            raise store_damaged(f"{name} tells of item {record.index}")
                         if order.is_due(record.index, run_of_result(name)):
                             yield record.result
                         elif order.is_wanted(record.index, run_of_result(name)):
