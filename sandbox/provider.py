@@ -354,7 +354,10 @@ async def serve(options: argparse.Namespace) -> None:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             writer = ModelWriter(stub, options.model, options.timeout_seconds)
         host, _, port = options.listen.rpartition(":")
-        plan = BatchPlan.from_json(os.environ.get("TENTH_SANDBOX_BATCH_PLAN", ""))
+        try:
+            plan = BatchPlan.from_json(os.environ.get("TENTH_SANDBOX_BATCH_PLAN", ""))
+        except ValueError as error:
+            raise SystemExit(f"TENTH_SANDBOX_BATCH_PLAN: {error}") from None
         app = Provider(writer, options.max_tokens, plan).app
         config = uvicorn.Config(
             app,

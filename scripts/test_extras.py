@@ -27,7 +27,7 @@ IMPORTS = {
     "inference": "import services.inference.__main__",
     "ledger": "import services.ledger.__main__",
     "sandbox": "import sandbox.provider, sandbox.collector",
-    "batch": "import services.batch.__main__, services.batch.worker",
+    "batch": "import services.batch.__main__, services.batch.worker, services.batch.objects_s3",
     "batch-embedded": "import tenth_client.batch_layer as layer; assert not layer.missing_batch_layer()",
     "models": "import models.build, onnxscript, sentence_transformers",
     "bench": "import bench.mesh",

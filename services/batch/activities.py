@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from opentelemetry import trace
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from mesh.errors import Code, TenthError
 from mesh.telemetry import Telemetry
@@ -165,7 +165,8 @@ class BatchActivities:
     @activity.defn(name="submit_batch")
     async def submit_batch(self, asked: ProviderWork) -> Submitted:
         """Hand a batch to a provider."""
-        return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, stop, beat))
+        number = activity.info().attempt
+        return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, number, stop, beat))
 
     @activity.defn(name="poll_batch")
     async def poll_batch(self, asked: AtProvider) -> Polled:
@@ -211,6 +212,7 @@ class BatchActivities:
             lane=asked.lane,
             run=asked.ref.run,
             delivery=delivery,
+            repeated=activity.info().attempt > 1,
             deadline=asked.deadline_seconds,
             another_model=asked.another_model,
             at_batch_prices=asked.at_batch_prices,
@@ -227,6 +229,7 @@ class BatchActivities:
             raise ApplicationError(
                 f"{left} items are handed back: this worker goes away",
                 type=HANDED_BACK,
+                category=ApplicationErrorCategory.BENIGN,
                 next_retry_delay=timedelta(milliseconds=10),
             )
         tally = await self._store.tally(asked.ref, [f"{asked.name}-{asked.lane}"])

@@ -7,6 +7,7 @@ look at the deadline now and then moves work online while there is time for that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -192,21 +193,38 @@ class LaneDriver:
                 self.on_counts(end.counts)
                 batch.left, batch.provider_batch_id = end.left, ""
                 batch.submission, batch.polled = batch.submission + 1, 0
+                if polled.failed and polled.retryable:
+                    batch.no_room += 1
                 workflow.logger.info(
                     "%s: %d items ended, %d are left %s", batch.stem, end.counts.ended, end.left, polled.message
                 )
-                if end.left and (self.stopped or not self._leave(place, batch, polled.failed)):
+                refused = polled.failed and not polled.retryable
+                if end.left and (self.stopped or not self._leave(place, batch, refused)):
                     return
+                if end.left and polled.failed:
+                    await self._wait_for_room(place, batch)
         finally:
             self.wake()
 
     def _leave(self, place: int, batch: Outside, refused: bool) -> bool:
         """Take what is left online where that must be; True: hand it in again."""
-        over = place in self._leaving or refused or batch.submission > self.facts.pace.provider_tries
-        if not over:
+        if not refused and not self._given_up(place, batch):
             return True
         self._to_online(batch)
         return False
+
+    def _given_up(self, place: int, batch: Outside) -> bool:
+        """Handed in often enough, or the deadline is near. Where the provider had no room, that was no try."""
+        return place in self._leaving or batch.submission - batch.no_room > self.facts.pace.provider_tries
+
+    async def _wait_for_room(self, place: int, batch: Outside) -> None:
+        """Before a provider that has as much waiting as the account may have is asked again."""
+        pace = self.facts.pace
+        pause = poll_seconds(batch.no_room, pace.poll_first_seconds, pace.poll_longest_seconds, _MOST_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self.stopped or self.renewing or place in self._leaving, timeout=timedelta(seconds=pause)
+            )
 
     def _to_online(self, batch: Outside) -> None:
         if self._online_allowed:
@@ -220,7 +238,7 @@ class LaneDriver:
         batch.left = 0
 
     async def _submit(self, place: int, batch: Outside) -> bool:
-        if place in self._leaving or batch.submission > self.facts.pace.provider_tries:
+        if self._given_up(place, batch):
             self._to_online(batch)
             return False
         batch.begin_seconds = batch.begin_seconds or workflow.now().timestamp()

@@ -44,6 +44,8 @@ class ChunkFrame:
     run: int
     delivery: int
     """How often the chunk was handed to a worker, from 1."""
+    repeated: bool
+    """True when another worker had it before, and may have finished some of it."""
     deadline: float
     another_model: bool
     """True: none of the items stays with the model it was prepared for."""
@@ -110,7 +112,7 @@ class ChunkRunner:
         tasks = [asyncio.create_task(one(job)) for job in jobs if not job.ended]
         stopping = asyncio.create_task(stop.wait())
         try:
-            everything: asyncio.Future[Any] = asyncio.gather(*tasks)
+            everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
             while not everything.done():
                 awaited: set[asyncio.Future[Any]] = {everything} if stopping.done() else {everything, stopping}
                 wait = min(_FINISH_EVERY_SECONDS, stop.seconds_left)
@@ -199,7 +201,8 @@ class ChunkRunner:
         """Prepare again what runs online but was prepared for a cheaper lane, and what another worker had in hand: of
         that, what it has finished comes back answered.
         """
-        if frame.delivery > 1:
+        priced = frame.lane == ONLINE and frame.at_batch_prices
+        if frame.repeated and not frame.another_model and not priced:
             outcomes = await self._halves.prepare(
                 [self._again(job, [], frame, frame.at_batch_prices) for job in jobs], stop
             )
@@ -210,7 +213,6 @@ class ChunkRunner:
         for job in jobs:
             if frame.another_model:
                 job.excluded = [job.prepared.generation.model]
-        priced = frame.lane == ONLINE and frame.at_batch_prices
         moved = [job for job in jobs if not job.ended and (frame.another_model or (priced and _has_batch_price(job)))]
         outcomes = await self._halves.prepare([self._again(job, job.excluded, frame) for job in moved], stop)
         for job, outcome in zip(moved, outcomes, strict=True):

@@ -18,6 +18,7 @@ from services.batch.objects import ObjectNotFound, check_name
 _TEMPORARY = ".writing"
 _LEFT_BEHIND_SECONDS = 86_400
 _PAGE = 1000
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class DirectoryStore:
 
     async def get(self, name: str) -> bytes:
         """An object's content. Raises ObjectNotFound."""
-        return await self._do(name, Path.read_bytes)
+        return await self._do(name, Path.read_bytes, absent=_ABSENT)
 
     async def delete(self, name: str) -> None:
         """Remove an object; no error when there is none. Folders that it leaves empty go with it."""
@@ -65,11 +66,11 @@ class DirectoryStore:
     async def close(self) -> None:
         """Nothing is held open."""
 
-    async def _do(self, name: str, work: Callable[[Path], T]) -> T:
+    async def _do(self, name: str, work: Callable[[Path], T], absent: tuple[type[OSError], ...] = ()) -> T:
         path = self._root / check_name(name)
         try:
             return await asyncio.to_thread(work, path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        except absent:
             raise ObjectNotFound(name) from None
         except OSError as error:
             raise _typed(error, name) from error

@@ -68,7 +68,6 @@ class Planner:
         with Spill() as spill:
             draft = _Draft(spill)
             models: dict[tuple[str, bool, bool], ModelFacts] = {}
-            backends: dict[str, str] = {}
             limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse] = {}
             for number in range(asked.object_count):
                 for record in await self._store.records(
@@ -77,7 +76,7 @@ class Planner:
                     prepared = record.outcome.prepared
                     key = (prepared.generation.model, prepared.self_hosted, prepared.has_batch_price)
                     if key not in models:
-                        models[key] = await self._facts(prepared, backends, limits, stop)
+                        models[key] = await self._facts(prepared, limits, stop)
                     self._take(draft, asked, record, models[key])
                 beat(number)
             late = self._near_same(draft) if asked.near_same else set()
@@ -94,32 +93,21 @@ class Planner:
     async def _facts(
         self,
         prepared: orchestrator_pb2.PreparedCompletion,
-        backends: dict[str, str],
         limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse],
         stop: Stop,
     ) -> ModelFacts:
-        model, patience = prepared.generation.model, self._settings.patience_seconds
+        model = prepared.generation.model
         lane = ""
         if not prepared.self_hosted and prepared.has_batch_price:
-            if not backends:
-                backends.update(await patiently(self._backends, patience, stop))
             if model not in limits:
                 asked = inference_pb2.GetProviderBatchLimitsRequest(model=model)
                 seconds = self._settings.call_seconds
                 call = self._layers.providers.GetProviderBatchLimits
-                limits[model] = await patiently(lambda: call(asked, timeout=seconds), patience, stop)
-            lane = provider_lane(backends.get(model, ""), limits[model].supported)
+                limits[model] = await patiently(
+                    lambda: call(asked, timeout=seconds), self._settings.patience_seconds, stop
+                )
+            lane = provider_lane(limits[model].interface) if limits[model].supported else ""
         return ModelFacts(model, prepared.self_hosted, prepared.has_batch_price, lane)
-
-    async def _backends(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        request = inference_pb2.ListServedModelsRequest()
-        while True:
-            page = await self._layers.inference.ListServedModels(request, timeout=self._settings.call_seconds)
-            found.update((model.model, model.backend) for model in page.models)
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return found
 
     def _take(self, draft: _Draft, asked: MakePlan, record: stored_pb2.StoredPrepared, facts: ModelFacts) -> None:
         prepared, request = record.outcome.prepared, record.item.request

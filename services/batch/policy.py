@@ -20,8 +20,6 @@ MOST_ATTEMPTS = 240
 _NUMBERS_OF_A_DELIVERY = 16
 _DELIVERIES_OF_A_RUN = 5
 
-_BACKENDS = {"openai": OPENAI, "azure": OPENAI, "anthropic": ANTHROPIC}
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -44,9 +42,9 @@ class LaneChoice:
     why: str
 
 
-def provider_lane(backend: str, supported: bool) -> str:
-    """The provider's lane of a model, from the backend that serves it; empty without a batch interface."""
-    return _BACKENDS.get(backend, "") if supported else ""
+def provider_lane(interface: str) -> str:
+    """The provider's lane of a model, from its provider's batch interface; empty without one that is known."""
+    return interface if interface in PROVIDER_LANES else ""
 
 
 def choose_lane(facts: ModelFacts, allowed: Collection[str], seconds_left: float, least_seconds: float) -> LaneChoice:

@@ -36,8 +36,8 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """When an answer is a notice: its text is one of ``text`` (empty: any text), or, with ``json``, one of the values at
-    that path is one of ``equals`` (empty: any value). A path has names with dots; ``*`` stands for every entry.
+    """When an answer is a notice: its text is one of ``text`` (empty: any text), or, with ``json``, one of the values
+    at that path is one of ``equals`` (empty: any value). A path has names with dots; ``*`` stands for every entry.
     """
 
     text: tuple[str, ...] = ()

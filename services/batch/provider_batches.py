@@ -29,6 +29,11 @@ from services.batch.settings import WorkerSettings
 _NAMESPACE = uuid.UUID("6e1d6b5c-8f0a-4e57-9d0e-0d8d1f6f2a10")
 _EVENTS_PER_CALL = 500
 _RESULTS_PER_OBJECT = 500
+_LATER = (
+    *(Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.CANCELLED),
+    *(Code.ABORTED, Code.INTERNAL, Code.UNKNOWN),
+)
+"""Whether the provider has the batch is not known, or it may take it later."""
 
 
 @dataclass(slots=True)
@@ -54,8 +59,10 @@ class ProviderLane:
         self._settings = settings
         self._now = now
 
-    async def submit(self, work: ProviderWork, stop: Stop, beat: Callable[[int], None]) -> Submitted:
-        """Hand in what has no result yet. Raises TenthError where another try may go better."""
+    async def submit(self, work: ProviderWork, delivery: int, stop: Stop, beat: Callable[[int], None]) -> Submitted:
+        """Hand in what has no result yet. ``delivery``: how often this was asked, from 1: only the first time nothing
+        can be there yet. Raises TenthError where another try may go better.
+        """
         batch = await self._store.batch(work.ref)
         set_identity(identity_of(batch))
         done = (await self._store.tally(work.ref, [work.name])).indexes
@@ -69,9 +76,9 @@ class ProviderLane:
             return Submitted("", 0)
         try:
             call = self._layers.providers.SubmitProviderBatch
-            answer = await call(self._parts(work, done), timeout=self._settings.generate_seconds)
+            answer = await call(self._parts(work, done, delivery == 1), timeout=self._settings.generate_seconds)
         except TenthError as error:
-            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.CANCELLED):
+            if error.code in _LATER:
                 raise
             async for records in self._pieces(work, done):
                 await self._record([self._event(work, one, ledger_pb2.ATTEMPT_KIND_FAILED) for one in records], stop)
@@ -91,6 +98,7 @@ class ProviderLane:
             failed=state == inference_pb2.PROVIDER_BATCH_STATE_FAILED,
             done=answer.batch.done_count,
             message=answer.batch.error_message,
+            retryable=answer.batch.retryable,
         )
 
     async def cancel(self, asked: AtProvider) -> None:
@@ -190,10 +198,11 @@ class ProviderLane:
                 yield records
 
     async def _parts(
-        self, work: ProviderWork, done: set[int]
+        self, work: ProviderWork, done: set[int], first_call: bool
     ) -> AsyncIterator[inference_pb2.SubmitProviderBatchRequest]:
         name = f"{work.ref.tenant_id}/{work.ref.batch_id}/{work.ref.run}/{work.name}/{work.submission}"
         head = inference_pb2.ProviderBatchHead(submission_id=str(uuid.uuid5(_NAMESPACE, name)), model=work.model)
+        head.first_call = first_call
         head.begin_time.FromNanoseconds(int(work.begin_seconds * 1e9))
         yield inference_pb2.SubmitProviderBatchRequest(head=head)
         async for records in self._pieces(work, done):

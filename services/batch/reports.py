@@ -208,6 +208,8 @@ class Polled:
     failed: bool
     done: int
     message: str = ""
+    retryable: bool = False
+    """With ``failed``: the provider may take it later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,8 @@ class Outside:
     provider_batch_id: str = ""
     begin_seconds: float = 0.0
     polled: int = 0
+    no_room: int = 0
+    """How often the provider had no room for it."""
 
 
 @dataclass(slots=True)
@@ -299,3 +303,13 @@ class Resume:
     lines: list[Line]
     outside: list[Outside]
     cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunInput:
+    """The workflow's argument: what a BatchRef says, and where one that continued as new goes on."""
+
+    tenant_id: str
+    batch_id: str
+    run: int = 1
+    resume: Resume | None = None

@@ -42,7 +42,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self._queue = queue
         self._temporal = temporal
 
-    async def CreateBatch(  # type: ignore[override]  # The generated stand-in is not async.
+    async def CreateBatch(
         self, request_iterator: AsyncIterator[batch_pb2.CreateBatchRequest], context: Any
     ) -> batch_pb2.CreateBatchResponse:
         """Take a batch in and start it."""
@@ -83,7 +83,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         if not view.ended:
             if view.waits:
                 await self._creation.start(view.ref, cancelled=True)
-            await self._temporal.cancel(view.ref)
+            else:
+                await self._temporal.cancel(view.ref)
             view = await self._look(request.batch_id)
         batch = self._views.message(view)
         if batch.state == batch_pb2.BATCH_STATE_RUNNING:  # It is told; its workflow will say so itself.

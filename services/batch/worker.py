@@ -1,7 +1,7 @@
 """Runs a worker: ``python -m services.batch.worker``. As many as one likes, on any machines, spot ones too.
 
-It serves task queues by lane and model, and gRPC health on TENTH_LISTEN. SIGTERM, or a spot machine's notice, drains it:
-nothing new is begun, what runs gets TENTH_BATCH_DRAIN_NOTICE_SECONDS, the rest goes to another worker.
+It serves task queues by lane and model, and gRPC health on TENTH_LISTEN. SIGTERM, or a spot machine's notice, drains
+it: nothing new is begun, what runs gets TENTH_BATCH_DRAIN_NOTICE_SECONDS, the rest goes to another worker.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
         Prepared,
         Resume,
         RunFacts,
+        RunInput,
         Share,
         Shared,
     )
@@ -61,9 +62,10 @@ class BatchWorkflow:
         self._show(always=True)
 
     @workflow.run
-    async def run(self, ref: BatchRef, resume: Resume | None = None) -> Progress:
-        """The run; ``resume``: where one that continued as new goes on."""
-        self._ref = ref
+    async def run(self, asked: RunInput) -> Progress:
+        """The run. It is started with a BatchRef, which reads as a RunInput that resumes nothing."""
+        ref = self._ref = BatchRef(asked.tenant_id, asked.batch_id, asked.run)
+        resume = asked.resume
         facts = resume.facts if resume is not None else await self._facts()
         driver = self._driver = LaneDriver(ref, facts, self._count)
         if self._cancelled:
@@ -126,8 +128,10 @@ class BatchWorkflow:
         await driver.run()
         if driver.renewing and not driver.stopped and (any(line.pieces for line in driver.lines) or self._outside):
             workflow.continue_as_new(
-                args=[
-                    self._ref,
+                RunInput(
+                    self._ref.tenant_id,
+                    self._ref.batch_id,
+                    self._ref.run,
                     Resume(
                         round=round_,
                         facts=driver.facts,
@@ -140,7 +144,7 @@ class BatchWorkflow:
                         outside=[batch for batch in driver.outside if batch.left],
                         cancelled=self._cancelled,
                     ),
-                ]
+                )
             )
         driver.renewing = False
 

@@ -101,7 +101,7 @@ class AnthropicBatches:
             return {"content": upload.pieces()}
 
         headers = {"content-type": "application/json", "content-length": str(upload.size)}
-        made = _status(await self._object("post", _PATH, headers=headers, content=content))
+        made = _status(await self._object("post", _PATH, headers=headers, content=content, careful=True))
         self._known.add(made.id, tag)
         return made, False
 
@@ -219,9 +219,11 @@ class AnthropicBatches:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         content: Callable[[], Mapping[str, Any]] | None = None,
+        *,
+        careful: bool = False,
     ) -> dict[str, Any]:
         named = {**self._headers(), **(headers or {})}
-        async with self._client.call(method, path, named, query, content) as (response, until):
+        async with self._client.call(method, path, named, query, content, careful=careful) as (response, until):
             return await sse.whole(response, until)
 
     def _headers(self) -> dict[str, Any]:

@@ -98,10 +98,10 @@ class OpenAiBatches:
             "metadata": {_KEY: submission.id},
         }
         try:
-            batch = await self._object("post", "/batches", content=lambda: {"body": body})
+            batch = await self._object("post", "/batches", content=lambda: {"body": body}, careful=True)
         except TenthError as error:
-            status = int(error.metadata.get("http_status", 0))
-            if 400 <= status < 500 and status != 429:
+            http_status = int(error.metadata.get("http_status", 0))
+            if 400 <= http_status < 500 and http_status != 429:
                 # Refused for good. After other failures the next call uses the file.
                 await self._delete_file(file_id)
             raise
@@ -234,9 +234,11 @@ class OpenAiBatches:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, Any] | None = None,
         content: Callable[[], Mapping[str, Any]] | None = None,
+        *,
+        careful: bool = False,
     ) -> dict[str, Any]:
         named = {**self._headers(), **(headers or {})}
-        async with self._client.call(method, path, named, query, content) as (response, until):
+        async with self._client.call(method, path, named, query, content, careful=careful) as (response, until):
             return await sse.whole(response, until)
 
     def _headers(self) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class ProviderBatchServicer(inference_pb2_grpc.ProviderBatchServiceServicer):
     ) -> inference_pb2.GetProviderBatchLimitsResponse:
         """What the model's provider takes; nothing is asked of it."""
         current_identity()
-        batches = self._model(request.model, "request.model").batches
+        served = self._model(request.model, "request.model")
+        batches = served.batches
         if batches is None:
             return inference_pb2.GetProviderBatchLimitsResponse()
         limits = batches.provider.limits
@@ -113,6 +114,7 @@ class ProviderBatchServicer(inference_pb2_grpc.ProviderBatchServiceServicer):
             max_item_count=limits.items,
             max_byte_count=limits.bytes,
             expiry=Duration(seconds=int(limits.expiry_seconds)),
+            interface=served.model.provider.batches,
         )
 
     def _add(

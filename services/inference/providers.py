@@ -166,11 +166,14 @@ class ProviderClient:
         headers: Mapping[str, Any],
         query: Mapping[str, str] | None = None,
         content: Callable[[], Mapping[str, Any]] | None = None,
+        *,
+        careful: bool = False,
     ) -> AsyncIterator[tuple[httpx2.Response, float | None]]:
         """As ``answer``, of any other endpoint, with "get", "post" or "delete".
 
         ``content`` makes what is sent, anew for each try, as the SDK's arguments: body, content or files. A "get" is
-        made again also where the connection broke, or the provider failed, before an answer began.
+        made again also where the connection broke, or the provider failed, before an answer began; a ``careful`` call
+        only where it was never connected, or refused for its rate.
         """
         budget = deadlines.budget(None)
         until = None if budget is None else asyncio.get_running_loop().time() + budget
@@ -184,7 +187,7 @@ class ProviderClient:
         async with self._slots.hold(budget):
             with self._failures():
                 async with asyncio.timeout_at(until):
-                    response = await self._send(Meter(0, len), ask, harmless=method == "get")
+                    response = await self._send(Meter(0, len), ask, harmless=method == "get", careful=careful)
                 try:
                     yield response, until
                 finally:
@@ -208,9 +211,9 @@ class ProviderClient:
             raise TenthError(Code.UNAVAILABLE, Reason.PROVIDER_INCOMPLETE, said, metadata=metadata) from error
 
     async def _send(
-        self, meter: Meter, send: Callable[[], Awaitable[Any]], *, harmless: bool = False
+        self, meter: Meter, send: Callable[[], Awaitable[Any]], *, harmless: bool = False, careful: bool = False
     ) -> httpx2.Response:
-        """``harmless``: the request changes nothing, however often it is made."""
+        """``harmless``: the request changes nothing, however often it is made; ``careful``: a failed one may have."""
         waits = 0
         while True:
             meter.reached = True
@@ -221,7 +224,7 @@ class ProviderClient:
                 meter.reached = False  # Refused: providers charge nothing for an error status.
                 failure = self._refused(error)
                 status, asked = int(failure.metadata["http_status"]), failure.retry_after_seconds
-                again = status in _OVERLOADED or (status == 429 and asked is not None)
+                again = (status in _OVERLOADED and not careful) or (status == 429 and asked is not None)
                 again = again or (harmless and status >= 500)
                 wait = (
                     backoff_seconds(_RETRY_SECONDS, waits, self._chances.random)

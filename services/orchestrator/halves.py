@@ -130,6 +130,7 @@ class Halves:
         call.excluded.extend(item.excluded_models)
         if kept is not None:
             call.carry(kept.receipt.facts)
+            self._outbox.withdraw(call.identity.tenant_id, request.request_id)
         set_identity(call.identity)
         with routing_key(call.shard):
             try:

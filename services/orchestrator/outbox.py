@@ -81,10 +81,11 @@ class Outbox:
         self._db.execute("BEGIN")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # A full disk may have ended it already.
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def append(
         self,
@@ -115,6 +116,16 @@ class Outbox:
             ),
         )
         self._waiting.set()
+
+    def withdraw(self, tenant_id: str, request_id: str) -> None:
+        """Forget a failure that the ledger has not accepted yet: its request is tried again, and carries what it spent.
+
+        A receipt that came late would end the reservation of that next try.
+        """
+        self._db.execute(
+            "DELETE FROM answers WHERE tenant_id = ? AND request_id = ? AND settled = 0 AND completion = x''",
+            (tenant_id, request_id),
+        )
 
     def note_entry(self, tenant_id: str, request_id: str, entry_id: str) -> None:
         """Remember which cache entry a request's answer became."""

@@ -378,6 +378,27 @@ async def test_modes(cache: Mesh) -> None:
     assert looked.hit.completion == answer("New.")
 
 
+async def test_who_comes_back_hours_later_takes_no_lease_and_follows_nobody(cache: Mesh) -> None:
+    looked = await cache.stub.LookupCompletion(Lookup(request=ask(RESET), without_lease=True))
+    assert looked.WhichOneof("outcome") == "lease"
+    assert looked.lease.lease_id == ""
+    assert looked.embedding.values
+    assert cache.board.count == 0
+    write = ask(RESET, policy=chat_pb2.RequestPolicy(cache_mode=chat_pb2.CACHE_MODE_WRITE))
+    assert (await cache.stub.LookupCompletion(Lookup(request=write, without_lease=True))).lease.lease_id == ""
+    assert cache.board.count == 0
+    # Beside a flight, too; and the question is looked for by its meaning although the same one is in the air.
+    assert await outcome(cache, ask(RESET)) == "lease"
+    beside = await cache.stub.LookupCompletion(Lookup(request=ask(RESET), without_lease=True))
+    assert (beside.WhichOneof("outcome"), beside.lease.lease_id) == ("lease", "")
+    assert beside.embedding == looked.embedding
+    assert cache.board.count == 1
+    await cache.stub.StoreCompletion(Store(request=ask(RESET), completion=answer("Hold it down.")))
+    assert await outcome(cache, ask(RESET), without_lease=True) == "hit"
+    stats = await cache.stub.GetStats(cache_pb2.GetStatsRequest())
+    assert (stats.exact_hit_count, stats.miss_count, stats.follow_count) == (1, 4, 0)
+
+
 async def test_dry_run_and_inspect_change_nothing(cache: Mesh) -> None:
     assert await outcome(cache, ask(RESET), dry_run=True) == "lease"
     assert cache.board.count == 0

@@ -40,7 +40,6 @@ models:
   other: { provider: other, provider_model: other-x, context_window_tokens: 8000, max_output_tokens: 500 }
   small: { provider: local, provider_model: folder, context_window_tokens: 8000, max_output_tokens: 500 }
 """
-State = inference_pb2.ProviderBatchState.ValueType
 RUNNING, ENDED, FAILED = (
     inference_pb2.PROVIDER_BATCH_STATE_RUNNING,
     inference_pb2.PROVIDER_BATCH_STATE_ENDED,
@@ -111,7 +110,7 @@ class BatchMesh:
         request = inference_pb2.GetProviderBatchRequest(model=batch.model, provider_batch_id=batch.provider_batch_id)
         return (await self.stub.GetProviderBatch(request, timeout=10)).batch
 
-    async def reached(self, batch: inference_pb2.ProviderBatch, state: State = ENDED) -> inference_pb2.ProviderBatch:
+    async def reached(self, batch: inference_pb2.ProviderBatch, state: int = ENDED) -> inference_pb2.ProviderBatch:
         async with asyncio.timeout(30):
             while True:
                 now = await self.get(batch)
@@ -174,8 +173,11 @@ async def scripted(handler: Handler) -> AsyncIterator[str]:
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while await reader.readuntil(b"\r\n\r\n") and not writer.is_closing():
-                await handler({}, {}, writer)
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                headers = dict(line.split(": ", 1) for line in head.split("\r\n") if ": " in line)
+                await reader.readexactly(int(headers.get("content-length", 0)))
+                await handler({}, headers, writer)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

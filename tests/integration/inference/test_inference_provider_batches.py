@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -15,16 +16,18 @@ from tenth.inference.v1 import inference_pb2
 from mesh.errors import TenthError
 from sandbox.provider import Provider
 from sandbox.writers import InstantWriter
+from services.inference.batch_items import BatchItem, tag_of
 from tests.integration.inference.batch_mesh import (
     ENDED,
     FAILED,
     RUNNING,
+    BatchMesh,
     Submission,
     batch_mesh,
     ids,
     scripted,
 )
-from tests.integration.inference.test_inference_providers import _until, drop, reply
+from tests.integration.inference.test_inference_providers import Handler, _until, drop, reply
 
 BOTH = pytest.mark.parametrize("model", ["gpt", "claude"])
 
@@ -323,8 +326,8 @@ async def test_what_an_item_ends_with(
             assert (used.input_token_count, used.output_token_count, used.estimated) == usage
     # What was sent is an online request's body, less `stream`.
     if model == "gpt":
-        question = {"role": "user", "content": "Question 0"}
-        assert asked == [{"model": "gpt-x", "messages": [question], "max_tokens": 30, "temperature": 0.0}]
+        plain = {"role": "user", "content": "Question 0"}
+        assert asked == [{"model": "gpt-x", "messages": [plain], "max_tokens": 30, "temperature": 0.0}]
     else:
         question = {"role": "user", "content": [{"type": "text", "text": "Question 0"}]}
         assert asked == [{"model": "claude-x", "max_tokens": 30, "messages": [question]}]
@@ -428,7 +431,7 @@ async def test_a_generation_that_is_wrong_is_named(tmp_path: Path, change: objec
 )
 @BOTH
 async def test_what_a_provider_says_is_typed(
-    tmp_path: Path, model: str, handler: object, code: str, reason: str
+    tmp_path: Path, model: str, handler: Handler, code: str, reason: str
 ) -> None:
     async with scripted(handler) as url, batch_mesh(tmp_path, url=url) as mesh:
         batch = inference_pb2.ProviderBatch(model=model, provider_batch_id="b1")
@@ -453,3 +456,52 @@ async def test_a_head_that_is_wrong(tmp_path: Path) -> None:
             with pytest.raises(TenthError) as caught:
                 await mesh.submit(submission)
             assert caught.value.field == field
+
+
+async def test_a_connection_that_breaks_within_the_results(tmp_path: Path) -> None:
+    counts = {"processing": 0, "succeeded": 2, "errored": 0, "canceled": 0, "expired": 0}
+    ended = reply(200, {"id": "b1", "processing_status": "ended", "request_counts": counts})
+    name = BatchItem("r1", 1, 40, tag_of("s")).custom_id
+    line = json.dumps({"custom_id": name, "result": {"type": "expired"}}) + "\n"
+    asked = 0
+
+    async def handler(body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await ended(body, headers, writer)
+        else:
+            writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {2 * len(line)}\r\n\r\n{line}".encode())
+            await writer.drain()
+            writer.close()
+
+    got: list[str] = []
+
+    async def read(mesh: BatchMesh) -> None:
+        async for result in mesh.results(inference_pb2.ProviderBatch(model="claude", provider_batch_id="b1")):
+            got.append(result.error.reason)  # noqa: PERF401  # what came before the error counts
+
+    async with scripted(handler) as url, batch_mesh(tmp_path, url=url) as mesh:
+        with pytest.raises(TenthError) as caught:
+            await read(mesh)
+        assert (caught.value.code.name, caught.value.reason) == ("UNAVAILABLE", "PROVIDER_INCOMPLETE")
+        assert got == ["PROVIDER_BATCH_EXPIRED"]
+
+
+async def test_an_overloaded_provider_is_asked_again_only_where_that_is_safe(tmp_path: Path) -> None:
+    asked = 0
+    busy = reply(503, {"error": {"message": "busy"}})
+
+    async def handler(body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await busy(body, headers, writer)
+
+    async with scripted(handler) as url, batch_mesh(tmp_path, url=url) as mesh:
+        with pytest.raises(TenthError):
+            await mesh.get(inference_pb2.ProviderBatch(model="claude", provider_batch_id="b1"))
+        assert asked == 2, "TENTH_INFERENCE_RETRIES more"
+        with pytest.raises(TenthError) as caught:
+            await mesh.submit(Submission("claude", ids(1), first=True))
+        assert caught.value.reason == "PROVIDER_FAILED"
+        assert asked == 3, "a creation that failed may have made a batch"

@@ -107,6 +107,39 @@ def test_a_file_of_an_earlier_revision_goes_on(tmp_path: Path, clock: Clock) -> 
     outbox.close()
 
 
+def test_a_transaction_keeps_all_or_nothing(outbox: Outbox) -> None:
+    with outbox.transaction():
+        outbox.append(b"d", receipt("one"), answer())
+        outbox.append(b"d", receipt("two"), None, error="LATE: too late")
+    assert outbox.open_count() == 2
+
+    def broken() -> None:
+        with outbox.transaction():
+            outbox.append(b"d", receipt("three"), answer())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert outbox.find("acme", "three") is None
+    outbox.append(b"d", receipt("four"), answer())
+    assert outbox.open_count() == 3
+
+
+async def test_only_a_failure_that_is_not_settled_is_withdrawn(outbox: Outbox) -> None:
+    outbox.append(b"d", receipt("settled"), None, error="DOWN: for now")
+    ledger = Ledger()
+    await outbox.flush(ledger, 10)
+    outbox.append(b"d", receipt("failed"), None, error="DOWN: for now")
+    outbox.append(b"d", receipt("answered"), answer())
+    for request_id in ("settled", "failed", "answered"):
+        outbox.withdraw("acme", request_id)
+        outbox.withdraw("other", request_id)
+    assert outbox.find("acme", "failed") is None
+    assert outbox.find("acme", "settled") is not None
+    await outbox.flush(ledger, 10)
+    assert ledger.batches == [["settled"], ["answered"]]
+
+
 def test_the_entry_is_noted_later(outbox: Outbox) -> None:
     outbox.append(b"d", receipt("r"), answer())
     outbox.note_entry("acme", "r", "entry-9")

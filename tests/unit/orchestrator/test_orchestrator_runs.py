@@ -219,7 +219,9 @@ async def test_a_client_that_leaves_during_a_write_counts_no_more() -> None:
     run.emit(cast(Event, orchestrator_pb2.CompletionStarted(request_id=KEY[1])))
 
     class Servicer(OrchestratorServicer):
-        def _begin(self, request: chat_pb2.CompletionRequest, *, streaming: bool) -> Run | Answer:
+        def _begin(
+            self, request: chat_pb2.CompletionRequest, *, streaming: bool, why_here: receipt_pb2.Hop | None = None
+        ) -> Run | Answer:
             return run
 
     servicer = object.__new__(Servicer)  # Its neighbours play no part here.

@@ -947,12 +947,15 @@ class GetProviderBatchLimitsResponse(_message.Message):
     MAX_ITEM_COUNT_FIELD_NUMBER: _builtins.int
     MAX_BYTE_COUNT_FIELD_NUMBER: _builtins.int
     EXPIRY_FIELD_NUMBER: _builtins.int
+    INTERFACE_FIELD_NUMBER: _builtins.int
     supported: _builtins.bool
     """False: the model's provider has no batch interface that is set up here; the rest is then empty."""
     max_item_count: _builtins.int
     """Most generations in one batch."""
     max_byte_count: _builtins.int
     """Most bytes of one batch's upload."""
+    interface: _builtins.str
+    """Whose batch interface it is: "openai" (Files and Batches) or "anthropic" (Message Batches). This names the lane."""
     @_builtins.property
     def expiry(self) -> _duration_pb2.Duration:
         """How long a batch may take there before it expires."""
@@ -964,10 +967,11 @@ class GetProviderBatchLimitsResponse(_message.Message):
         max_item_count: _builtins.int = ...,
         max_byte_count: _builtins.int = ...,
         expiry: _duration_pb2.Duration | None = ...,
+        interface: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry", "max_byte_count", b"max_byte_count", "max_item_count", b"max_item_count", "supported", b"supported"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expiry", b"expiry", "interface", b"interface", "max_byte_count", b"max_byte_count", "max_item_count", b"max_item_count", "supported", b"supported"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

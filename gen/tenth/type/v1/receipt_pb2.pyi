@@ -132,7 +132,7 @@ class Hop(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The hop's name: "cache", "router", "compressor", "ledger", "inference", "cascade", "store"."""
+    """The hop's name: "cache", "router", "compressor", "ledger", "inference", "cascade", "store", "batch"."""
     outcome: Global___HopOutcome.ValueType
     """What became of it."""
     reason: _builtins.str

@@ -1,0 +1,171 @@
+"""Providers' batches that fail in parts, expire, are refused, or do not end before the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tenth.inference.v1 import inference_pb2
+from tenth.type.v1 import usage_pb2
+
+from mesh.errors import Code, TenthError
+from services.batch.refs import State
+from tests.integration.batch.batch_engine_rig import ask, engine, request_id, until
+from tests.integration.batch.batch_layers import (
+    PAID_MODEL,
+    Layers,
+    PlayedBatch,
+    answer_all,
+    end_as_it_is,
+    never,
+    result,
+)
+
+ENDED = inference_pb2.PROVIDER_BATCH_STATE_ENDED
+
+
+async def test_a_batch_that_fails_in_parts_and_expires(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+
+    def first_in_parts(batch: PlayedBatch) -> None:
+        if len(layers.batches) > 1:
+            return answer_all(batch)
+        wrong = result(batch.generations[1], "CONTENT_FILTERED")
+        wrong.error.usage.CopyFrom(usage_pb2.Usage(input_token_count=9))
+        batch.results = [
+            result(batch.generations[0]),
+            wrong,
+            result(batch.generations[2], "PROVIDER_BATCH_EXPIRED", retryable=True),
+        ]  # Of the rest it says nothing.
+        batch.state = ENDED
+        return None
+
+    layers.on_submit = first_in_parts
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(6)])
+        progress = await made.run(ref)
+        assert (progress.state, progress.done, progress.failed) == (State.DONE, 5, 1)
+        assert progress.lanes == {"openai": 5}
+        assert [len(batch.generations) for batch in layers.batches.values()] == [6, 4]
+        results = await made.results(ref)
+        first, *rest = layers.batches.values()
+        order = [one.request_id for one in first.generations]
+        ids = {request_id(ref, index): index for index in range(6)}
+        assert results[ids[order[1]]].result.error_reason == "CONTENT_FILTERED"
+        assert layers.kinds(order[0]) == [(1, "FINISHED"), (1, "STARTED")]
+        assert layers.kinds(order[1]) == [(1, "FAILED"), (1, "STARTED")]
+        for request in order[2:]:
+            assert layers.kinds(request) == [(1, "FAILED"), (1, "STARTED"), (2, "FINISHED"), (2, "STARTED")]
+        event = layers.attempts[order[0], 1, 2]
+        assert (event.usage.output_token_count, event.reservation_id) == (5, f"r-{order[0]}")
+        assert len(set(layers.submissions)) == 2
+        assert not layers.reserved
+        assert rest
+
+
+async def test_what_the_provider_refuses_runs_online(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+
+    def refuse(batch: PlayedBatch) -> None:
+        batch.state = inference_pb2.PROVIDER_BATCH_STATE_FAILED
+
+    layers.on_submit = refuse
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(3)])
+        progress = await made.run(ref)
+        assert (progress.done, progress.lanes) == (3, {"online": 3})
+        assert layers.lanes == {"online full": 3}
+        tried = layers.tried[request_id(ref, 0)]
+        assert len(tried) == 1
+        assert tried[0][1] > 1, "its attempt at the provider has the first number"
+        assert layers.kinds(request_id(ref, 0)) == [(1, "FAILED"), (1, "STARTED")]
+
+
+async def test_a_submission_that_is_refused_runs_online(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+
+    def refuse(_: PlayedBatch) -> None:
+        raise TenthError(Code.INVALID_ARGUMENT, "INVALID_FIELD", "generations[1] is wrong", "generations[1]")
+
+    layers.on_submit = refuse
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(3)])
+        progress = await made.run(ref)
+        assert (progress.done, progress.lanes) == (3, {"online": 3})
+        ref = await made.take_in([ask(f"r{n}", model=PAID_MODEL) for n in range(3)], lanes=["openai"])
+        progress = await made.run(ref)
+        assert (progress.done, progress.failed) == (0, 3)
+        reasons = {one.result.error_reason for one in (await made.results(ref)).values()}
+        assert reasons == {"LANE_NOT_ALLOWED"}
+        assert not layers.reserved
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["the provider stops", "the provider does not stop"])
+async def test_the_deadline_moves_work_online(tmp_path: Path, temporal_address: str, stops: bool) -> None:
+    layers = Layers()
+    layers.on_submit = half_and_no_more
+    layers.on_cancel = end_as_it_is if stops else never
+    async with engine(
+        tmp_path, temporal_address, layers=layers, online_items_per_second=20, reserve_seconds=0.5
+    ) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(20)], seconds=5)
+        handle = await made.start(ref)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.done, progress.failed) == (State.DONE, 20, 0)
+        assert progress.lanes == ({"openai": 10, "online": 10} if stops else {"online": 20})
+        assert layers.calls["cancel"] == 1
+        described = await handle.describe()
+        assert described.close_time is not None
+        took = (described.close_time - described.start_time).total_seconds()
+        assert 2 < took < 5.5, "as late as that is safe, and in time"
+
+
+async def test_own_hardware_that_is_too_slow_gives_work_away(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    async with engine(
+        tmp_path, temporal_address, layers=layers, online_items_per_second=50, local_models="another"
+    ) as made:
+        ref = await made.take_in([ask(f"q{n}") for n in range(100)], seconds=6)
+        progress = await made.run(ref)
+        assert (progress.state, progress.done) == (State.DONE, 100)
+        assert progress.lanes == {"online": 100}, "no worker serves the model's queue"
+        models = Counter(model for tries in layers.tried.values() for model, _ in tries)
+        assert models == {PAID_MODEL: 100}
+
+
+async def test_what_is_not_answered_at_the_deadline_fails_typed(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.gate, layers.free = asyncio.Event(), 3
+    async with engine(tmp_path, temporal_address, layers=layers, check_least_seconds=0.1) as made:
+        ref = await made.take_in([ask(f"q{n}") for n in range(10)], seconds=3, lanes=["local"])
+        handle = await made.start(ref)
+        await until(lambda: layers.started == 10)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.done, progress.failed) == (State.DONE, 3, 7)
+        reasons = Counter(one.result.error_reason for one in (await made.results(ref)).values())
+        assert reasons == {"": 3, "BATCH_EXPIRED": 7}
+        assert not layers.reserved
+
+
+def half_and_no_more(batch: PlayedBatch) -> None:
+    batch.results = [result(one) for one in batch.generations[: len(batch.generations) // 2]]
+
+
+async def test_a_provider_without_room_is_asked_again(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+
+    def no_room_at_first(batch: PlayedBatch) -> None:
+        if len(layers.batches) > 4:
+            return answer_all(batch)
+        batch.state, batch.retryable = inference_pb2.PROVIDER_BATCH_STATE_FAILED, True
+        return None
+
+    layers.on_submit = no_room_at_first
+    async with engine(tmp_path, temporal_address, layers=layers, provider_tries=1) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(3)])
+        progress = await made.run(ref)
+        assert (progress.done, progress.lanes) == (3, {"openai": 3})
+        assert len(set(layers.submissions)) == 5
+        assert not layers.reserved
