@@ -95,8 +95,9 @@ def in_the_mix(layer: str, results: Results) -> str:
     if figures is None or cost is None:
         return NOT
     low, high = figures.metrics[name]["ci95"] or (cost, cost)
-    spread = f" [{percent(1 - high)}, {percent(1 - low)}]" if low != high else ""
-    return f"{percent(max(0.0, 1 - cost) if abs(1 - cost) < 5e-4 else 1 - cost)} of the bill{spread}"
+    ends = percent(1 - high), percent(1 - low)
+    spread = f" [{ends[0]}, {ends[1]}]" if ends[0] != ends[1] else ""
+    return f"{percent(1 - cost)} of the bill{spread}"
 
 
 def alone(layer: str, results: Results) -> str:

@@ -130,7 +130,9 @@ def ablation(figures: Figures) -> Sheet:
         ends = [figures.with_interval(f"{ABLATED}/{run}/{what}_ratio") for run in ("full", "none")
                 for what in ("cost", "quality")]  # fmt: skip
         rows.append(("all; none", *ends))
-        careful = [figures.with_interval(f"{ABLATED}/recorded_routing_only/{what}_ratio") for what in ("cost", "quality")]
+        careful = [
+            figures.with_interval(f"{ABLATED}/recorded_routing_only/{what}_ratio") for what in ("cost", "quality")
+        ]
         if careful[0]:
             rows.append(("all, but routed only where outcomes are recorded", *careful, "", ""))
     titles = (f"{ABLATED}: layer", "cost, this alone", "quality", "cost, this taken out", "quality")
@@ -180,9 +182,7 @@ def checks(figures: Figures) -> Sheet:
             cpu = figures.value(f"{of}cpu_ms_per_request")
             counts = [_count(figures.value(f"{of}{what}")) for what in ("failed", "identity_violations")]
             rows.append((mix, name, *counts, _ms(cpu)))
-    return Sheet(
-        "checks", ("mix", "system", "failed", "receipts that do not add up", "CPU ms per request"), 2, rows
-    )
+    return Sheet("checks", ("mix", "system", "failed", "receipts that do not add up", "CPU ms per request"), 2, rows)
 
 
 def assumed(result: Mapping[str, Any]) -> list[Sheet]:
