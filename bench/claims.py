@@ -36,38 +36,40 @@ class Claim:
 CLAIMS = (
     Claim(
         "routing", "40-70% of cost", "비용 40~70%",
-        "It hangs on the traffic, not on the router: where the weak model answers as well, nearly everything goes there, and "
-        "on hard questions at a quality that is kept for sure hardly anything does. The article states no quality.",
-        "라우터보다 트래픽에 달려 있습니다. 약한 모델도 잘 답하는 질문은 거의 모두 그리로 가고, 어려운 질문에서 품질을 확실히 "
-        "지키려면 거의 보내지 못합니다. 글은 품질을 말하지 않습니다.",
+        "It hangs on the traffic, not on the router: where the weak model answers as well, nearly everything goes "
+        "there, and on hard questions at a quality that is kept for sure hardly anything does. The article states "
+        "no quality.",
+        "라우터보다 트래픽에 달려 있습니다. 약한 모델도 잘 답하는 질문은 거의 모두 그리로 가고, 어려운 질문에서 "
+        "품질을 확실히 지키려면 거의 보내지 못합니다. 글은 품질을 말하지 않습니다.",
     ),
     Claim(
         "compression", "20-40% of tokens", "토큰 20~40%",
-        "Passages that the question does not need go; prompts without such passages have little to remove. Output tokens, "
-        "which cost more, are untouched, so the bill falls by less than the tokens do.",
-        "질문에 필요 없는 문단은 덜어 내지만, 그런 문단이 없는 프롬프트에는 덜어 낼 것이 거의 없습니다. 더 비싼 출력 토큰은 "
-        "그대로이므로 비용은 토큰만큼 줄지 않습니다.",
+        "Passages that the question does not need go; prompts without such passages have little to remove. Output "
+        "tokens, which cost more, are untouched, so the bill falls by less than the tokens do.",
+        "질문에 필요 없는 문단은 덜어 내지만, 그런 문단이 없는 프롬프트에는 덜어 낼 것이 거의 없습니다. 더 비싼 "
+        "출력 토큰은 그대로이므로 비용은 토큰만큼 줄지 않습니다.",
     ),
     Claim(
         "cache", "30-80% of requests", "요청 30~80%",
-        "As many as repeat, and of those only the ones that can be served under a bound on wrong answers. A cold cache has "
-        "nothing to serve yet, and a hit saves no more than that request would have cost.",
-        "반복되는 질문만, 그중에서도 틀린 답의 한도 안에서 내줄 수 있는 것만 맞습니다. 처음에는 캐시가 비어 있고, 적중 하나는 그 "
-        "요청의 값만큼만 아낍니다.",
+        "As many as repeat, and of those only the ones that can be served under a bound on wrong answers. A cold "
+        "cache has nothing to serve yet, and a hit saves no more than that request would have cost.",
+        "반복되는 질문만, 그중에서도 틀린 답의 한도 안에서 내줄 수 있는 것만 맞습니다. 처음에는 캐시가 비어 있고, "
+        "적중 하나는 그 요청의 값만큼만 아낍니다.",
     ),
     Claim(
         "batch", "2-5 times the throughput", "처리량 2~5배",
-        "Against one request at a time; a server that already batches continuously has taken most of it. Providers sell it "
-        "as half the price, of what can wait and was not already made cheap by another layer.",
-        "한 번에 하나씩 처리할 때와 견준 값입니다. 연속 배칭을 하는 서버는 이미 대부분을 얻었습니다. 제공자는 이를 반값으로 "
-        "파는데, 기다릴 수 있고 다른 계층이 아직 싸게 만들지 않은 요청에만 해당합니다.",
+        "Against one request at a time; a server that already batches continuously has taken most of it. Providers "
+        "sell it as half the price, of what can wait and was not already made cheap by another layer.",
+        "한 번에 하나씩 처리할 때와 견준 값입니다. 연속 배칭을 하는 서버는 이미 대부분을 얻었습니다. 제공자는 이를 "
+        "반값으로 파는데, 기다릴 수 있고 다른 계층이 아직 싸게 만들지 않은 요청에만 해당합니다.",
     ),
     Claim(
         "quantization", "50-75% of VRAM", "VRAM 50~75%",
-        "Of weights that were quantized; embeddings and the KV cache stay as they are, which weighs most in a small model. "
-        "Measured on a CPU, in files on disk. It saves money only on hardware of one's own, and the mixes use none.",
-        "양자화한 가중치만의 이야기입니다. 임베딩과 KV 캐시는 그대로라서 작은 모델에서는 그 몫이 큽니다. CPU에서 디스크 파일 "
-        "크기로 쟀습니다. 자기 하드웨어가 있어야 돈이 절약되는데, 이 혼합들에는 없습니다.",
+        "Of weights that were quantized; embeddings and the KV cache stay as they are, which weighs most in a "
+        "small model. Measured on a CPU, in files on disk. It saves money only on hardware of one's own, and the "
+        "mixes use none.",
+        "양자화한 가중치만의 이야기입니다. 임베딩과 KV 캐시는 그대로라서 작은 모델에서는 그 몫이 큽니다. CPU에서 "
+        "디스크 파일 크기로 쟀습니다. 자기 하드웨어가 있어야 돈이 절약되는데, 이 혼합들에는 없습니다.",
     ),
 )  # fmt: skip
 

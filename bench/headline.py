@@ -39,9 +39,13 @@ _TITLES = {
 }  # fmt: skip
 _NOTES = {
     False: "{requests} requests in all through the whole mesh, models played as they were recorded; 95% intervals. "
-    "Prices, shares, what is modelled and what quality means: [benchmarks]({page}).",
-    True: "메시 전체를 지난 요청은 모두 {requests}건이고, 모델은 기록된 대로 연기했습니다. 대괄호는 95% 구간입니다. 가격, 비율, "
-    "모델링한 것, 품질의 뜻은 [벤치마크]({page})에 있습니다.",
+    "Nothing is claimed of the quality of the requests outside the last column; of answers from passages it "
+    "says that what they need was still in the prompt, not who wrote how well. Prices, shares, what is "
+    "modelled and what quality means: [benchmarks]({page}).",
+    True: "메시 전체를 지난 요청은 모두 {requests}건이고, 모델은 기록된 대로 연기했습니다. 대괄호는 95% "
+    "구간입니다. 마지막 열에 들지 않는 요청의 품질은 주장하지 않으며, 문단에서 찾는 답의 품질은 필요한 "
+    "내용이 프롬프트에 남았다는 뜻이지 글솜씨가 아닙니다. 가격, 비율, 모델링한 것, 품질의 뜻은 "
+    "[벤치마크]({page})에 있습니다.",
 }
 _PAGE = "docs/benchmarks.md#what-is-left-of-the-bill-end-to-end"
 
