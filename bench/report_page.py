@@ -21,7 +21,8 @@ from tenth_client.reporting.style import CSS
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _RULES = """
 input.language{position:absolute;opacity:0}
-label{border:1px solid var(--line);border-radius:.4rem;padding:.15rem .6rem;margin-right:.4rem;cursor:pointer;font-size:.9375rem}
+label{border:1px solid var(--line);border-radius:.4rem;padding:.15rem .6rem;margin-right:.4rem;cursor:pointer;
+font-size:.9375rem}
 #en:checked~main [lang=ko],#ko:checked~main [lang=en]{display:none}
 #en:checked~main label[for=en],#ko:checked~main label[for=ko]{background:var(--ink);color:var(--paper)}
 input.language:focus-visible~main label{outline:2px solid var(--accent)}
@@ -42,6 +43,7 @@ _CONFIG: Mapping[str, Any] = {
     "text": {"color": "var(--ink)"},
     "rule": {"color": "var(--ink)"},
 }  # fmt: skip
+_DOWN, _BILL = "from the baseline's bill to ours", "of the strong model's bill"
 _WORDS = {**KOREAN, **{claim.why: claim.why_korean for claim in CLAIMS}} | {
     claim.article: claim.article_korean for claim in CLAIMS
 }
@@ -82,7 +84,7 @@ def pictures(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for mix in names(Figures({"metrics": metrics})):
         if f"{mix}/ours/saved_by_quantization" in metrics:
-            said = f"{escape(mix)}: {both("from the baseline's bill to ours")}"
+            said = f"{escape(mix)}: {both(_DOWN)}"
             found.setdefault("layers", []).append(_figure(plots.waterfall(metrics, mix), said))
     if any(f"{mix}/{frontier_name(TARGETS[0])}/cost_ratio" in metrics for mix in FRONTIERS):
         said = both("the router's target from low to high; diamonds: as the mix was run")
@@ -136,7 +138,7 @@ def _cards(result: Mapping[str, Any]) -> str:
         cost = percent(figures.value(f"{mix}/ours/cost_ratio"))
         cards.append(
             f'<div class="card"><span>{escape(mix)}</span><b>{cost}</b>'
-            f"<span>{both("of the strong model's bill")}</span><span>{quality}</span></div>\n"
+            f"<span>{both(_BILL)}</span><span>{quality}</span></div>\n"
         )
     return f'<div class="cards">\n{"".join(cards)}</div>\n'
 
@@ -144,7 +146,8 @@ def _cards(result: Mapping[str, Any]) -> str:
 def _figure(picture: Mapping[str, Any], said: str) -> str:
     """A picture in the page's colours, which are its reader's; its title is what is said beneath."""
     spec = {name: value for name, value in picture.items() if name != "title"}
-    return f"<figure>{svg({**spec, 'background': 'transparent', 'config': dict(_CONFIG)})}<figcaption>{said}</figcaption></figure>\n"
+    drawn = svg({**spec, "background": "transparent", "config": dict(_CONFIG)})
+    return f"<figure>{drawn}<figcaption>{said}</figcaption></figure>\n"
 
 
 def _items(items: Iterable[tuple[str, str]]) -> str:

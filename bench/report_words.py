@@ -16,8 +16,8 @@ QUALITY = (
 )
 REDUCED = "This is a reduced run: too few requests to quote. The figures of docs/benchmarks.md are of full runs."
 REPRINT = (
-    "`make bench` runs the reduced form and writes this page; `make bench ARGS=--full` runs the full one, whose figures "
-    "docs/benchmarks.md and the READMEs take. `python -m bench.report` writes the page again from bench/results."
+    "`make bench` runs the reduced form and writes this page; `make bench ARGS=--full` runs the full one, whose "
+    "figures docs/benchmarks.md and the READMEs take. `python -m bench.report` writes the page again from bench/results."
 )
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "claim": ("The claim", "주장"),
@@ -112,8 +112,8 @@ KOREAN: Mapping[str, str] = {
     "not known": "모름",
     "from the baseline's bill to ours": "기준 청구서에서 우리 청구서까지",
     "dashed: all layers": "점선: 모든 계층",
-    "the router's target from low to high; diamonds: as the mix was run": "라우터의 목표 품질을 높여 가며; 마름모: 혼합을 "
-    "실제로 돌린 지점",
+    "the router's target from low to high; diamonds: as the mix was run": "라우터의 목표 품질을 높여 가며; "
+    "마름모: 혼합을 실제로 돌린 지점",
     "share of a window of requests, from a cold cache": "빈 캐시에서 시작해 요청 구간마다의 몫",
     "Not measured": "재지 않은 것",
 }
