@@ -28,8 +28,10 @@ font-size:.9375rem}
 input.language:focus-visible~main label{outline:2px solid var(--accent)}
 figure{overflow-x:auto}
 figure svg{min-width:38rem}
-td.text{white-space:normal;min-width:6rem;max-width:26rem}
-th{white-space:normal;min-width:4.5rem;vertical-align:bottom}
+.card span span{display:inline}
+.cards{grid-template-columns:repeat(auto-fit,minmax(12rem,1fr))}
+td.text:nth-child(n+3){white-space:normal;min-width:13rem;max-width:26rem}
+th{white-space:normal;min-width:5.5rem;vertical-align:bottom;overflow-wrap:normal;word-break:keep-all}
 """
 _CONFIG: Mapping[str, Any] = {
     "font": "system-ui, -apple-system, 'Noto Sans KR', 'Noto Sans CJK KR', sans-serif",
@@ -43,6 +45,8 @@ _CONFIG: Mapping[str, Any] = {
     "text": {"color": "var(--ink)"},
     "rule": {"color": "var(--ink)"},
 }  # fmt: skip
+_HEIGHT = 300
+"""Of a drawing, CSS pixels."""
 _DOWN, _BILL = "from the baseline's bill to ours", "of the strong model's bill"
 _WORDS = {**KOREAN, **{claim.why: claim.why_korean for claim in CLAIMS}} | {
     claim.article: claim.article_korean for claim in CLAIMS
@@ -104,7 +108,7 @@ def html(sheet: Sheet) -> str:
     kinds = ['class="text"' if at < sheet.texts else "" for at in range(len(sheet.titles))]
     head = "".join(f"<th {kind}>{both(title)}</th>" for kind, title in zip(kinds, sheet.titles, strict=True))
     rows = "".join(
-        "<tr>" + "".join(f"<td {kind}>{both(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True)) + "</tr>\n"
+        "<tr>" + "".join(f"<td {kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True)) + "</tr>\n"
         for cells in sheet.rows
     )
     return f'<div class="box"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n'
@@ -122,6 +126,12 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
+def _cell(text: str) -> str:
+    """A cell; figures of several sets stand one beneath the other."""
+    parts = text.split("; ")
+    return "<br>".join(map(both, parts)) if len(parts) > 1 and text not in _WORDS else both(text)
+
+
 def _section(name: str, parts: Iterable[str]) -> str:
     english, korean = SECTIONS[name]
     title = f'<span lang="en">{escape(english)}</span><span lang="ko">{escape(korean)}</span>'
@@ -134,7 +144,7 @@ def _cards(result: Mapping[str, Any]) -> str:
     cards = []
     for mix in names(figures):
         kept, known = (percent(figures.value(f"{mix}/ours/quality_{what}")) for what in ("ratio", "covered"))
-        quality = f"{kept} {both('of its quality, known of')} {known}" if kept else both("not known")
+        quality = f"{both('quality kept')} {kept}, {both('known of requests')} {known}" if kept else both("not known")
         cost = percent(figures.value(f"{mix}/ours/cost_ratio"))
         cards.append(
             f'<div class="card"><span>{escape(mix)}</span><b>{cost}</b>'
@@ -146,7 +156,7 @@ def _cards(result: Mapping[str, Any]) -> str:
 def _figure(picture: Mapping[str, Any], said: str) -> str:
     """A picture in the page's colours, which are its reader's; its title is what is said beneath."""
     spec = {name: value for name, value in picture.items() if name != "title"}
-    drawn = svg({**spec, "background": "transparent", "config": dict(_CONFIG)})
+    drawn = svg({**spec, "height": _HEIGHT, "background": "transparent", "config": dict(_CONFIG)})
     return f"<figure>{drawn}<figcaption>{said}</figcaption></figure>\n"
 
 

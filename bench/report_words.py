@@ -17,7 +17,8 @@ QUALITY = (
 REDUCED = "This is a reduced run: too few requests to quote. The figures of docs/benchmarks.md are of full runs."
 REPRINT = (
     "`make bench` runs the reduced form and writes this page; `make bench ARGS=--full` runs the full one, whose "
-    "figures docs/benchmarks.md and the READMEs take. `python -m bench.report` writes the page again from bench/results."
+    "figures docs/benchmarks.md and the READMEs take. `python -m bench.report` writes the page again from "
+    "bench/results."
 )
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "claim": ("The claim", "주장"),
@@ -92,6 +93,8 @@ KOREAN: Mapping[str, str] = {
     "here, on its own benchmark": "여기: 계층 자체의 벤치마크",
     "why": "다른 까닭",
     "not measured": "재지 않음",
+    "all, but routed only where outcomes are recorded": "모두 켬, 다만 결과가 기록된 곳에서만 라우팅",
+    "support_heavy: layer": "support_heavy: 계층",
     "USD per million tokens: catalogue": "백만 토큰당 USD: 카탈로그",
     "model": "모델",
     "source": "출처",
@@ -108,8 +111,7 @@ KOREAN: Mapping[str, str] = {
     "first token, s": "첫 토큰, 초",
     "tokens per second": "초당 토큰",
     "of the strong model's bill": "강한 모델 청구서 대비",
-    "of its quality, known of": "의 품질 유지, 아는 비율",
-    "not known": "모름",
+    "not known": "품질은 모름",
     "from the baseline's bill to ours": "기준 청구서에서 우리 청구서까지",
     "dashed: all layers": "점선: 모든 계층",
     "the router's target from low to high; diamonds: as the mix was run": "라우터의 목표 품질을 높여 가며; "
