@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -32,9 +34,14 @@ class Proxy:
             self.process.kill()
 
 
-async def start_litellm(environment: Path, upstream_url: str, port: int, folder: Path) -> Proxy | None:
-    """Start the proxy with its in-memory cache on, in front of an OpenAI-compatible server; None if absent."""
-    proxy = await asyncio.to_thread(_spawn, environment, upstream_url, port, folder)
+async def start_litellm(
+    environment: Path, upstream_url: str, port: int, folder: Path, config: Mapping[str, Any] | None = None
+) -> Proxy | None:
+    """Start the proxy in front of an OpenAI-compatible server; None if absent.
+
+    Without a configuration it has one model and its in-memory cache on.
+    """
+    proxy = await asyncio.to_thread(_spawn, environment, port, folder, config or one_model(upstream_url))
     if proxy is None:
         return None
     async with httpx.AsyncClient() as http:
@@ -56,11 +63,9 @@ def litellm_version(environment: Path) -> str:
     return found[0].name.removeprefix("litellm-").removesuffix(".dist-info") if found else ""
 
 
-def _spawn(environment: Path, upstream_url: str, port: int, folder: Path) -> Proxy | None:
-    executable = environment / "bin" / "litellm"
-    if not executable.exists():
-        return None
-    config = {
+def one_model(upstream_url: str) -> dict[str, Any]:
+    """A configuration of one model, with the in-memory cache on."""
+    return {
         "model_list": [
             {
                 "model_name": "gpt-4o-mini",
@@ -70,9 +75,15 @@ def _spawn(environment: Path, upstream_url: str, port: int, folder: Path) -> Pro
         "litellm_settings": {"cache": True, "cache_params": {"type": "local"}, "telemetry": False},
         "general_settings": {"master_key": KEY},
     }
+
+
+def _spawn(environment: Path, port: int, folder: Path, config: Mapping[str, Any]) -> Proxy | None:
+    executable = environment / "bin" / "litellm"
+    if not executable.exists():
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "litellm.yaml"
-    file.write_text(yaml.safe_dump(config))
+    file.write_text(yaml.safe_dump(dict(config)))
     environ = {
         **os.environ,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",

@@ -63,6 +63,10 @@ class MessagesEndpoint:
         self._shared = shared
         self._cache = PromptCache()
 
+    def forget(self) -> None:
+        """Empty the prompt cache."""
+        self._cache.clear()
+
     async def __call__(self, request: Request) -> Response:
         """A message."""
         try:

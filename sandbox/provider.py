@@ -6,6 +6,7 @@ so that a test can compare a ledger with "the provider's own" books, and it fail
     POST /v1/chat/completions   whole and streamed        GET  /sandbox/stats   its books
     POST /v1/messages           whole and streamed        POST /sandbox/fail    {"mode", "count", "model"?}
     GET  /v1/models                                       POST /sandbox/say     {"model", "texts"}
+                                                          POST /sandbox/forget  empties its prompt caches
     /v1/files, /v1/batches      OpenAI's batches          GET  /sandbox/batches how often each custom id was run
     /v1/messages/batches        Anthropic's batches       POST /sandbox/batches a BatchPlan: what goes wrong, how slowly
 
@@ -40,6 +41,7 @@ from mesh.channel import connect
 from mesh.errors import Code, TenthError
 from mesh.settings import MeshSettings, load
 from mesh.telemetry import TRACEPARENT, parent_context, start_telemetry
+from sandbox import recorded
 from sandbox.anthropic_batches import MessageBatchEndpoints
 from sandbox.batch_runs import BatchClock, BatchControl, BatchPlan, Responder
 from sandbox.books import Books, Failure
@@ -86,6 +88,7 @@ class Provider:
                 Route("/sandbox/stats", self.stats, methods=["GET"]),
                 Route("/sandbox/fail", self.fail, methods=["POST"]),
                 Route("/sandbox/say", self.say, methods=["POST"]),
+                Route("/sandbox/forget", self.forget, methods=["POST"]),
                 Route("/sandbox/batches", self.batch_books, methods=["GET"]),
                 Route("/sandbox/batches", self.batch_plan, methods=["POST"]),
                 *self.openai_batches.routes(),
@@ -125,6 +128,12 @@ class Provider:
         except (ValueError, KeyError, TypeError):
             return _error(400, 'expected {"model": ..., "texts": [...]}')
         self._said[model] = deque(texts)
+        return JSONResponse({"ok": True}, headers=HEADERS)
+
+    async def forget(self, request: Request) -> Response:
+        """Empty the prompt caches, so that the next measurement starts cold."""
+        self._cache.clear()
+        self._messages.forget()
         return JSONResponse({"ok": True}, headers=HEADERS)
 
     async def batch_books(self, request: Request) -> Response:
@@ -333,7 +342,9 @@ async def serve(options: argparse.Namespace) -> None:
         telemetry = start_telemetry("sandbox", mesh)
         stack.callback(telemetry.close)
         writer: Writer
-        if options.instant:
+        if options.recorded:
+            writer = recorded.RecordedWriter(recorded.read(options.recorded), options.recorded_prompts)
+        elif options.instant:
             writer = InstantWriter(options.latency_ms / 1000, options.words)
         else:
             key = read_key(options.key_file or mesh.identity_key_file)
@@ -380,6 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--timeout-seconds", type=float, default=120, help="longest wait for the model")
     parser.add_argument("--instant", action="store_true", help="fixed text without a model, for measurements")
+    parser.add_argument("--recorded", type=Path, help="answers by question and model, see sandbox/recorded.py")
+    parser.add_argument("--recorded-prompts", type=Path, help="with --recorded: where kept prompts are written")
     parser.add_argument("--latency-ms", type=float, default=0, help="with --instant: time before the first word")
     parser.add_argument("--words", type=int, default=24, help="with --instant: length of the answer")
     asyncio.run(serve(parser.parse_args(arguments)))

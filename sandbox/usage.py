@@ -63,6 +63,10 @@ class PromptCache:
     def __init__(self) -> None:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forget every prefix."""
+        self._seen.clear()
+
     def lookup(self, model: str, ids: list[int]) -> int:
         """How many leading tokens were seen before; remembers this prompt."""
         cached = 0
