@@ -97,26 +97,35 @@ class LaneDriver:
         self.wake()
 
     async def run(self) -> None:
-        """Until nothing is left, or all that was out has come back after ``stop`` or ``renewing``."""
+        """Until nothing is left, or all that was out has come back after ``stop`` or ``renewing``.
+
+        Raises the ActivityError of what can never be done, when the rest has come back.
+        """
         watching = asyncio.create_task(self._watch())
+        failed: BaseException | None = None
         try:
             while True:
                 self._begin()
                 if not self._out and not self._polling:
-                    return
+                    break
                 self._woken = False
-                await workflow.wait_condition(lambda: self._woken)
+                await workflow.wait_condition(lambda: self._woken or (self._is_long and not self.renewing))
                 for task in [*(out.task for out in self._out), *self._polling.values()]:
                     if task.done() and not task.cancelled() and task.exception() is not None:
-                        await task
+                        # What is out comes back first: nothing of it may end twice.
+                        failed = failed or task.exception()
+                        self.stop()
                 self._out = [out for out in self._out if not out.task.done()]
                 self._polling = {place: task for place, task in self._polling.items() if not task.done()}
-                if workflow.info().get_current_history_length() > self.facts.pace.history_events:
-                    self.renewing = True
+                self.renewing = self.renewing or self._is_long
         finally:
             watching.cancel()
-            for task in [*(out.task for out in self._out), *self._polling.values()]:
-                task.cancel()
+        if failed is not None:
+            raise failed
+
+    @property
+    def _is_long(self) -> bool:
+        return workflow.info().get_current_history_length() > self.facts.pace.history_events
 
     def _begin(self) -> None:
         if self.stopped or self.renewing:
@@ -271,15 +280,15 @@ class LaneDriver:
         while True:
             over = self.stopped or place in self._leaving
             if over and not asked_to_stop:
-                asked_to_stop, batch.polled = True, 0
-                await self._quietly("cancel_batch", at, batch.lane)
+                batch.polled = 0
+                asked_to_stop = await self._quietly("cancel_batch", at, batch.lane, bool) or False
             now = workflow.now().timestamp()
             left = max(1.0, self.facts.deadline_seconds - now)
             pause = poll_seconds(batch.polled, pace.poll_first_seconds, pace.poll_longest_seconds, left)
             batch.polled += 1
 
-            def changed(asked: bool = asked_to_stop) -> bool:
-                return self.renewing or ((self.stopped or place in self._leaving) and not asked)
+            def changed(over: bool = over) -> bool:
+                return self.renewing or ((self.stopped or place in self._leaving) and not over)
 
             try:
                 await workflow.wait_condition(changed, timeout=timedelta(seconds=pause))
@@ -289,7 +298,7 @@ class LaneDriver:
                     return polled
             if self.renewing:
                 return None
-            if asked_to_stop and workflow.now().timestamp() > self._last_moment(batch):
+            if over and workflow.now().timestamp() > self._last_moment(batch):
                 # Its attempts stay on the books at their worst case: too much, never too little.
                 workflow.logger.error("%s does not end: what it had runs elsewhere", batch.provider_batch_id)
                 if not self.stopped:
@@ -304,8 +313,8 @@ class LaneDriver:
             return max(deadline, workflow.info().start_time.timestamp()) + max(leave, 3600.0)
         return deadline - self.facts.pace.safety_factor * batch.left / max(self._online_rate(), 1e-9)
 
-    async def _quietly(self, name: str, at: AtProvider, lane: str, kind: type[Any] | None = None) -> Any:
-        """An activity whose failure changes nothing: it comes again with the next look."""
+    async def _quietly(self, name: str, at: AtProvider, lane: str, kind: type[Any]) -> Any:
+        """An activity whose failure changes nothing: it comes again with the next look. None then."""
         try:
             return await self.do(name, at, kind, lane=lane, tries=3)
         except ActivityError as error:

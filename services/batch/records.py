@@ -130,10 +130,14 @@ class RunStore:
         """Write an object."""
         await self.store.put(name, write_records(records))
 
-    async def work(self, ref: BatchRef, name: str, done: set[int]) -> list[stored_pb2.StoredPrepared]:
-        """What is left to do of a plan object: neither done nor of a deleted user."""
+    async def work(
+        self, ref: BatchRef, name: str, done: set[int], *, of_deleted_users: bool = False
+    ) -> list[stored_pb2.StoredPrepared]:
+        """What is left of a plan object: not done, and, unless told otherwise, of no deleted user."""
         found = await self.records(batches.plan_name(ref, name))
-        gone = await batches.read_deleted_users(self.store, ref.tenant_id, ref.batch_id)
+        gone: frozenset[str] = frozenset()
+        if not of_deleted_users:
+            gone = await batches.read_deleted_users(self.store, ref.tenant_id, ref.batch_id)
         return [one for one in found if one.index not in done and not _is_of(one.item, gone)]
 
     async def tally(self, ref: BatchRef, beginnings: Sequence[str]) -> Tally:
