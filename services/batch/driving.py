@@ -45,7 +45,16 @@ class _Out:
 
     line: Line
     piece: Piece
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] | None = None
+    begun: bool = False
+    recalled: bool = False
+
+    def recall(self) -> None:
+        """Ask for it back: what is answered stays, the rest comes back."""
+        self.recalled = True
+        # A task that is cancelled before its first step would never say so.
+        if self.begun and self.task is not None and not self.task.cancelling():
+            self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -93,7 +102,7 @@ class LaneDriver:
         """Begin nothing new; what is out ends as it can."""
         self.stopped = True
         for out in self._out:
-            out.task.cancel()
+            out.recall()
         self.wake()
 
     async def run(self) -> None:
@@ -110,12 +119,13 @@ class LaneDriver:
                     break
                 self._woken = False
                 await workflow.wait_condition(lambda: self._woken or (self._is_long and not self.renewing))
-                for task in [*(out.task for out in self._out), *self._polling.values()]:
+                tasks = [out.task for out in self._out if out.task is not None]
+                for task in [*tasks, *self._polling.values()]:
                     if task.done() and not task.cancelled() and task.exception() is not None:
                         # What is out comes back first: nothing of it may end twice.
                         failed = failed or task.exception()
                         self.stop()
-                self._out = [out for out in self._out if not out.task.done()]
+                self._out = [out for out in self._out if out.task is not None and not out.task.done()]
                 self._polling = {place: task for place, task in self._polling.items() if not task.done()}
                 self.renewing = self.renewing or self._is_long
         finally:
@@ -134,15 +144,17 @@ class LaneDriver:
             most = self.facts.pace.local_chunks if line.lane == LOCAL else self.facts.pace.online_chunks
             out = sum(1 for one in self._out if one.line is line)
             while line.pieces and out < most:
-                piece = line.pieces.pop(0)
-                self._out.append(_Out(line, piece, asyncio.create_task(self._run_piece(line, piece))))
+                one = _Out(line, line.pieces.pop(0))
+                one.task = asyncio.create_task(self._run_piece(one))
+                self._out.append(one)
                 out += 1
         for place, batch in enumerate(self.outside):
             beside = sum(1 for other in self._polling if self.outside[other].model == batch.model)
             if batch.left and place not in self._polling and beside < self.facts.pace.provider_batches:
                 self._polling[place] = asyncio.create_task(self._run_outside(place, batch))
 
-    async def _run_piece(self, line: Line, piece: Piece) -> None:
+    async def _run_piece(self, out: _Out) -> None:
+        line, piece, out.begun = out.line, out.piece, True
         asked = RunChunk(
             ref=self.ref,
             lane=line.lane,
@@ -155,14 +167,17 @@ class LaneDriver:
             also_done=piece.also_done,
         )
         model = line.model if line.lane == LOCAL else ""
+        end = ChunkEnd(Counts(), piece.item_count, 0)
         try:
-            end: ChunkEnd = await self.do("run_chunk", asked, ChunkEnd, lane=line.lane, model=model)
+            if not out.recalled:
+                end = await self.do("run_chunk", asked, ChunkEnd, lane=line.lane, model=model)
         except ActivityError:
-            if not self._asked_back(piece):
+            if not out.recalled:
                 raise
-            end = ChunkEnd(Counts(), piece.item_count, 0)  # Nobody had begun it.
+            # Nobody had begun it.
         except asyncio.CancelledError:
-            end = ChunkEnd(Counts(), piece.item_count, 0)
+            if not out.recalled:
+                raise
         finally:
             self.wake()
         line.ended_count += end.counts.ended
@@ -170,9 +185,6 @@ class LaneDriver:
         self.on_counts(end.counts)
         if end.left and not self.stopped:
             self._online(line.model, line.lane == LOCAL, [Piece(piece.name, end.left, piece.also_done)])
-
-    def _asked_back(self, piece: Piece) -> bool:
-        return self.stopped or any(out.piece is piece and out.task.cancelling() for out in self._out)
 
     def _online(self, model: str, another_model: bool, pieces: list[Piece]) -> None:
         """Put pieces of another lane into the online one."""
@@ -393,9 +405,9 @@ class LaneDriver:
             self._online(line.model, True, moved)
         missing = item_count - sum(piece.item_count for piece in moved)
         for out in reversed(self._out):
-            if missing > 0 and out.line is line and not out.task.cancelling():
+            if missing > 0 and out.line is line and not out.recalled:
                 missing -= out.piece.item_count
-                out.task.cancel()  # What it has answered stays; the rest comes back.
+                out.recall()
 
     async def do(
         self,
