@@ -27,7 +27,7 @@ IMPORTS = {
     "inference": "import services.inference.__main__",
     "ledger": "import services.ledger.__main__",
     "sandbox": "import sandbox.provider, sandbox.collector",
-    "batch": "import tenth.batch.v1.batch_pb2_grpc",
+    "batch": "import services.batch.__main__, services.batch.objects_s3",
     "models": "import models.build, onnxscript, sentence_transformers",
     "bench": "import bench.mesh",
     "report": REPORT,

@@ -76,7 +76,7 @@ class Queue:
         if not queued.batch_id:
             try:
                 await self.tell(queued)
-            except BaseException:
+            except TenthError:
                 if new:  # The caller is told that it is not kept, and may ask elsewhere.
                     with contextlib.suppress(TenthError):
                         await forget(self._store, queued)

@@ -16,7 +16,7 @@ from tenth.batch.v1 import batch_pb2, stored_pb2
 
 from mesh.errors import TenthError
 from services.batch.batches import read_deletions, read_run_items, results_prefix, run_of_result
-from services.batch.errors import Reason, store_full
+from services.batch.errors import Reason, store_damaged, store_full
 from services.batch.objects import ObjectNotFound, ObjectStore, read_records
 from services.batch.refs import BatchRef
 from services.batch.viewing import Views
@@ -41,7 +41,7 @@ class Results:
     ) -> AsyncIterator[batch_pb2.StreamBatchResultsResponse]:
         """Results until the batch has ended. Raises NOT_FOUND, UNAVAILABLE."""
         view = await self._views.look(tenant_id, batch_id)
-        order = _Order(view.stored.item_count, in_input_order=in_input_order)
+        order = Order(view.stored.item_count, in_input_order=in_input_order)
         for run in range(2, view.ref.run + 1):
             order.takes(run, await read_run_items(self._store, BatchRef(tenant_id, batch_id, run)) or ())
         seen: set[str] = set()
@@ -52,6 +52,8 @@ class Results:
                 for name in new:
                     seen.add(name)
                     for record in await self._read(name):
+                        if record.index >= view.stored.item_count:
+                            raise store_damaged(f"{name} tells of item {record.index}")
                         if order.is_due(record.index, run_of_result(name)):
                             yield record.result
                         elif order.is_wanted(record.index, run_of_result(name)):
@@ -82,7 +84,7 @@ class Results:
         return {index for deletion in deletions for index in deletion.indexes}
 
 
-class _Order:
+class Order:
     """Which result may be told when; pure. Places are those of the temporary file."""
 
     def __init__(self, item_count: int, *, in_input_order: bool) -> None:

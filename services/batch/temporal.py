@@ -18,6 +18,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
+from mesh.errors import TenthError
 from services.batch.errors import Reason, temporal_unavailable
 from services.batch.refs import (
     ADD_SIGNAL,
@@ -36,6 +37,7 @@ from services.batch.refs import (
 )
 from services.batch.settings import BatchSettings
 
+_AGAIN_SECONDS = 0.5
 _NO_NAMESPACE = "NamespaceNotFound"
 _RUNNING = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.CONTINUED_AS_NEW)
 T = TypeVar("T")
@@ -45,13 +47,16 @@ async def connect(settings: BatchSettings) -> Client:
     """A connection to Temporal. Raises UNAVAILABLE (TEMPORAL_UNAVAILABLE), also for files that cannot be read."""
     try:
         api_key = _text(settings.temporal_api_key_file)
-        return await Client.connect(
-            settings.temporal_address,
-            namespace=settings.temporal_namespace,
-            tls=_tls(settings),
-            api_key=api_key or None,
-            connect_timeout=timedelta(seconds=settings.temporal_timeout_seconds),
-        )
+        # Not its connect_timeout: that ends when the connection stands, and its first call has no end.
+        async with asyncio.timeout(settings.temporal_timeout_seconds):
+            return await Client.connect(
+                settings.temporal_address,
+                namespace=settings.temporal_namespace,
+                tls=_tls(settings),
+                api_key=api_key or None,
+            )
+    except TimeoutError as error:
+        raise temporal_unavailable(f"no connection within {settings.temporal_timeout_seconds:g} s") from error
     except (RuntimeError, OSError) as error:
         raise temporal_unavailable(str(error)) from error
 
@@ -65,6 +70,7 @@ class Temporal:
         self._connecting = asyncio.Lock()
         self._client: Client | None = None
         self._key_stamp = 0
+        self._failed: tuple[float, str] | None = None
 
     async def ping(self) -> None:
         """Raise while Temporal does not answer, or has no such namespace."""
@@ -145,7 +151,7 @@ class Temporal:
             path = self._settings.temporal_api_key_file
             if self._client is None:
                 self._key_stamp = _stamp(path)
-                self._client = await connect(self._settings)
+                self._client = await self._connect()
             elif (stamp := _stamp(path)) != self._key_stamp:
                 try:
                     self._client.api_key = _text(path)
@@ -153,6 +159,17 @@ class Temporal:
                 except OSError as error:
                     raise temporal_unavailable(str(error)) from error
             return self._client
+
+    async def _connect(self) -> Client:
+        """A connection. Callers that waited while it failed are told so at once, and do not each wait again."""
+        now = asyncio.get_running_loop().time
+        if self._failed is not None and now() - self._failed[0] < _AGAIN_SECONDS:
+            raise temporal_unavailable(self._failed[1])
+        try:
+            return await connect(self._settings)
+        except TenthError as error:
+            self._failed = (now(), error.message.partition(": ")[2])
+            raise
 
     async def _rpc(self, call: Awaitable[T]) -> T:
         """The call's answer. Raises _WorkflowUnknownError where there is no such workflow, else UNAVAILABLE."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -83,9 +84,9 @@ class Rig:
     stub: Any = field(init=False)  # Its generated types are of the blocking kind.
 
     def names(self, prefix: str = "") -> list[str]:
-        """What the store holds, without the notes of open batches."""
+        """What the store holds."""
         root = self.folder / "objects"
-        found = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+        found = [os.path.relpath(os.path.join(at, name), root) for at, _, names in os.walk(root) for name in names]
         return sorted(name for name in found if name.startswith(prefix))
 
     async def tell(self, batch_id: str, run: int = 1, **progress: Any) -> None:
@@ -151,7 +152,12 @@ async def wait_for(holds: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def batch_service(
-    tmp_path: Path, temporal_address: str, *, identity: Identity = TEST_IDENTITY, **changes: Any
+    tmp_path: Path,
+    temporal_address: str,
+    *,
+    identity: Identity = TEST_IDENTITY,
+    store: ObjectStore | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Rig]:
     """Serve the batch service; its task queue is its own."""
     queue_name = changes.pop("task_queue_prefix", f"q-{uuid.uuid4().hex}")
@@ -162,7 +168,7 @@ async def batch_service(
         temporal_timeout_seconds=changes.pop("temporal_timeout_seconds", 5),
         **changes,
     )
-    store = open_store(str(tmp_path / "objects"))
+    store = store or open_store(str(tmp_path / "objects"))
     clock, temporal = Clock(), Temporal(settings)
     views = Views(store, temporal, clock, settings.result_retention_days)
     limits = Limits(**settings.model_dump(include=set(Limits.__slots__)))

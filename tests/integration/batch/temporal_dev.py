@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 class TemporalServer:
@@ -25,7 +29,7 @@ class TemporalServer:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it and wait until its port answers."""
+        """Start it and wait until it says that it serves."""
         command = (
             *("temporal", "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port)),
             *("--db-filename", str(self._folder / "temporal.db"), "--log-level", "error"),
@@ -33,13 +37,14 @@ class TemporalServer:
         )
         with (self._folder / "temporal.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        wanted = health_pb2.HealthCheckRequest(service="temporal.api.workflowservice.v1.WorkflowService")
         for _ in range(300):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, (self._folder / "temporal.log").read_text()
-                time.sleep(0.05)
+            with grpc.insecure_channel(self.address) as channel, contextlib.suppress(grpc.RpcError):
+                answer = health_pb2_grpc.HealthStub(channel).Check(wanted, timeout=2, wait_for_ready=True)
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            assert self._process.poll() is None, (self._folder / "temporal.log").read_text()
+            time.sleep(0.05)
         raise AssertionError("Temporal did not start")
 
     async def restart(self) -> None:

@@ -6,35 +6,14 @@ import asyncio
 import errno
 import os
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from mesh.errors import Code, TenthError
 from services.batch.objects import ObjectNotFound, ObjectStore, open_store
-
-
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        yield "http://{}:{}".format(*server.get_host_and_port())
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture(params=["directory", "s3"])
@@ -42,9 +21,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "directory":
         made = open_store(f"file://{tmp_path}/deep/objects")
     else:
-        request.getfixturevalue("credentials")
-        url, bucket = request.getfixturevalue("s3_url"), f"b-{uuid.uuid4().hex}"
-        boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=bucket)
+        url = request.getfixturevalue("s3_url")
+        bucket = request.getfixturevalue("s3_bucket")
         made = open_store(f"s3://{bucket}/some/prefix", s3_endpoint_url=url, s3_region="us-east-1")
     yield made
     await made.close()
@@ -167,7 +145,7 @@ async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) ->
         assert error.value.reason == "STORE_UNAVAILABLE"
 
 
-@pytest.mark.usefixtures("credentials")
+@pytest.mark.usefixtures("s3_credentials")
 async def test_an_s3_that_is_away_or_has_no_such_bucket_is_unavailable(s3_url: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"s3_region": "us-east-1"}
     for url, bucket in (("http://127.0.0.1:1", "b"), (s3_url, "no-such-bucket")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from mesh.errors import Code, TenthError
 from mesh.testing import dial
 from services.batch import batches
 from services.batch.creating import batch_id_of
+from services.batch.objects import open_store
+from services.batch.objects_directory import DirectoryStore
 from services.batch.refs import BatchRef
 from services.batch.settings import BatchSettings
 from services.batch.temporal import Temporal
@@ -375,6 +378,52 @@ async def test_what_only_a_run_needed_goes_when_it_has_ended(rig: Rig) -> None:
     await rig.sweeper.look_after()
     assert not rig.names(f"batches/acme/{batch_id}/run/")
     assert not rig.names("open/")
+
+
+class FullStore(DirectoryStore):
+    """A disk that becomes full after some objects."""
+
+    left = 3
+
+    def _put(self, path: Path, content: bytes) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super()._put(path, content)
+
+
+async def test_a_disk_that_becomes_full_is_told_and_nothing_is_left_on_it(
+    tmp_path: Path, temporal_address: str
+) -> None:
+    store = FullStore(tmp_path / "objects")
+    async with batch_service(tmp_path, temporal_address, store=store, items_per_object=2) as rig:
+        with pytest.raises(TenthError) as error:
+            await rig.create(item(f"q{number}") for number in range(10))
+        assert (error.value.code, error.value.reason) == (Code.RESOURCE_EXHAUSTED, "STORE_FULL")
+        assert rig.names() == []
+
+
+async def test_a_batch_on_s3_from_its_file_to_its_end(
+    tmp_path: Path, temporal_address: str, s3_url: str, s3_bucket: str
+) -> None:
+    store = open_store(f"s3://{s3_bucket}/batches", s3_endpoint_url=s3_url, s3_region="us-east-1")
+    async with batch_service(tmp_path, temporal_address, store=store, items_per_object=10) as rig, worker(rig):
+        bad = await rig.send(pieces(jsonl(40, bad=[35]), 1000))
+        assert [one.line for one in bad.line_errors] == [35]
+        assert not [name async for name in store.list("")]
+        batch_id = (await rig.send(pieces(jsonl(40), 1000), user_id="ann")).batch.batch_id
+        ref = BatchRef("acme", batch_id)
+        await rig.results(ref, "a", {number: f"answer {number}" for number in reversed(range(40))})
+        await rig.tell(batch_id, state="done", done=40)
+        await rig.until(batch_id, lambda one: one.state == DONE)
+        wanted = [(f"q{number + 1}", f"answer {number}") for number in range(40)]
+        assert await rig.stream(batch_id, in_input_order=True) == wanted
+        listed = (await rig.stub.ListBatches(batch_pb2.ListBatchesRequest(), timeout=10)).batches
+        assert [one.batch_id for one in listed] == [batch_id]
+        gone = await rig.stub.DeleteUserItems(batch_pb2.DeleteUserItemsRequest(user_id="ann"), timeout=30)
+        assert gone.item_count == 40
+        assert await rig.stream(batch_id) == []
+    await store.close()
 
 
 async def test_a_namespace_that_is_not_there_says_nothing_about_workflows(temporal_address: str) -> None:

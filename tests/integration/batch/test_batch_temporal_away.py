@@ -19,6 +19,8 @@ from tenth.batch.v1 import batch_pb2
 
 from mesh.errors import Code, TenthError
 from services.batch.creating import batch_id_of
+from services.batch.settings import BatchSettings
+from services.batch.temporal import Temporal
 from tests.integration.batch.batch_rig import batch_service, item, request, wait_for, worker
 from tests.integration.batch.temporal_dev import TemporalServer
 
@@ -124,3 +126,15 @@ async def test_the_process_starts_without_temporal_and_serves_when_it_comes(
         process.kill()
         process.wait()
     assert b"Traceback" not in (tmp_path / "log").read_bytes()
+
+
+async def test_many_that_wait_for_a_silent_temporal_are_told_at_once() -> None:
+    with socket.socket() as silent:  # Connections are taken and never answered.
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(100)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        temporal = Temporal(BatchSettings(temporal_address=address, temporal_timeout_seconds=1.0))
+        async with asyncio.timeout(5):
+            told = await asyncio.gather(*(temporal.ping() for _ in range(50)), return_exceptions=True)
+    assert {one.reason for one in told if isinstance(one, TenthError)} == {"TEMPORAL_UNAVAILABLE"}
+    assert len(told) == 50

@@ -32,7 +32,7 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     BATCH_STATE_UNSPECIFIED: _BatchState.ValueType  # 0
     """Not set."""
     BATCH_STATE_VALIDATING: _BatchState.ValueType  # 1
-    """Being read and checked."""
+    """Taken in, not started yet."""
     BATCH_STATE_RUNNING: _BatchState.ValueType  # 2
     """Running."""
     BATCH_STATE_DONE: _BatchState.ValueType  # 3
@@ -50,7 +50,7 @@ class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
 BATCH_STATE_UNSPECIFIED: BatchState.ValueType  # 0
 """Not set."""
 BATCH_STATE_VALIDATING: BatchState.ValueType  # 1
-"""Being read and checked."""
+"""Taken in, not started yet."""
 BATCH_STATE_RUNNING: BatchState.ValueType  # 2
 """Running."""
 BATCH_STATE_DONE: BatchState.ValueType  # 3
@@ -119,7 +119,7 @@ class Batch(_message.Message):
     done_count: _builtins.int
     """Items answered."""
     failed_count: _builtins.int
-    """Items failed."""
+    """Items failed, of the last run."""
     actual_nano_usd: _builtins.int
     """Spent so far."""
     forecast_nano_usd: _builtins.int
@@ -369,7 +369,7 @@ class LineError(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     line: _builtins.int
-    """The line, from 1."""
+    """The line, from 1; the item's place among items. 0 in the last entry of a list that was cut, which says so."""
     custom_id: _builtins.str
     """The item's id, if it could be read."""
     reason: _builtins.str
@@ -409,7 +409,7 @@ class CreateBatchResponse(_message.Message):
 
     @_builtins.property
     def line_errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineError]:
-        """What is wrong with the input; nothing was spent."""
+        """What is wrong with the input, at most 1,000 lines unless set otherwise; nothing was spent or kept."""
 
     def __init__(
         self,
@@ -536,7 +536,7 @@ class StreamBatchResultsRequest(_message.Message):
     batch_id: _builtins.str
     """The batch."""
     in_input_order: _builtins.bool
-    """True: in input order; false: as they come."""
+    """True: in input order, each as soon as those before it; false: as they come. Either way until the batch has ended."""
     def __init__(
         self,
         *,

@@ -123,7 +123,9 @@ class BatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryFailed(self, request, context):
-        """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent.
+        """Runs the items without an answer again, those included that no run came to, as a new run of the same batch, with
+        the same window from now on. Their request ids are new ones. FAILED_PRECONDITION while it runs, and for a batch that
+        was gathered from single requests. Nothing happens when all is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,10 @@ class BatchServiceStub:
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]
     """Stops a batch; what ran is billed. Idempotent."""
     RetryFailed: _grpc.UnaryUnaryMultiCallable[_batch_pb2.RetryFailedRequest, _batch_pb2.RetryFailedResponse]
-    """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent."""
+    """Runs the items without an answer again, those included that no run came to, as a new run of the same batch, with
+    the same window from now on. Their request ids are new ones. FAILED_PRECONDITION while it runs, and for a batch that
+    was gathered from single requests. Nothing happens when all is answered.
+    """
     EnqueueCompletion: _grpc.UnaryUnaryMultiCallable[_batch_pb2.EnqueueCompletionRequest, _batch_pb2.EnqueueCompletionResponse]
     """Takes one request that can wait; such requests are gathered into batches. Idempotent by request_id. For the
     orchestrator.
@@ -74,7 +77,10 @@ class BatchServiceAsyncStub(BatchServiceStub):
     CancelBatch: _aio.UnaryUnaryMultiCallable[_batch_pb2.CancelBatchRequest, _batch_pb2.CancelBatchResponse]  # type: ignore[assignment]
     """Stops a batch; what ran is billed. Idempotent."""
     RetryFailed: _aio.UnaryUnaryMultiCallable[_batch_pb2.RetryFailedRequest, _batch_pb2.RetryFailedResponse]  # type: ignore[assignment]
-    """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent."""
+    """Runs the items without an answer again, those included that no run came to, as a new run of the same batch, with
+    the same window from now on. Their request ids are new ones. FAILED_PRECONDITION while it runs, and for a batch that
+    was gathered from single requests. Nothing happens when all is answered.
+    """
     EnqueueCompletion: _aio.UnaryUnaryMultiCallable[_batch_pb2.EnqueueCompletionRequest, _batch_pb2.EnqueueCompletionResponse]  # type: ignore[assignment]
     """Takes one request that can wait; such requests are gathered into batches. Idempotent by request_id. For the
     orchestrator.
@@ -135,7 +141,10 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _batch_pb2.RetryFailedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_batch_pb2.RetryFailedResponse, _abc.Awaitable[_batch_pb2.RetryFailedResponse]]:
-        """Runs the failed items again, as a new run of the same batch. FAILED_PRECONDITION while it runs. Idempotent."""
+        """Runs the items without an answer again, those included that no run came to, as a new run of the same batch, with
+        the same window from now on. Their request ids are new ones. FAILED_PRECONDITION while it runs, and for a batch that
+        was gathered from single requests. Nothing happens when all is answered.
+        """
 
     @_abc_1.abstractmethod
     def EnqueueCompletion(
