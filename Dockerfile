@@ -29,7 +29,7 @@ COPY --from=build /opt/tenth /opt/tenth
 COPY deploy/entrypoint.sh /usr/local/bin/tenth-entrypoint
 COPY deploy/catalog.yaml /etc/tenth/catalog.yaml
 RUN useradd --system --uid 10001 --home-dir /var/lib/tenth --create-home tenth \
-    && mkdir -p /var/lib/tenth/data /var/lib/tenth/models \
+    && mkdir -p /var/lib/tenth/data /var/lib/tenth/models /var/lib/tenth/objects \
     && chown -R tenth:tenth /var/lib/tenth
 USER 10001
 WORKDIR /var/lib/tenth

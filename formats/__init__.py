@@ -1,2 +1,2 @@
-"""Other systems' formats, read into our messages: the client reads files with it, the batch service uploads. Knows
-nothing but the protos."""
+"""Other systems' formats, read into our messages and written from them: the client reads and writes files with it, the
+batch service reads uploads. Knows nothing but the protos."""

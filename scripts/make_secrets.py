@@ -1,7 +1,8 @@
 """Makes the secret files that compose.yaml mounts, where they are absent: ``python3 scripts/make_secrets.py [DIR]``.
 
 Random ones where the mesh decides (identity key, database password, the key that signs budget alerts), empty ones where
-a provider does: put the key into the file. An existing file is never touched. Standard library only.
+a provider does: put the key into the file (into ``aws_credentials`` AWS's shared credentials file, where batches are
+kept in S3). An existing file is never touched. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RANDOM = ("identity_key", "postgres_password", "alert_key")
-EMPTY = ("openai_api_key", "anthropic_api_key", "gemini_api_key")
+EMPTY = ("openai_api_key", "anthropic_api_key", "gemini_api_key", "aws_credentials")
 
 
 def make(directory: Path) -> list[str]:

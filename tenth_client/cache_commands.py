@@ -18,10 +18,11 @@ from tenth.type.v1 import chat_pb2
 
 from formats.openai import FormatError, text_message
 from tenth_client import cache_views as views
-from tenth_client.cache_files import STANDARD, Item, line_of, read_items, spooled, writing
+from tenth_client.cache_files import Item, line_of, read_items, writing
 from tenth_client.cache_words import LANGUAGES, language, reason
 from tenth_client.commands import Command, request_of
 from tenth_client.errors import TenthClientError
+from tenth_client.files import STANDARD, spooled
 from tenth_client.rpc import Rpc
 
 _STUB = cache_pb2_grpc.CacheServiceStub

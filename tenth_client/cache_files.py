@@ -18,10 +18,7 @@ import csv
 import gzip
 import io
 import json
-import os
 import struct
-import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,8 +32,8 @@ from tenth.cache.v1 import cache_pb2
 from tenth.type.v1 import chat_pb2
 
 from formats.openai import TIERS, FormatError, completion_request, parse_json, text_message
+from tenth_client.files import whole
 
-STANDARD = "-"
 _PAIR_KEYS = {"question", "request", "answer", "namespace", "system", "model", "tier", "output_tokens", "tags"}
 _CSV_COLUMNS = _PAIR_KEYS - {"request"}
 _MAX_FIELD_CHARACTERS = 16 * 1024 * 1024
@@ -65,29 +62,8 @@ class EntryWriter:
 @contextmanager
 def writing(path: str) -> Iterator[EntryWriter]:
     """A writer of a file that appears whole or not at all, readable by its owner alone; ``-``: standard output."""
-    if path == STANDARD:
-        yield EntryWriter(sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-        return
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a directory")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is no directory")
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as raw:
-            if target.suffix == ".gz":
-                with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
-                    yield EntryWriter(packed)  # type: ignore[arg-type]  # A GzipFile writes bytes.
-            else:
-                yield EntryWriter(raw)
-            raw.flush()
-            os.fsync(raw.fileno())
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole(path) as stream:
+        yield EntryWriter(stream)
 
 
 def entry_to_json(entry: cache_pb2.CacheEntry) -> dict[str, Any]:
@@ -123,7 +99,7 @@ def read_items(path: str, *, encoding: str = "utf-8", namespace: str = "", renew
     """The items of a file, line by line, however large it is. Raises FormatError naming line and field.
 
     ``namespace`` is of the lines that name none; ``renew`` takes the times off exported entries, so that they count
-    as answered now. Standard input cannot be read twice: see ``spooled``.
+    as answered now. Standard input cannot be read twice: see ``files.spooled``.
     """
     name = Path(path).name
     with _reading(path) as raw:
@@ -133,22 +109,6 @@ def read_items(path: str, *, encoding: str = "utf-8", namespace: str = "", renew
                 yield Item(number, _item(body, namespace, renew))
             except FormatError as error:
                 raise FormatError(error.field, error.message, number) from None
-
-
-@contextmanager
-def spooled(path: str) -> Iterator[str]:
-    """A path that can be read twice: standard input is put into a file first."""
-    if path != STANDARD:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path} is no file")
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="tenth-") as folder:
-        copy = Path(folder) / "items.jsonl"
-        with copy.open("wb") as file:
-            for block in iter(lambda: sys.stdin.buffer.read(1 << 20), b""):
-                file.write(block)
-        yield str(copy)
 
 
 def _item(body: Mapping[str, Any], namespace: str, renew: bool) -> cache_pb2.ImportEntriesRequest:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from formats.openai import FormatError
 from tenth_client import (
+    batch_commands,
     budgets,
     cache_commands,
     commands,
@@ -25,6 +26,7 @@ from tenth_client import (
     prices,
     router_commands,
 )
+from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.capacity.command import capacity, capacity_arguments
 from tenth_client.chat import ask, chat
 from tenth_client.errors import TenthClientError
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         help="catalog.yaml, callers.yaml, namespaces.yaml, routing.yaml (default: %(default)s)",
     )
     up.add_argument("--no-model", action="store_true", help="without the local model")
+    up.add_argument("--no-batch", action="store_true", help="without the batch layer (and Temporal)")
     up.add_argument(
         "--sandbox",
         choices=("auto", "off", "instant"),
@@ -196,6 +199,8 @@ def parser() -> argparse.ArgumentParser:
         return action
 
     cache_commands.add_commands(action_of(cache))
+    batch = add("batch", _nothing, "files of requests that can wait: submit, watch, results")
+    batch_commands.add_commands(action_of(batch.add_subparsers(metavar="ACTION", required=True)))
     router = add("router", _nothing, "how routing does, and what another policy would do")
     router_commands.add_commands(action_of(router.add_subparsers(metavar="ACTION", required=True)))
     model = add("model", _nothing, "quantize model folders, and measure what that cost them")
@@ -284,12 +289,16 @@ async def _up(arguments: argparse.Namespace, console: Console) -> int:
     absent = "" if arguments.no_model else missing_local_model(arguments.deploy_dir, arguments.models_dir)
     if absent:
         console.print(f"[yellow]without the local model:[/] {absent}")
+    no_batch = "" if arguments.no_batch else missing_batch_layer()
+    if no_batch:
+        console.print(f"[yellow]without the batch layer:[/] {no_batch}", soft_wrap=True)
     options = MeshOptions(
         data_dir=arguments.data_dir,
         models_dir=arguments.models_dir,
         deploy_dir=arguments.deploy_dir,
         local_model=not (arguments.no_model or absent),
         sandbox=arguments.sandbox,
+        batch=not (arguments.no_batch or no_batch),
         free_ports=arguments.free_ports,
         replicas=_counts(arguments.replicas),
     )

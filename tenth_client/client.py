@@ -10,8 +10,6 @@ same answer and never pays twice.
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -23,16 +21,15 @@ from tenth.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from formats.openai import messages_from_openai, text_message
+from tenth_client.batches import Batches
 from tenth_client.connection import Tls, dial
 from tenth_client.errors import TenthClientError, decode
+from tenth_client.retries import Retry
 
 T = TypeVar("T")
 
 Messages = str | Sequence[chat_pb2.ChatMessage | Mapping[str, Any]]
 """A user's question, or messages: ChatMessage or OpenAI-format dicts, mixed as you like."""
-
-_FIRST_WAIT_SECONDS = 0.1
-_MAX_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +85,8 @@ class Client:
     ) -> None:
         self._channel = channel if channel is not None else dial(address, tls)
         self._stub: Any = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+        self._api_key = api_key
+        self._tls = tls
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout = timeout
         self._retry_seconds = retry_seconds
@@ -101,6 +100,10 @@ class Client:
     async def close(self) -> None:
         """Close the connection; running calls are cancelled."""
         await self._channel.close()
+
+    def batches(self, address: str) -> Batches:
+        """A connection to the batch service at ``address``, with this client's key; to be closed like this one."""
+        return Batches(address, self._api_key, tls=self._tls, retry_seconds=self._retry_seconds)
 
     async def complete(
         self,
@@ -187,7 +190,7 @@ class Client:
         )
         call = orchestrator_pb2.StreamGenerateCompletionRequest(request=request)
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        retry = _Retry(min(self._retry_seconds, deadline - time.monotonic()))
+        retry = Retry(min(self._retry_seconds, deadline - time.monotonic()))
         while True:
             emitted = False
             stream = self._stub.StreamGenerateCompletion(
@@ -296,7 +299,7 @@ class Client:
         traceparent: str = "",
     ) -> T:
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        retry = _Retry(min(self._retry_seconds, deadline - time.monotonic()))
+        retry = Retry(min(self._retry_seconds, deadline - time.monotonic()))
         while True:
             try:
                 left = max(0.0, deadline - time.monotonic())
@@ -305,26 +308,6 @@ class Client:
                 error = decode(raw)
             if not await retry.wait(error):
                 raise error
-
-
-class _Retry:
-    """Waits between attempts: doubling with jitter, or as long as the mesh asked, within one allowance of time."""
-
-    def __init__(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
-        self._wait = _FIRST_WAIT_SECONDS
-
-    async def wait(self, error: TenthClientError) -> bool:
-        """Sleep before the next attempt; False when there shall be none."""
-        if not error.retryable:
-            return False
-        seconds = self._wait * random.uniform(0.7, 1.3)  # noqa: S311  (jitter, no secret)
-        seconds = max(seconds, error.retry_after or 0.0)
-        if time.monotonic() + seconds > self._until:
-            return False
-        self._wait = min(self._wait * 2, _MAX_WAIT_SECONDS)
-        await asyncio.sleep(seconds)
-        return True
 
 
 def to_messages(messages: Messages) -> list[chat_pb2.ChatMessage]:

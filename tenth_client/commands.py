@@ -21,13 +21,14 @@ from tenth.trace.v1 import trace_pb2, trace_pb2_grpc
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
 from formats.openai import completion_request, parse_json, read_jsonl, text_message
+from formats.openai_answers import LAYERS
 from tenth_client import traces
 from tenth_client.client import Client
 from tenth_client.connection import Tls, find
 from tenth_client.errors import TenthClientError
 from tenth_client.money import usd
 from tenth_client.processes import health_of, healthy
-from tenth_client.replay import LAYERS, Played, counts, play, summarize, waterfall
+from tenth_client.replay import Played, counts, play, summarize, waterfall
 from tenth_client.rpc import Rpc, replicas
 
 Command = Callable[[Rpc, argparse.Namespace, Console], Awaitable[int]]

@@ -48,7 +48,7 @@ class Connection:
             known = ", ".join(sorted(self.addresses)) or "none"
             raise LookupError(
                 f"the address of {service} is not known (known: {known}); "
-                f"set TENTH_{service.upper()}_ADDRESS or run `tenth up`"
+                f"set TENTH_{_variable(service)}_ADDRESS or run `tenth up`"
             ) from None
 
 
@@ -93,9 +93,10 @@ def find(
     path = (data_dir or Path(env.get("TENTH_DATA_DIR", ".data"))) / CLIENT_FILE
     saved = _read(path)
     addresses = dict(saved.get("addresses", {}))
-    for service in ("cache", "router", "compressor", "inference", "ledger", "batch", "collector"):
-        if env.get(f"TENTH_{service.upper()}_ADDRESS"):
-            addresses[service] = env[f"TENTH_{service.upper()}_ADDRESS"]
+    for service in ("cache", "router", "compressor", "inference", "ledger", "batch", "batch-worker", "collector"):
+        given = env.get(f"TENTH_{_variable(service)}_ADDRESS")
+        if given:
+            addresses[service] = given
     if address or env.get("TENTH_ADDRESS"):
         addresses["orchestrator"] = address or env["TENTH_ADDRESS"]
     if not addresses:
@@ -108,6 +109,10 @@ def find(
         )
     key = api_key or env.get("TENTH_API_KEY") or str(saved.get("api_key", ""))
     return Connection(addresses, key, tls, origin=str(path) if saved else "environment")
+
+
+def _variable(service: str) -> str:
+    return service.upper().replace("-", "_")
 
 
 def _read(path: Path) -> dict[str, Any]:

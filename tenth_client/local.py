@@ -22,7 +22,10 @@ PORTS = {
     "compressor": 7103,
     "inference": 7104,
     "ledger": 7105,
+    "batch": 7106,
+    "batch-worker": 7107,
     "sandbox": 7190,
+    "temporal": 7233,
 }
 LOCAL_CALLER = "local"
 LOCAL_TENANT = "demo"
@@ -84,10 +87,17 @@ def fixed_ports(names: Sequence[str]) -> dict[str, int]:
     """The usual port for each name."""
     ports: dict[str, int] = {}
     for name in names:
-        service, _, number = name.partition("-")
+        service = service_of(name)
+        number = name.removeprefix(service).removeprefix("-")
         # Replicas after the first stand a hundred ports further on: 7101, 7201, ...
         ports[name] = PORTS[service] + 100 * (int(number or 1) - 1)
     return ports
+
+
+def service_of(name: str) -> str:
+    """The service of a process: "cache" of "cache-2", "batch-worker" of itself."""
+    service, _, number = name.rpartition("-")
+    return service if number.isdigit() else name
 
 
 def with_local_caller(callers: dict[str, Any], api_key: str) -> dict[str, Any]:

@@ -13,18 +13,10 @@ from typing import Any
 from rich.table import Table
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
+from formats.openai_answers import LAYERS
 from tenth_client.client import Client
 from tenth_client.errors import TenthClientError
 from tenth_client.money import percent, usd
-
-LAYERS = {
-    receipt_pb2.LAYER_CACHE: "cache",
-    receipt_pb2.LAYER_ROUTING: "routing",
-    receipt_pb2.LAYER_COMPRESSION: "compression",
-    receipt_pb2.LAYER_PROMPT_CACHE: "prompt_cache",
-    receipt_pb2.LAYER_BATCH: "batch",
-    receipt_pb2.LAYER_QUANTIZATION: "quantization",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from tenth_client import batch_layer
+from tenth_client.batch_layer import batch_environment, missing_batch_layer, temporal_command
 from tenth_client.connection import CLIENT_FILE, Connection
 from tenth_client.local import (
     HOST,
@@ -31,6 +33,7 @@ from tenth_client.local import (
     kept,
     local_models,
     read_yaml,
+    service_of,
     with_local_caller,
     without_local_model,
     write_private,
@@ -39,12 +42,13 @@ from tenth_client.processes import ProcessSpec, StartError, SupervisedProcess
 
 STAGES: tuple[tuple[str, ...], ...] = (
     ("collector", "ledger"),
-    ("inference", "cache", "sandbox"),
-    ("router", "compressor"),
+    ("inference", "cache", "sandbox", "temporal"),
+    ("router", "compressor", "batch"),
     ("orchestrator",),
+    ("batch-worker",),
 )
 """Started stage by stage, each gated on the health of the one before; stopped in the reverse order."""
-MODULES = {"collector": "sandbox.collector", "sandbox": "sandbox.provider"}
+MODULES = {"collector": "sandbox.collector", "sandbox": "sandbox.provider", "batch-worker": "services.batch.worker"}
 """Modules of the parts that are no service; a service ``x`` is ``services.x``."""
 READY_SECONDS = {"inference": 240.0, "cache": 120.0}
 """These load a model."""
@@ -79,6 +83,8 @@ class MeshOptions:
     """Who plays providers without a key: "auto" or "model" the local model (canned text where there is none),
     "instant" canned text at once, "off" nobody."""
     collector: bool = True
+    batch: bool = False
+    """With the batch layer: Temporal's development server, the batch service and a worker."""
     free_ports: bool = False
     replicas: Mapping[str, int] = field(default_factory=dict)
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -221,6 +227,9 @@ class Mesh:
         for folder in (self.data_dir, self.data_dir / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         self.data_dir.chmod(0o700)
+        missing = missing_batch_layer() if self.options.batch else ""
+        if missing:
+            raise StartError(f"no batch layer: {missing}")
         self._catalog = read_yaml(self.options.deploy_dir / "catalog.yaml")
         if not self.options.local_model:
             without_local_model(self._catalog)
@@ -251,7 +260,7 @@ class Mesh:
             return self.options.collector
         if service == "sandbox":
             return bool(self.played_providers)
-        return True
+        return self.options.batch if service in batch_layer.PARTS else True
 
     def _services(self) -> list[str]:
         return [service for stage in self.options.stages for service in stage if self._wants(service)]
@@ -266,14 +275,12 @@ class Mesh:
     # Processes
 
     def _add(self, name: str) -> SupervisedProcess:
-        service = name.partition("-")[0]
-        module = MODULES.get(service, f"services.{service}")
-        arguments = (*self._arguments(name), *self.options.arguments.get(service, ()))
-        command = self.options.commands.get(service) or [sys.executable, "-m", module, *arguments]
+        service = service_of(name)
+        env = self._env(name, service)
         spec = ProcessSpec(
             name=name,
-            command=command,
-            env=self._env(name, service),
+            command=self.options.commands.get(service) or self._command(name, service),
+            env=env,
             address=self.process_address(name),
             health="tcp" if service == "sandbox" else "grpc",
             ready_seconds=READY_SECONDS.get(service, 60.0),
@@ -281,6 +288,12 @@ class Mesh:
         )
         process = self._processes[name] = SupervisedProcess(spec, self.log_file(name), self._say)
         return process
+
+    def _command(self, name: str, service: str) -> list[str]:
+        more = self.options.arguments.get(service, ())
+        if service == batch_layer.TEMPORAL:
+            return [*temporal_command(self.process_address(name), self.data_dir / name), *more]
+        return [sys.executable, "-m", MODULES.get(service, f"services.{service}"), *self._arguments(name), *more]
 
     def _arguments(self, name: str) -> list[str]:
         if name == "collector":
@@ -316,7 +329,10 @@ class Mesh:
         }
         if self.options.collector and "collector" in self._services():
             env["TENTH_OTLP_ENDPOINT"] = self.address("collector")
-        prefix = f"TENTH_{service.upper()}_"
+        # The batch service and its worker read the same settings.
+        prefix = f"TENTH_{service.partition('-')[0].upper()}_"
+        if service in (batch_layer.SERVICE, batch_layer.WORKER):
+            env.update(batch_environment(self.address(batch_layer.TEMPORAL), self.data_dir))
         if service in ("router", "compressor", "inference", "ledger"):
             env[prefix + "CATALOG_FILE"] = catalog
         if service in ("cache", "compressor", "inference"):
@@ -360,10 +376,11 @@ class Mesh:
 
 
 _CALLS: Mapping[str, tuple[str, ...]] = {
-    "orchestrator": ("cache", "router", "compressor", "inference", "ledger"),
+    "orchestrator": ("cache", "router", "compressor", "inference", "ledger", "batch"),
     "router": ("inference",),
     "cache": ("inference",),
     "compressor": ("cache", "inference"),
     "inference": ("ledger",),
+    "batch-worker": ("orchestrator", "inference", "ledger"),
 }
 """Whose address each service is given."""

@@ -20,17 +20,19 @@ from typing import Any
 from rich.console import Console
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
+from formats.openai_answers import LAYERS
 from tenth_client import cache_commands, traces
+from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.cli import printer
 from tenth_client.client import Client
 from tenth_client.commands import fetch_trace, play_with_bar
 from tenth_client.connection import CLIENT_FILE
-from tenth_client.demo import workload
+from tenth_client.demo import batch, workload
 from tenth_client.errors import TenthClientError
-from tenth_client.local import missing_local_model
+from tenth_client.local import missing_local_model, read_yaml
 from tenth_client.money import percent, usd
 from tenth_client.processes import StartError
-from tenth_client.replay import LAYERS, Played, Summary, counts, summarize, waterfall
+from tenth_client.replay import Played, Summary, counts, summarize, waterfall
 from tenth_client.rpc import Rpc
 from tenth_client.up import Mesh, MeshOptions
 
@@ -54,17 +56,24 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     absent = "" if arguments.no_model else missing_local_model(arguments.deploy_dir, arguments.models_dir)
     if absent:
         console.print(f"[yellow]without the local model:[/] {absent}")
+    no_batch = "" if arguments.no_batch else missing_batch_layer()
+    if no_batch:
+        console.print(f"[yellow]without the batch layer:[/] {no_batch}", soft_wrap=True)
     options = MeshOptions(
         data_dir=data_dir,
         models_dir=arguments.models_dir,
         deploy_dir=arguments.deploy_dir,
         local_model=not (arguments.no_model or absent),
         sandbox=arguments.sandbox,
+        batch=not (arguments.no_batch or no_batch),
         free_ports=True,
-        env={"cache": {"TENTH_CACHE_NAMESPACES_FILE": str(rules_file(data_dir))}},
+        env={
+            "cache": {"TENTH_CACHE_NAMESPACES_FILE": str(rules_file(data_dir))},
+            "batch-worker": batch.ENVIRONMENT,
+        },
     )
     started = time.perf_counter()
-    console.print("Starting the mesh: six services and the orchestrator, each its own process ...")
+    console.print("Starting the mesh: every service its own process ...")
     async with Mesh(options, say=printer(console, quiet=True)) as mesh:
         console.print(f"up after {time.perf_counter() - started:.1f} s; logs in {mesh.data_dir / 'logs'}")
         label(mesh, console)
@@ -85,6 +94,13 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
             show_sums(mesh, summary, checks, console)
             await show_cache(rpc, console)
             await show_trace(rpc, results, console)
+            if mesh.options.batch:
+                # After the sums: its receipts are not among those that were added up.
+                real = batch.real_providers(read_yaml(mesh.data_dir / "catalog.yaml"), mesh.played_providers)
+                window = "10m" if real else "24h"
+                answered = await batch.play_batch(rpc, data_dir, arguments.max_tokens, window, console)
+                checks.append(Check("every item of the batch was answered", answered))
+                show_check(checks[-1], console)
         write_report(arguments.json, mesh, summary, checks)
         console.print(f"\nreport: {arguments.json}    traces (SQLite): {mesh.trace_file}")
     console.print("The mesh has stopped. Next: `tenth up` in one terminal, `tenth chat` in another;")
@@ -164,13 +180,18 @@ def show_sums(mesh: Mesh, summary: Summary, checks: list[Check], console: Consol
     console.print()
     console.print(counts(summary))
     for check in checks:
-        mark = "[green]holds[/]" if check.holds else "[bold red]DOES NOT HOLD[/]"
-        console.print(f"check: {check.text}: {mark}")
+        show_check(check, console)
     if mesh.played_providers:
         console.print(
             f"[yellow]Played by {mesh.played_by}: models of {', '.join(mesh.played_providers)}. The savings are this "
             "workload's at the price book's prices; they say nothing about answer quality.[/]"
         )
+
+
+def show_check(check: Check, console: Console) -> None:
+    """One check, and whether it holds."""
+    mark = "[green]holds[/]" if check.holds else "[bold red]DOES NOT HOLD[/]"
+    console.print(f"check: {check.text}: {mark}")
 
 
 def help_centre_right(results: list[Played], bodies: list[dict[str, Any]]) -> Check:
@@ -270,6 +291,7 @@ def main() -> None:
     parser.add_argument("--deploy-dir", type=Path, default=Path("deploy"), help="catalogue and callers")
     parser.add_argument("--json", type=Path, default=Path("demo/report.json"), help="the report (default: %(default)s)")
     parser.add_argument("--no-model", action="store_true", help="without the local model")
+    parser.add_argument("--no-batch", action="store_true", help="without the batch layer (and Temporal)")
     parser.add_argument("--sandbox", choices=("auto", "off", "instant"), default="auto", help="as in `tenth up`")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from google.protobuf.timestamp_pb2 import Timestamp
 from tenth.type.v1 import chat_pb2, receipt_pb2
 
-from tenth_client.replay import LAYERS
+from formats.openai_answers import LAYERS
 from tenth_client.reporting.files import Column, Kind, Row, Value, usd
 from tenth_client.reporting.sums import Group, Spend, savings_of
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, tzinfo
 
-from tenth_client.replay import LAYERS, quantile
+from formats.openai_answers import LAYERS
+from tenth_client.replay import quantile
 from tenth_client.reporting import charts, shadow
 from tenth_client.reporting.charts import Point, Spec, Step
 from tenth_client.reporting.numbers import decimals_for, money, short_day

@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from tenth.type.v1 import receipt_pb2, usage_pb2
 
-from tenth_client.replay import LAYERS
+from formats.openai_answers import LAYERS
 from tenth_client.reporting.files import Column, Kind, Row, Value, cell, usd
 from tenth_client.reporting.sums import savings_of
 

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from tenth.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from tenth.type.v1 import receipt_pb2
 
-from tenth_client.replay import LAYERS
+from formats.openai_answers import LAYERS
 from tenth_client.rpc import Rpc
 
 READ = ledger_pb2_grpc.LedgerReadServiceStub

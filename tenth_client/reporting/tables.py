@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from formats.openai_answers import LAYERS
 from tenth_client.money import percent, usd
-from tenth_client.replay import LAYERS
 from tenth_client.reporting import shadow
 from tenth_client.reporting.numbers import local
 from tenth_client.reporting.sums import Spend, Sums

@@ -21,7 +21,18 @@ from pydantic_settings import BaseSettings
 from mesh.settings import MeshSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = {"orchestrator": 7100, "cache": 7101, "router": 7102, "compressor": 7103, "inference": 7104, "ledger": 7105}
+PORTS = {
+    "orchestrator": 7100,
+    "cache": 7101,
+    "router": 7102,
+    "compressor": 7103,
+    "inference": 7104,
+    "ledger": 7105,
+    "batch": 7106,
+}
+WORKER = "batch-worker"
+LISTENERS = {**PORTS, WORKER: 7107}
+"""All that run: a worker is none of the services, reads its service's settings and some of its own."""
 OUTBOXES = ("orchestrator", "inference")
 NO_HEALTHCHECK = {"otel-collector", "jaeger", "models"}
 """Two images without a shell, and a container that ends."""
@@ -64,19 +75,21 @@ def substituted(text: str) -> str:
 
 
 def settings_class(service: str) -> type[BaseSettings]:
-    module = importlib.import_module(f"services.{service}.settings")
+    name = service.partition("-")[0]
+    module = importlib.import_module(f"services.{name}.settings")
     found = [
         kind
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, BaseSettings) and kind.__module__ == module.__name__
     ]
-    assert len(found) == 1
-    return found[0]
+    found.sort(key=lambda kind: len(kind.mro()))
+    assert len(found) == (2 if name == "batch" else 1)
+    return found[-1] if service == WORKER else found[0]
 
 
 def known_variables(service: str) -> set[str]:
     kind = settings_class(service)
-    own = {f"TENTH_{service}_{name}".upper() for name in kind.model_fields}
+    own = {f"{kind.model_config.get('env_prefix')}{name}".upper() for name in kind.model_fields}
     return own | {f"TENTH_{name}".upper() for name in MeshSettings.model_fields}
 
 
@@ -90,7 +103,7 @@ def load_as_service(service: str, environment: dict[str, str], monkeypatch: pyte
     unknown = {name for name in environment if name.startswith("TENTH_")} - known_variables(service)
     assert not unknown, f"{service}: no setting reads {sorted(unknown)}"
     mesh = MeshSettings()
-    assert mesh.listen == f"0.0.0.0:{PORTS[service]}"
+    assert mesh.listen == f"0.0.0.0:{LISTENERS[service]}"
     assert mesh.callers_file is not None
     assert mesh.identity_key_file is not None
     return settings_class(service)()
@@ -98,13 +111,13 @@ def load_as_service(service: str, environment: dict[str, str], monkeypatch: pyte
 
 def check_addresses(service: str, environment: dict[str, str], prefix: str = "") -> None:
     for name, value in environment.items():
-        target = re.fullmatch(rf"TENTH_{service.upper()}_(\w+)_ADDRESS", name)
-        if target:
+        target = re.fullmatch(rf"TENTH_{service.partition('-')[0].upper()}_(\w+)_ADDRESS", name)
+        if target and target[1].lower() in PORTS:
             peer = target[1].lower()
             assert value == f"dns:///{prefix}{peer}:{PORTS[peer]}", name
 
 
-@pytest.mark.parametrize("service", sorted(PORTS))
+@pytest.mark.parametrize("service", sorted(LISTENERS))
 def test_compose_environment_is_what_the_service_reads(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {name: str(value) for name, value in compose()["services"][service]["environment"].items()}
     load_as_service(service, environment, monkeypatch)
@@ -114,11 +127,11 @@ def test_compose_environment_is_what_the_service_reads(service: str, monkeypatch
 @pytest.mark.parametrize("overlays", [(), ("compose.gpu.yaml",)], ids=["plain", "gpu"])
 def test_every_command_names_a_module(overlays: tuple[str, ...]) -> None:
     commands = {name: one.get("command") for name, one in compose(*overlays)["services"].items() if "build" in one}
-    assert set(commands) == {*PORTS, "models", "sandbox"}
+    assert set(commands) == {*LISTENERS, "models", "sandbox"}
     for name, command in commands.items():
         assert command[:2] == ["python", "-m"], name
         module = command[2]
-        main = f"{module}.__main__" if module.startswith("services.") else module
+        main = f"{module}.__main__" if re.fullmatch(r"services\.\w+", module) else module
         spec = importlib.util.find_spec(main)
         assert spec is not None, f"{name}: there is no {main}"
         assert spec.origin is not None
@@ -230,12 +243,59 @@ def test_chart_environment_is_what_the_service_reads(service: str, monkeypatch: 
         "TENTH_UNREADY_SECONDS": str(values["unreadySeconds"]),
         "TENTH_TRACE_SAMPLE_RATIO": str(values["otlp"]["sampleRatio"]),
     }
-    for name, value in mine["env"].items():
-        filled = str(value).replace("{release}", "mesh").replace("{qdrant}", values["qdrant"]["url"])
-        environment[name] = filled.replace("{postgres}", values["postgres"]["url"])
+    environment |= {name: filled(str(value), values) for name, value in mine["env"].items()}
     load_as_service(service, environment, monkeypatch)
     check_addresses(service, environment, prefix="mesh-")
     assert bool(mine.get("persistent")) == (service in OUTBOXES)
+
+
+def filled(value: str, values: dict[str, Any]) -> str:
+    """A value of the chart with what it stands for, as the template has it."""
+    for name, meaning in {
+        "release": "mesh",
+        "qdrant": values["qdrant"]["url"],
+        "postgres": values["postgres"]["url"],
+        "batchStore": values["batch"]["storeUrl"],
+        "temporal": values["temporal"]["address"],
+        "temporalNamespace": values["temporal"]["namespace"],
+    }.items():
+        value = value.replace(f"{{{name}}}", meaning)
+    return value
+
+
+def test_the_charts_batch_workers_are_told_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "batch-gpu.yaml").read_text())
+    template = (CHART / "templates" / "batch-workers.yaml").read_text()
+    given = set(re.findall(r'"(TENTH_BATCH_\w+)"', template))
+    assert {f"TENTH_BATCH_{name}_ADDRESS" for name in ("ORCHESTRATOR", "INFERENCE", "LEDGER")} <= given
+    assert given <= known_variables(WORKER)
+    assert f'"port" {LISTENERS[WORKER]} ' in template
+    assert set(recipe["batchWorkers"]) <= set(values["batchWorkers"])
+    lanes: set[str] = set()
+    for name, worker in values["batchWorkers"].items():
+        mine = recipe["batchWorkers"][name]
+        lanes |= set(worker["lanes"].split(","))
+        environment = {
+            **{name: filled(str(value), values) for name, value in values["services"]["batch"]["env"].items()},
+            **worker["env"],
+            **mine.get("env", {}),
+            "TENTH_BATCH_WORKER_LANES": worker["lanes"],
+            "TENTH_BATCH_DRAIN_NOTICE_SECONDS": str(worker["noticeSeconds"]),
+            "TENTH_LISTEN": f"0.0.0.0:{LISTENERS[WORKER]}",
+            "TENTH_CALLERS_FILE": "/etc/tenth/callers.yaml",
+            "TENTH_IDENTITY_KEY_FILE": "/run/secrets/tenth/identity_key",
+        }
+        load_as_service(WORKER, environment, monkeypatch)
+    assert lanes == {"control", "local", "openai", "anthropic", "online"}, "some lane has no worker"
+    # Google's and Azure's spot machines give 30 seconds.
+    assert values["batchWorkers"]["local"]["noticeSeconds"] + values["unreadySeconds"] + 15 <= 30
+    # The engine beside a worker is an inference service, with its variables.
+    engine = recipe["batchWorkers"]["local"]["engine"]["env"]
+    assert set(engine) <= known_variables("inference")
+    chunks = int(recipe["batchWorkers"]["control"]["env"]["TENTH_BATCH_LOCAL_CHUNKS"])
+    assert chunks >= 2 * recipe["batchWorkers"]["local"]["keda"]["max"], "workers without work"
+    assert "TENTH_BATCH_LOCAL_CHUNKS" not in recipe["batchWorkers"]["local"]["env"], "one worker would take them all"
 
 
 def test_every_configuration_file_is_shipped_mounted_and_told_of() -> None:

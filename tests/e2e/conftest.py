@@ -49,6 +49,7 @@ async def started(folder: Path, **options: Any) -> AsyncIterator[Mesh]:
         local_model=options.pop("local_model", False),
         sandbox=options.pop("sandbox", "instant"),
         free_ports=True,
+        batch=options.pop("batch", False),
         env=env,
         **options,
     )

@@ -27,7 +27,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_holds_what_it_needs_and_nothing_else(unpacked: Path) -> None:
     tops = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
-    assert tops == {"tenth", "tenth_client"}
+    assert tops == {"formats", "tenth", "tenth_client"}
     modules = {path.relative_to(SOURCE) for path in SOURCE.rglob("*.py")}
     assert modules == {
         path.relative_to(unpacked / "tenth_client") for path in (unpacked / "tenth_client").rglob("*.py")

@@ -14,7 +14,8 @@ from tenth.cache.v1 import cache_pb2
 from tenth.type.v1 import chat_pb2
 
 from formats.openai import FormatError
-from tenth_client.cache_files import entry_from_json, entry_to_json, read_items, spooled, writing
+from tenth_client.cache_files import entry_from_json, entry_to_json, read_items, writing
+from tenth_client.files import spooled
 
 
 def entry(number: int = 1) -> cache_pb2.CacheEntry:

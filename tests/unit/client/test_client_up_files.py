@@ -12,11 +12,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from formats.openai import read_jsonl
+from services.batch.settings import WorkerSettings
 from services.cache.namespaces import Mode, NamespacePolicy, Namespaces, parse_namespaces
+from tenth_client import batch_layer
+from tenth_client.batch_layer import PARTS, missing_batch_layer
 from tenth_client.cache_files import read_items
 from tenth_client.connection import Connection, Tls, find, target
+from tenth_client.demo import batch as demo_batch
 from tenth_client.demo import table, workload
-from tenth_client.local import PORTS, free_ports, missing_local_model, with_local_caller, without_local_model
+from tenth_client.local import (
+    PORTS,
+    fixed_ports,
+    free_ports,
+    missing_local_model,
+    service_of,
+    with_local_caller,
+    without_local_model,
+)
 from tenth_client.processes import StartError
 from tenth_client.rpc import replicas
 from tenth_client.up import Mesh, MeshOptions
@@ -112,6 +125,49 @@ def test_environment_of_a_service(deploy: Path) -> None:
         "compressor",
         "orchestrator",
     }
+
+
+def test_without_being_asked_no_part_of_the_batch_layer_runs(deploy: Path) -> None:
+    mesh = prepared(deploy)
+    assert not set(PARTS) & set(mesh.addresses)
+    assert "TENTH_ORCHESTRATOR_BATCH_ADDRESS" not in mesh._env("orchestrator", "orchestrator")
+
+
+@pytest.mark.skipif(bool(missing_batch_layer()), reason=missing_batch_layer())
+def test_environment_of_the_batch_layer(deploy: Path) -> None:
+    mesh = prepared(deploy, {"PATH": "/bin"}, batch=True, replicas={"batch-worker": 2})
+    assert set(PARTS) <= set(mesh.addresses)
+    orchestrator = mesh._env("orchestrator", "orchestrator")
+    assert orchestrator["TENTH_ORCHESTRATOR_BATCH_ADDRESS"] == mesh.address("batch")
+    service, worker = mesh._env("batch", "batch"), mesh._env("batch-worker-2", "batch-worker")
+    for name in ("TEMPORAL_ADDRESS", "TEMPORAL_NAMESPACE", "STORE_URL"):
+        assert service[f"TENTH_BATCH_{name}"] == worker[f"TENTH_BATCH_{name}"]
+    assert service["TENTH_BATCH_TEMPORAL_ADDRESS"] == mesh.address("temporal")
+    assert Path(service["TENTH_BATCH_STORE_URL"]).is_relative_to(mesh.data_dir)
+    for name in ("orchestrator", "inference", "ledger"):
+        assert worker[f"TENTH_BATCH_{name.upper()}_ADDRESS"] == mesh.address(name)
+    assert worker["TENTH_LISTEN"] == mesh.process_address("batch-worker-2")
+    known = {f"TENTH_BATCH_{name.upper()}" for name in WorkerSettings.model_fields}
+    assert {name for name in worker if name.startswith("TENTH_BATCH_")} <= known
+    assert mesh._command("batch-worker-2", "batch-worker")[-2:] == ["-m", "services.batch.worker"]
+    command = mesh._command("temporal", "temporal")
+    assert command[command.index("--port") + 1] == mesh.address("temporal").rpartition(":")[2]
+    assert str(mesh.data_dir / "temporal" / "temporal.db") in command
+
+
+def test_a_mesh_that_cannot_have_its_batch_layer_says_why(deploy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_layer, "temporal_binary", lambda: None)
+    with pytest.raises(StartError, match=r"no batch layer: the command `temporal` is absent.*batch-embedded"):
+        prepared(deploy, batch=True)
+
+
+def test_processes_and_services() -> None:
+    assert [service_of(name) for name in ("cache", "cache-2", "batch-worker", "batch-worker-12")] == [
+        "cache", "cache", "batch-worker", "batch-worker",
+    ]  # fmt: skip
+    ports = fixed_ports(["batch", "batch-worker", "batch-worker-1", "batch-worker-2", "cache-3"])
+    assert list(ports.values()) == [7106, 7107, 7107, 7207, 7301]
+    assert len(set(PORTS.values())) == len(PORTS)
 
 
 def test_the_cache_reads_the_namespaces_file_of_the_deploy_folder(deploy: Path) -> None:
@@ -221,6 +277,16 @@ def test_workload() -> None:
     assert len(set(users)) == len(users), "every customer is another"
     assert all("user_id" in body["tenth"] for body in bodies if body["tenth"].get("namespace")), "the help centre's"
     assert sum("user_id" not in body["tenth"] for body in bodies) > 80, "colleagues' tools"
+
+
+def test_the_demos_batch_is_one_and_repeats_itself() -> None:
+    lines = list(demo_batch.lines(24))
+    read = read_jsonl("".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert len({line.custom_id for line in read}) == len(lines) == 16
+    assert len({line.request.messages[0].parts[0].text for line in read}) == 12
+    assert demo_batch.real_providers(CATALOG, ()) is True
+    assert demo_batch.real_providers(CATALOG, ("openai",)) is False
+    assert set(demo_batch.ENVIRONMENT) <= {f"TENTH_BATCH_{name.upper()}" for name in WorkerSettings.model_fields}
 
 
 def test_the_help_centre_is_imported_under_the_circumstances_of_its_questions(tmp_path: Path) -> None:

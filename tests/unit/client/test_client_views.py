@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 from tenth.type.v1 import receipt_pb2
 
+from formats.openai_answers import LAYERS
 from tenth_client.chat import describe
 from tenth_client.errors import TenthClientError
 from tenth_client.money import parse_usd, percent, usd
-from tenth_client.replay import LAYERS, Played, counts, quantile, summarize, waterfall
+from tenth_client.replay import Played, counts, quantile, summarize, waterfall
 from tenth_client.traces import SpanView, render
 
 
