@@ -68,10 +68,9 @@ async def test_the_same_question_is_asked_once(tmp_path: Path, temporal_address:
         if request.messages[-1].parts[0].text == "bad"
         else None
     )
-    hot = {"temperature": 0.9}
     requests = [
         *(ask("same") for _ in range(5)),
-        *(ask("hot", **hot) for _ in range(3)),
+        *(ask("hot", temperature=0.9) for _ in range(3)),
         *(ask("bad") for _ in range(3)),
     ]
     same = {1: 0, 2: 0, 3: 0, 4: 0, 6: 5, 7: 5, 9: 8, 10: 8}
