@@ -13,7 +13,7 @@ from bench import endtoend_plots as plots
 from bench.endtoend_arms import ABLATED, FRONTIERS, TARGETS, frontier_name
 from bench.endtoend_deploy import HERE, SPEEDS
 from bench.endtoend_rows import MAIN, OMNIS, Rows
-from bench.endtoend_sums import LAYERS, OPUS, Run, add_latency, add_quality, add_run, cumulative, shortfall
+from bench.endtoend_sums import LAYERS, OPUS, Run, add_latency, add_run, cumulative, shortfall
 from bench.endtoend_warming import add_warming
 from bench.endtoend_workload import Arrival, Mix
 from bench.result import Result
@@ -119,7 +119,9 @@ def _add_frontier(result: Result, mix: str, runs: Mapping[str, Run], seed: int) 
         weights = _weights(runs[f"{mix}/ours"], run)
         ratios = _ratio(run, weights, seed)
         result.add(f"{name}/cost_ratio", ratios[0], "ratio", len(run.outcomes), ratios[1])
-        add_quality(result, name, run.qualities(), seed)
+        result.add(f"{name}/quality_covered", *_covered(run, weights), len(run.outcomes))
+        quality = _quality(run, weights, seed)
+        result.add(f"{name}/quality_ratio", quality[0], "ratio", len(run.outcomes), quality[1])
         alone = Run(again.stream, again.outcomes, again.prompts)
         add_run(result, f"{name}_reasoning", alone, seed)
 
@@ -136,6 +138,19 @@ def _ratio(run: Run, weights: Sequence[float], seed: int) -> tuple[float, tuple[
     base = plots.array([each.baseline * weight for each, weight in zip(run.outcomes, weights, strict=True)])
     found = ratio(actual, base, resamples(len(weights), 1000, seed))
     return found.value, found.ci95
+
+
+def _quality(run: Run, weights: Sequence[float], seed: int) -> tuple[float, tuple[float, float] | None]:
+    known = [(each, weight) for each, weight in zip(run.qualities(), weights, strict=True) if each is not None]
+    ours = plots.array([each.ours * weight for each, weight in known])
+    base = plots.array([each.baseline * weight for each, weight in known])
+    found = ratio(ours, base, resamples(len(known), 1000, seed))
+    return found.value, found.ci95
+
+
+def _covered(run: Run, weights: Sequence[float]) -> tuple[float, str]:
+    known = sum(weight for each, weight in zip(run.qualities(), weights, strict=True) if each is not None)
+    return known / sum(weights), "ratio"
 
 
 def _add_against_sent(result: Result, mix: str, ours: Run, baseline: Run, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import sys
 from collections.abc import Coroutine
@@ -25,6 +26,17 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 def settle_memory() -> None:
     """Called once when everything is loaded: what start-up made stays, and is never looked through again."""
-    gc.collect()
+    give_back_memory()
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
+
+
+def give_back_memory() -> None:
+    """Collect what is of no use, and return freed memory to the system, which glibc's allocator would keep: much of
+    what a start takes is needed once (measured for an engine of 1.3 GB: 0.2 GB)."""
+    gc.collect()
+    if sys.platform == "linux":
+        # musl's C library has no such call, and no such need.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -21,7 +21,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from mesh.errors import Code, TenthError
 from mesh.telemetry import Telemetry
 from services.batch import batches
-from services.batch.calls import Layers, Stop, identity_of
+from services.batch.calls import Layers, Stop, Stopped, identity_of
 from services.batch.closing import Closer
 from services.batch.lanes import ChunkFrame, ChunkRunner
 from services.batch.objects import ObjectNotFound, ObjectStore
@@ -182,9 +182,9 @@ class BatchActivities:
         )
 
     @activity.defn(name="cancel_batch")
-    async def cancel_batch(self, asked: AtProvider) -> None:
-        """Ask a provider to stop a batch."""
-        await self._do("cancel", asked.work.ref, lambda stop, beat: self._provider.cancel(asked))
+    async def cancel_batch(self, asked: AtProvider) -> bool:
+        """Ask a provider to stop a batch; True: it has heard."""
+        return await self._do("cancel", asked.work.ref, lambda stop, beat: self._provider.cancel(asked))
 
     @activity.defn(name="share")
     async def share(self, asked: Share) -> Shared:
@@ -226,12 +226,7 @@ class BatchActivities:
             await self._store.write_results(asked.ref, name, results, users_of(record.item for record in work))
         left = len(work) - len(results)
         if left and activity.is_worker_shutdown():
-            raise ApplicationError(
-                f"{left} items are handed back: this worker goes away",
-                type=HANDED_BACK,
-                category=ApplicationErrorCategory.BENIGN,
-                next_retry_delay=timedelta(milliseconds=10),
-            )
+            raise _handed_back(f"{left} items")
         tally = await self._store.tally(asked.ref, [f"{asked.name}-{asked.lane}"])
         return ChunkEnd(tally.counts, left, self._now() - began)
 
@@ -245,6 +240,8 @@ class BatchActivities:
         try:
             with trace.use_span(span, end_on_exit=True, record_exception=False):
                 return await _orderly(work(stop, beat), stop)
+        except Stopped:
+            raise _handed_back(what) from None
         except ObjectNotFound as error:
             raise ApplicationError(f"no object {error}", type="STORE_DAMAGED", non_retryable=True) from error
         except TenthError as error:
@@ -258,6 +255,15 @@ class BatchActivities:
         while True:
             activity.heartbeat(beat.progress)
             await asyncio.sleep(self._settings.heartbeat_seconds / 4)
+
+
+def _handed_back(what: str) -> ApplicationError:
+    return ApplicationError(
+        f"{what}: handed back, as this worker goes away",
+        type=HANDED_BACK,
+        category=ApplicationErrorCategory.BENIGN,
+        next_retry_delay=timedelta(milliseconds=10),
+    )
 
 
 async def _stop_with_worker(stop: Stop) -> None:

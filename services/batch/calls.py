@@ -32,6 +32,10 @@ class Layers:
     ledger: ledger_pb2_grpc.LedgerServiceAsyncStub
 
 
+class Stopped(Exception):  # noqa: N818  (no failure)
+    """The work was asked to stop in the middle of something that is to be done again as a whole."""
+
+
 class Stop:
     """Asks work in progress to come to an end: nothing new is begun, what runs gets some time."""
 

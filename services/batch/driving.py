@@ -1,13 +1,12 @@
 """Drives a run's chunks through their lanes, inside the workflow: deterministic, decisions are in planning.py.
 
-Of each model a few chunks are out at a time; a provider's batch has a coroutine that hands it in, sleeps and asks. A
+Of each model a few chunks are out at a time; a provider's batch has a coroutine of its own (driving_providers.py). A
 look at the deadline now and then moves work online while there is time for that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,22 +17,19 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from services.batch.planning import LaneLoad, Margins, check_seconds, measured_rate, plan, poll_seconds
+    from services.batch.driving_providers import ProviderDriver
+    from services.batch.planning import LaneLoad, Margins, check_seconds, measured_rate, plan
     from services.batch.policy import LOCAL, ONLINE, PROVIDER_LANES
     from services.batch.refs import BatchRef, lane_queue
     from services.batch.reports import (
-        AtProvider,
         ChunkEnd,
         Counts,
         Line,
         Outside,
         Piece,
         Planned,
-        Polled,
-        ProviderWork,
         RunChunk,
         RunFacts,
-        Submitted,
     )
 
 _MOST_SECONDS = 9 * 86_400
@@ -45,7 +41,16 @@ class _Out:
 
     line: Line
     piece: Piece
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] | None = None
+    begun: bool = False
+    recalled: bool = False
+
+    def recall(self) -> None:
+        """Ask for it back: what is answered stays, the rest comes back."""
+        self.recalled = True
+        # A task that is cancelled before its first step would never say so.
+        if self.begun and self.task is not None and not self.task.cancelling():
+            self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -66,7 +71,7 @@ class LaneDriver:
     """The workflow continues as a new one as soon as no chunk is out."""
     _out: list[_Out] = field(default_factory=list)
     _polling: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    _leaving: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
     """Provider's batches that were given up, by their place."""
     unplaced: bool = False
     """True when a provider did not run items and no other lane is allowed."""
@@ -93,30 +98,40 @@ class LaneDriver:
         """Begin nothing new; what is out ends as it can."""
         self.stopped = True
         for out in self._out:
-            out.task.cancel()
+            out.recall()
         self.wake()
 
     async def run(self) -> None:
-        """Until nothing is left, or all that was out has come back after ``stop`` or ``renewing``."""
+        """Until nothing is left, or all that was out has come back after ``stop`` or ``renewing``.
+
+        Raises the ActivityError of what can never be done, when the rest has come back.
+        """
         watching = asyncio.create_task(self._watch())
+        failed: BaseException | None = None
         try:
             while True:
                 self._begin()
                 if not self._out and not self._polling:
-                    return
+                    break
                 self._woken = False
-                await workflow.wait_condition(lambda: self._woken)
-                for task in [*(out.task for out in self._out), *self._polling.values()]:
+                await workflow.wait_condition(lambda: self._woken or (self._is_long and not self.renewing))
+                tasks = [out.task for out in self._out if out.task is not None]
+                for task in [*tasks, *self._polling.values()]:
                     if task.done() and not task.cancelled() and task.exception() is not None:
-                        await task
-                self._out = [out for out in self._out if not out.task.done()]
+                        # What is out comes back first: nothing of it may end twice.
+                        failed = failed or task.exception()
+                        self.stop()
+                self._out = [out for out in self._out if out.task is not None and not out.task.done()]
                 self._polling = {place: task for place, task in self._polling.items() if not task.done()}
-                if workflow.info().get_current_history_length() > self.facts.pace.history_events:
-                    self.renewing = True
+                self.renewing = self.renewing or self._is_long
         finally:
             watching.cancel()
-            for task in [*(out.task for out in self._out), *self._polling.values()]:
-                task.cancel()
+        if failed is not None:
+            raise failed
+
+    @property
+    def _is_long(self) -> bool:
+        return workflow.info().get_current_history_length() > self.facts.pace.history_events
 
     def _begin(self) -> None:
         if self.stopped or self.renewing:
@@ -125,15 +140,17 @@ class LaneDriver:
             most = self.facts.pace.local_chunks if line.lane == LOCAL else self.facts.pace.online_chunks
             out = sum(1 for one in self._out if one.line is line)
             while line.pieces and out < most:
-                piece = line.pieces.pop(0)
-                self._out.append(_Out(line, piece, asyncio.create_task(self._run_piece(line, piece))))
+                one = _Out(line, line.pieces.pop(0))
+                one.task = asyncio.create_task(self._run_piece(one))
+                self._out.append(one)
                 out += 1
         for place, batch in enumerate(self.outside):
             beside = sum(1 for other in self._polling if self.outside[other].model == batch.model)
             if batch.left and place not in self._polling and beside < self.facts.pace.provider_batches:
-                self._polling[place] = asyncio.create_task(self._run_outside(place, batch))
+                self._polling[place] = asyncio.create_task(ProviderDriver(self).run(place, batch))
 
-    async def _run_piece(self, line: Line, piece: Piece) -> None:
+    async def _run_piece(self, out: _Out) -> None:
+        line, piece, out.begun = out.line, out.piece, True
         asked = RunChunk(
             ref=self.ref,
             lane=line.lane,
@@ -146,14 +163,17 @@ class LaneDriver:
             also_done=piece.also_done,
         )
         model = line.model if line.lane == LOCAL else ""
+        end = ChunkEnd(Counts(), piece.item_count, 0)
         try:
-            end: ChunkEnd = await self.do("run_chunk", asked, ChunkEnd, lane=line.lane, model=model)
+            if not out.recalled:
+                end = await self.do("run_chunk", asked, ChunkEnd, lane=line.lane, model=model)
         except ActivityError:
-            if not self._asked_back(piece):
+            if not out.recalled:
                 raise
-            end = ChunkEnd(Counts(), piece.item_count, 0)  # Nobody had begun it.
+            # Nobody had begun it.
         except asyncio.CancelledError:
-            end = ChunkEnd(Counts(), piece.item_count, 0)
+            if not out.recalled:
+                raise
         finally:
             self.wake()
         line.ended_count += end.counts.ended
@@ -161,9 +181,6 @@ class LaneDriver:
         self.on_counts(end.counts)
         if end.left and not self.stopped:
             self._online(line.model, line.lane == LOCAL, [Piece(piece.name, end.left, piece.also_done)])
-
-    def _asked_back(self, piece: Piece) -> bool:
-        return self.stopped or any(out.piece is piece and out.task.cancelling() for out in self._out)
 
     def _online(self, model: str, another_model: bool, pieces: list[Piece]) -> None:
         """Put pieces of another lane into the online one."""
@@ -179,56 +196,10 @@ class LaneDriver:
     def _online_allowed(self) -> bool:
         return not self.facts.lanes or ONLINE in self.facts.lanes
 
-    async def _run_outside(self, place: int, batch: Outside) -> None:
-        """One provider's batch, from handing in to its last result."""
-        try:
-            while batch.left and not (self.renewing and not batch.provider_batch_id):
-                if not batch.provider_batch_id and not await self._submit(place, batch):
-                    return
-                polled = await self._poll(place, batch)
-                if polled is None:
-                    return  # The next workflow goes on asking, or nobody does.
-                at = AtProvider(self._work(batch), batch.provider_batch_id)
-                end: ChunkEnd = await self.do("collect_batch", at, ChunkEnd, polled.failed, lane=batch.lane)
-                self.on_counts(end.counts)
-                batch.left, batch.provider_batch_id = end.left, ""
-                batch.submission, batch.polled = batch.submission + 1, 0
-                if polled.failed and polled.retryable:
-                    batch.no_room += 1
-                workflow.logger.info(
-                    "%s: %d items ended, %d are left %s", batch.stem, end.counts.ended, end.left, polled.message
-                )
-                refused = polled.failed and not polled.retryable
-                if end.left and (self.stopped or not self._leave(place, batch, refused)):
-                    return
-                if end.left and polled.failed:
-                    await self._wait_for_room(place, batch)
-        finally:
-            self.wake()
-
-    def _leave(self, place: int, batch: Outside, refused: bool) -> bool:
-        """Take what is left online where that must be; True: hand it in again."""
-        if not refused and not self._given_up(place, batch):
-            return True
-        self._to_online(batch)
-        return False
-
-    def _given_up(self, place: int, batch: Outside) -> bool:
-        """Handed in often enough, or the deadline is near. Where the provider had no room, that was no try."""
-        return place in self._leaving or batch.submission - batch.no_room > self.facts.pace.provider_tries
-
-    async def _wait_for_room(self, place: int, batch: Outside) -> None:
-        """Before a provider that has as much waiting as the account may have is asked again."""
-        pace = self.facts.pace
-        pause = poll_seconds(batch.no_room, pace.poll_first_seconds, pace.poll_longest_seconds, _MOST_SECONDS)
-        with contextlib.suppress(TimeoutError):
-            await workflow.wait_condition(
-                lambda: self.stopped or self.renewing or place in self._leaving, timeout=timedelta(seconds=pause)
-            )
-
-    def _to_online(self, batch: Outside) -> None:
+    def to_online(self, batch: Outside) -> None:
+        """Run what is left of a provider's batch online, where the batch allows that."""
         if self._online_allowed:
-            name = self._work(batch).name
+            name = ProviderDriver(self).work(batch).name
             pieces = [
                 Piece(f"{batch.stem}-{batch.first + place:06d}", size, [name]) for place, size in enumerate(batch.sizes)
             ]
@@ -236,94 +207,6 @@ class LaneDriver:
         else:
             self.unplaced = True
         batch.left = 0
-
-    async def _submit(self, place: int, batch: Outside) -> bool:
-        if self._given_up(place, batch):
-            self._to_online(batch)
-            return False
-        batch.begin_seconds = batch.begin_seconds or workflow.now().timestamp()
-        work = self._work(batch)
-        handing_in = asyncio.create_task(self.do("submit_batch", work, Submitted, lane=batch.lane))
-        await workflow.wait_condition(lambda: handing_in.done() or self.stopped or place in self._leaving)
-        if not handing_in.done():
-            handing_in.cancel()
-        try:
-            submitted: Submitted = await handing_in
-        except (ActivityError, asyncio.CancelledError):
-            if not self.stopped and place not in self._leaving:
-                raise
-            submitted = Submitted("", batch.left, "given up while it was handed in")
-        batch.provider_batch_id, batch.begin_seconds = submitted.provider_batch_id, 0.0
-        if submitted.provider_batch_id:
-            return True
-        workflow.logger.warning("%s is not at %s: %s", work.name, batch.lane, submitted.reason)
-        if not submitted.item_count:
-            batch.left = 0
-        elif not self.stopped:
-            self._to_online(batch)
-        return False
-
-    async def _poll(self, place: int, batch: Outside) -> Polled | None:
-        """Until the provider's batch has ended; None when the workflow continues as new, or time is over."""
-        pace = self.facts.pace
-        at = AtProvider(self._work(batch), batch.provider_batch_id)
-        asked_to_stop = False
-        while True:
-            over = self.stopped or place in self._leaving
-            if over and not asked_to_stop:
-                asked_to_stop, batch.polled = True, 0
-                await self._quietly("cancel_batch", at, batch.lane)
-            now = workflow.now().timestamp()
-            left = max(1.0, self.facts.deadline_seconds - now)
-            pause = poll_seconds(batch.polled, pace.poll_first_seconds, pace.poll_longest_seconds, left)
-            batch.polled += 1
-
-            def changed(asked: bool = asked_to_stop) -> bool:
-                return self.renewing or ((self.stopped or place in self._leaving) and not asked)
-
-            try:
-                await workflow.wait_condition(changed, timeout=timedelta(seconds=pause))
-            except TimeoutError:
-                polled: Polled | None = await self._quietly("poll_batch", at, batch.lane, Polled)
-                if polled is not None and (polled.ended or polled.failed):
-                    return polled
-            if self.renewing:
-                return None
-            if asked_to_stop and workflow.now().timestamp() > self._last_moment(batch):
-                # Its attempts stay on the books at their worst case: too much, never too little.
-                workflow.logger.error("%s does not end: what it had runs elsewhere", batch.provider_batch_id)
-                if not self.stopped:
-                    self._to_online(batch)
-                batch.left = 0
-                return None
-
-    def _last_moment(self, batch: Outside) -> float:
-        """Until when a provider's batch that is being stopped is waited for."""
-        deadline, leave = self.facts.deadline_seconds, self.facts.pace.provider_leave_seconds
-        if self.stopped:
-            return max(deadline, workflow.info().start_time.timestamp()) + max(leave, 3600.0)
-        return deadline - self.facts.pace.safety_factor * batch.left / max(self._online_rate(), 1e-9)
-
-    async def _quietly(self, name: str, at: AtProvider, lane: str, kind: type[Any] | None = None) -> Any:
-        """An activity whose failure changes nothing: it comes again with the next look."""
-        try:
-            return await self.do(name, at, kind, lane=lane, tries=3)
-        except ActivityError as error:
-            workflow.logger.warning("%s of %s failed: %s", name, at.provider_batch_id, error.cause)
-            return None
-
-    def _work(self, batch: Outside) -> ProviderWork:
-        return ProviderWork(
-            ref=self.ref,
-            lane=batch.lane,
-            model=batch.model,
-            stem=batch.stem,
-            first=batch.first,
-            count=len(batch.sizes),
-            submission=batch.submission,
-            begin_seconds=batch.begin_seconds,
-            deadline_seconds=self.facts.deadline_seconds,
-        )
 
     async def _watch(self) -> None:
         """Look at the deadline now and then."""
@@ -335,7 +218,7 @@ class LaneDriver:
                 self.stop()
                 return
             decided = plan(
-                now, deadline, self._loads(), self._online_rate(), margins, online_allowed=self._online_allowed
+                now, deadline, self._loads(), self.online_rate(), margins, online_allowed=self._online_allowed
             )
             for move in decided.moves:
                 workflow.logger.warning("batch %s: %s: %s; %s", self.ref.batch_id, move.key, move.why, decided.words)
@@ -353,7 +236,7 @@ class LaneDriver:
         loads += [
             LaneLoad(f"batch {place}", batch.lane, batch.left, leave_seconds=leave)
             for place, batch in enumerate(self.outside)
-            if place not in self._leaving
+            if place not in self.leaving
         ]
         return loads
 
@@ -364,7 +247,8 @@ class LaneDriver:
             chunks, guess = pace.local_chunks, pace.local_items_per_second
         return measured_rate(line.ended_count, line.busy_seconds / chunks, guess)
 
-    def _online_rate(self) -> float:
+    def online_rate(self) -> float:
+        """Items a second online, measured over all models."""
         pace = self.facts.pace
         lines = [line for line in self.lines if line.lane == ONLINE]
         seconds = sum(line.busy_seconds for line in lines) / pace.online_chunks
@@ -373,7 +257,7 @@ class LaneDriver:
     def _move(self, key: str, item_count: int) -> None:
         kind, _, place = key.partition(" ")
         if kind == "batch":
-            self._leaving.add(int(place))
+            self.leaving.add(int(place))
             self.wake()
             return
         line = self.lines[int(place)]
@@ -384,9 +268,9 @@ class LaneDriver:
             self._online(line.model, True, moved)
         missing = item_count - sum(piece.item_count for piece in moved)
         for out in reversed(self._out):
-            if missing > 0 and out.line is line and not out.task.cancelling():
+            if missing > 0 and out.line is line and not out.recalled:
                 missing -= out.piece.item_count
-                out.task.cancel()  # What it has answered stays; the rest comes back.
+                out.recall()
 
     async def do(
         self,

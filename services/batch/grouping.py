@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.int8]
-_BLOCK = 512
+_BLOCK = 128
 
 
 def to_int8(values: Sequence[float]) -> Vectors:

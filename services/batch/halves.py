@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tenth.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.batch.calls import Layers, Stop, patiently
+from services.batch.calls import Layers, Stop, Stopped, patiently
 from services.batch.policy import Failure, pause_seconds
 from services.batch.settings import WorkerSettings
 
@@ -34,7 +34,7 @@ class Halves:
     async def prepare(self, items: Sequence[pb.CompletionToPrepare], stop: Stop) -> list[pb.PrepareOutcome]:
         """The first half, item by item in order; those that may go better later are asked again a few times.
 
-        Raises TenthError while the orchestrator stays away.
+        Raises TenthError while the orchestrator stays away, Stopped when there is no time to ask again.
         """
         outcomes: list[pb.PrepareOutcome] = [pb.PrepareOutcome()] * len(items)
         places = list(range(len(items)))
@@ -50,7 +50,7 @@ class Halves:
                 break
             pause = pause_seconds(Failure("UNAVAILABLE", "", None), tried + 2, random.random())  # noqa: S311
             if not await stop.sleep(pause):
-                break
+                raise Stopped
         return outcomes
 
     async def finish(self, items: Sequence[pb.CompletionToFinish], stop: Stop) -> list[pb.FinishOutcome]:

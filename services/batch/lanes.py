@@ -22,7 +22,7 @@ from tenth.type.v1 import receipt_pb2
 from mesh.auth import Identity, set_identity
 from mesh.errors import Code, TenthError
 from mesh.status import detail
-from services.batch.calls import Layers, Stop, failure_of, half_error
+from services.batch.calls import Layers, Stop, Stopped, failure_of, half_error
 from services.batch.errors import Reason
 from services.batch.halves import PER_CALL, Halves, reservation_seconds
 from services.batch.policy import LOCAL, ONLINE, Next, after_failure, attempt_number, is_full, pause_seconds
@@ -101,7 +101,10 @@ class ChunkRunner:
 
         jobs = [Job(record.item, record.outcome.prepared, frame.lane) for record in work]
         set_identity(frame.identity)
-        await self._leave_lane(jobs, frame, stop)
+        try:
+            await self._leave_lane(jobs, frame, stop)
+        except Stopped:
+            return []
         ready += [job for job in jobs if job.ended]
 
         async def one(job: Job) -> None:
@@ -138,6 +141,8 @@ class ChunkRunner:
             user = replace(frame.identity, user_id=request.user_id, project_id=request.project_id)
             try:
                 await self._generate(job, frame, user, stop)
+            except Stopped:
+                return
             except TenthError as error:
                 job.error = half_error(error, retryable=error.code is Code.UNAVAILABLE)
             except Exception:

@@ -5,8 +5,10 @@ Works with keys, not with requests: those go through a temporary file, so that a
 
 from __future__ import annotations
 
+import asyncio
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +21,7 @@ from services.batch import batches
 from services.batch.asking import context_digest, texts
 from services.batch.calls import Layers, Stop, identity_of, patiently
 from services.batch.errors import Reason
-from services.batch.grouping import Vectors, leaders, to_int8
+from services.batch.grouping import leaders, to_int8
 from services.batch.halves import Halves
 from services.batch.ordering import ChunkLimits, Entry, chunks, ordered, prefix_key
 from services.batch.policy import PROVIDER_LANES, LaneChoice, ModelFacts, choose_lane, may_share, provider_lane
@@ -35,15 +37,22 @@ _ANOTHER_MODEL = "another model:"
 
 
 @dataclass(slots=True)
+class _Context:
+    """Questions that may be compared: their numbers, and their vectors a byte a dimension, one after the other."""
+
+    numbers: array[int] = field(default_factory=lambda: array("L"))
+    vectors: bytearray = field(default_factory=bytearray)
+
+
+@dataclass(slots=True)
 class _Draft:
     """A plan in the making."""
 
     spill: Spill
     entries: list[Entry] = field(default_factory=list)
-    indexes: list[int] = field(default_factory=list)
-    shareable: list[int] = field(default_factory=list)
-    contexts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    vectors: dict[int, Vectors] = field(default_factory=dict)
+    indexes: array[int] = field(default_factory=lambda: array("Q"))
+    shareable: array[int] = field(default_factory=lambda: array("Q"))
+    contexts: dict[bytes, _Context] = field(default_factory=lambda: defaultdict(_Context))
     nowhere: list[stored_pb2.StoredPrepared] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
 
@@ -79,8 +88,10 @@ class Planner:
                         models[key] = await self._facts(prepared, limits, stop)
                     self._take(draft, asked, record, models[key])
                 beat(number)
-            late = self._near_same(draft) if asked.near_same else set()
-            entries = ordered([entry for entry in draft.entries if entry.number not in late])
+            # Seconds of work for a large batch: heartbeats and other activities go on meanwhile.
+            late = await asyncio.to_thread(self._near_same, draft) if asked.near_same else set()
+            entries = await asyncio.to_thread(ordered, [entry for entry in draft.entries if entry.number not in late])
+            draft.entries.clear()
             groups = await self._write(asked, stem, draft, entries, limits, beat)
             await self._note(asked, f"{stem}-near", [draft.indexes[number] for number in late])
             await self._note(asked, f"{stem}-shareable", draft.shareable)
@@ -124,9 +135,9 @@ class Planner:
         number = len(draft.indexes)
         if near:
             context = draft.contexts[context_digest(request, prepared.embedding.embedder)]
-            if len(context) < self._settings.near_same_items:
-                context.append(number)
-                draft.vectors[number] = to_int8(prepared.embedding.values)
+            if len(context.numbers) < self._settings.near_same_items:
+                context.numbers.append(number)
+                context.vectors += to_int8(prepared.embedding.values).tobytes()
         # A chunk needs no embedding any more.
         prepared.ClearField("embedding")
         content = record.SerializeToString()
@@ -147,11 +158,13 @@ class Planner:
     def _near_same(self, draft: _Draft) -> set[int]:
         """Numbers of the entries that wait for another one."""
         late: set[int] = set()
-        for numbers in draft.contexts.values():
-            if len(numbers) < 2:
+        for context in draft.contexts.values():
+            if len(context.numbers) < 2:
                 continue
-            found = leaders(np.stack([draft.vectors[number] for number in numbers]), self._settings.near_same_threshold)
-            late.update(number for place, number in enumerate(numbers) if found[place] != place)
+            vectors = np.frombuffer(context.vectors, dtype=np.int8).reshape(len(context.numbers), -1)
+            found = leaders(vectors, self._settings.near_same_threshold)
+            late.update(number for place, number in enumerate(context.numbers) if found[place] != place)
+        draft.contexts.clear()
         return late
 
     async def _write(
@@ -205,7 +218,7 @@ class Planner:
                 items, size = count, weights[number]
         return made
 
-    async def _note(self, asked: MakePlan, name: str, indexes: list[int]) -> None:
+    async def _note(self, asked: MakePlan, name: str, indexes: Iterable[int]) -> None:
         record = stored_pb2.StoredRunItems(indexes=sorted(indexes))
         await self._store.put(batches.plan_name(asked.ref, name), [record])
 

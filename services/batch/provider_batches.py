@@ -18,6 +18,7 @@ from tenth.type.v1 import receipt_pb2, usage_pb2
 
 from mesh.auth import set_identity
 from mesh.errors import Code, TenthError
+from services.batch import batches
 from services.batch.calls import Layers, Stop, identity_of, patiently
 from services.batch.halves import Halves
 from services.batch.lanes import Job, finished_result, to_finish
@@ -41,6 +42,8 @@ class _Pending:
     """A provider's batch while it is collected: its items in a file, by request."""
 
     spill: Spill
+    gone: frozenset[str]
+    """Users whose items were deleted since: their attempts are booked, their answers go nowhere."""
     numbers: dict[str, int] = field(default_factory=dict)
 
     def take(self, request_id: str) -> stored_pb2.StoredPrepared | None:
@@ -101,13 +104,14 @@ class ProviderLane:
             retryable=answer.batch.retryable,
         )
 
-    async def cancel(self, asked: AtProvider) -> None:
-        """Ask the provider to stop a batch. Raises TenthError while the provider stays away."""
+    async def cancel(self, asked: AtProvider) -> bool:
+        """Ask the provider to stop a batch; True: it has heard. Raises TenthError while the provider stays away."""
         set_identity(identity_of(await self._store.batch(asked.work.ref)))
         request = inference_pb2.CancelProviderBatchRequest(
             model=asked.work.model, provider_batch_id=asked.provider_batch_id
         )
         await self._layers.providers.CancelProviderBatch(request, timeout=self._settings.call_seconds)
+        return True
 
     async def collect(
         self, asked: AtProvider, nothing_ran: bool, delivery: int, stop: Stop, beat: Callable[[int], None]
@@ -121,8 +125,9 @@ class ProviderLane:
         set_identity(identity_of(batch))
         done = (await self._store.tally(work.ref, [work.name])).indexes
         with Spill() as spill:
-            pending = _Pending(spill)
-            async for records in self._pieces(work, done):
+            gone = await batches.read_deleted_users(self._store.store, work.ref.tenant_id, work.ref.batch_id)
+            pending = _Pending(spill, gone)
+            async for records in self._pieces(work, done, of_deleted_users=True):
                 for record in records:
                     pending.numbers[record.item.request.request_id] = spill.append(record.SerializeToString())
             count = 0
@@ -176,10 +181,11 @@ class ProviderLane:
                 job.answer = result.answer
                 usage = result.answer.completion.usage
                 events.append(self._event(work, record, ledger_pb2.ATTEMPT_KIND_FINISHED, usage))
-                jobs.append(job)
+                if record.item.request.user_id not in pending.gone:
+                    jobs.append(job)
                 continue
             events.append(self._event(work, record, ledger_pb2.ATTEMPT_KIND_FAILED, result.error.usage))
-            if result.error.retryable:
+            if result.error.retryable or record.item.request.user_id in pending.gone:
                 continue
             job.error = orchestrator_pb2.HalfError(reason=result.error.reason, message=result.error.message)
             if result.error.HasField("usage"):
@@ -190,10 +196,13 @@ class ProviderLane:
         ended = [finished_result(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
         await self._store.write_results(work.ref, name, ended, users_of(job.item for job in jobs))
 
-    async def _pieces(self, work: ProviderWork, done: set[int]) -> AsyncIterator[list[stored_pb2.StoredPrepared]]:
+    async def _pieces(
+        self, work: ProviderWork, done: set[int], *, of_deleted_users: bool = False
+    ) -> AsyncIterator[list[stored_pb2.StoredPrepared]]:
         """What is left of the plan's objects, one after the other."""
         for number in range(work.first, work.first + work.count):
-            records = await self._store.work(work.ref, f"{work.stem}-{number:06d}", done)
+            name = f"{work.stem}-{number:06d}"
+            records = await self._store.work(work.ref, name, done, of_deleted_users=of_deleted_users)
             if records:
                 yield records
 

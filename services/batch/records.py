@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -130,10 +131,14 @@ class RunStore:
         """Write an object."""
         await self.store.put(name, write_records(records))
 
-    async def work(self, ref: BatchRef, name: str, done: set[int]) -> list[stored_pb2.StoredPrepared]:
-        """What is left to do of a plan object: neither done nor of a deleted user."""
+    async def work(
+        self, ref: BatchRef, name: str, done: set[int], *, of_deleted_users: bool = False
+    ) -> list[stored_pb2.StoredPrepared]:
+        """What is left of a plan object: not done, and, unless told otherwise, of no deleted user."""
         found = await self.records(batches.plan_name(ref, name))
-        gone = await batches.read_deleted_users(self.store, ref.tenant_id, ref.batch_id)
+        gone: frozenset[str] = frozenset()
+        if not of_deleted_users:
+            gone = await batches.read_deleted_users(self.store, ref.tenant_id, ref.batch_id)
         return [one for one in found if one.index not in done and not _is_of(one.item, gone)]
 
     async def tally(self, ref: BatchRef, beginnings: Sequence[str]) -> Tally:
@@ -182,8 +187,7 @@ class Spill:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="tenth-batch-")  # noqa: SIM115  (closed by __exit__)
-        self._places: list[tuple[int, int]] = []
-        self._end = 0
+        self._ends = array("Q", [0])
 
     def __enter__(self) -> Spill:
         return self
@@ -192,28 +196,16 @@ class Spill:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._ends) - 1
 
     def append(self, content: bytes) -> int:
         """Keep a record; its number."""
-        self._file.seek(self._end)
+        self._file.seek(self._ends[-1])
         self._file.write(content)
-        self._places.append((self._end, len(content)))
-        self._end += len(content)
-        return len(self._places) - 1
+        self._ends.append(self._ends[-1] + len(content))
+        return len(self) - 1
 
     def read(self, number: int) -> bytes:
         """A record."""
-        start, size = self._places[number]
-        self._file.seek(start)
-        return self._file.read(size)
-
-    def size(self, number: int) -> int:
-        """A record's bytes."""
-        return self._places[number][1]
-
-
-def parts(results: Sequence[stored_pb2.StoredResult], size: int) -> Iterator[Sequence[stored_pb2.StoredResult]]:
-    """Slices of at most ``size``."""
-    for start in range(0, len(results), size):
-        yield results[start : start + size]
+        self._file.seek(self._ends[number])
+        return self._file.read(self._ends[number + 1] - self._ends[number])

@@ -108,12 +108,19 @@ class BatchWorkflow:
                 if driver.stopped:
                     return 0
                 asked = Prepare(self._ref, round_, number, deadline, twins, driver.at_batch_prices)
-                prepared: Prepared = await driver.do("prepare", asked, Prepared)
+                try:
+                    prepared: Prepared = await driver.do("prepare", asked, Prepared)
+                except ActivityError:
+                    driver.stop()
+                    raise
                 self._expected += prepared.expected_nano_usd
                 self._count(prepared.counts)
                 return prepared.waiting
 
-        driver.waiting = sum(await asyncio.gather(*(one(number) for number in numbers)))
+        waiting = await asyncio.gather(*(one(number) for number in numbers), return_exceptions=True)
+        if failed := next((each for each in waiting if isinstance(each, BaseException)), None):
+            raise failed  # Now that none is under way any more.
+        driver.waiting = sum(each for each in waiting if isinstance(each, int))
         if driver.stopped:
             return ""
         near = round_ == 1 and pace.near_same and may_wait(left, pace.near_same_least_seconds, margins)
@@ -184,7 +191,12 @@ class BatchWorkflow:
             else:
                 reason, message = Reason.ITEM_LOST, "the run ended without a result of the item"
             asked = Close(self._ref, driver.facts.object_count, str(reason), message, True)
-            self._count(await driver.do("close", asked, Counts))
+            try:
+                self._count(await driver.do("close", asked, Counts))
+            except ActivityError as failed:
+                # What is left open is let go of when its reservation ends.
+                error = error or _words(failed)
+                workflow.logger.error("batch %s cannot be closed: %s", self._ref.batch_id, _words(failed))
         self._state = State.FAILED if error is not None else State.CANCELLED if self._cancelled else State.DONE
         progress = self._progress(error, workflow.now().timestamp())
         await driver.do("end", End(self._ref, progress), None)

@@ -20,7 +20,7 @@ SERVICES = sorted(path.parent.name for path in ROOT.glob("services/*/__init__.py
 
 PURE_FILES = (
     *("policy", "gate", "guards", "traits", "strategies", "features", "keys", "cues", "flights", "prices"),
-    *("rules", "tasks", "health", "speed"),
+    *("rules", "tasks", "health", "speed", "planning", "ordering", "grouping"),
 )
 """Modules that decide, and therefore know no wire, no database and no framework."""
 IMPURE = ("grpc", "google.protobuf", "sqlalchemy", "qdrant_client", "qdrant_edge", "openai", "vllm", "torch", "tenth")

@@ -58,13 +58,18 @@ class PlayedBatch:
     retryable: bool = False
 
 
-class Layers(
-    orchestrator_pb2_grpc.CompletionHalvesServiceServicer,
-    inference_pb2_grpc.InferenceServiceServicer,
-    inference_pb2_grpc.ProviderBatchServiceServicer,
-    ledger_pb2_grpc.LedgerServiceServicer,
-):
+class Layers:
     """All layers that a worker calls. What a test changes, it changes here."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """The methods of these services that no worker calls."""
+        if not name[0].isupper():
+            raise AttributeError(name)
+
+        async def absent(*_: object) -> None:
+            raise TenthError(Code.UNIMPLEMENTED, "UNIMPLEMENTED", name)
+
+        return absent
 
     def __init__(self) -> None:
         self.cache: dict[str, str] = {}
@@ -307,8 +312,8 @@ class Layers(
     def kinds(self, request_id: str) -> list[tuple[int, str]]:
         """What the ledger has of a request: attempts and kinds, in order."""
         return sorted(
-            (attempt, ledger_pb2.AttemptKind.Name(kind).removeprefix("ATTEMPT_KIND_"))
-            for request, attempt, kind in self.attempts
+            (attempt, ledger_pb2.AttemptKind.Name(event.kind).removeprefix("ATTEMPT_KIND_"))
+            for (request, attempt, _), event in self.attempts.items()
             if request == request_id
         )
 

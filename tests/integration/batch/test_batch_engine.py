@@ -68,10 +68,9 @@ async def test_the_same_question_is_asked_once(tmp_path: Path, temporal_address:
         if request.messages[-1].parts[0].text == "bad"
         else None
     )
-    hot = {"temperature": 0.9}
     requests = [
         *(ask("same") for _ in range(5)),
-        *(ask("hot", **hot) for _ in range(3)),
+        *(ask("hot", temperature=0.9) for _ in range(3)),
         *(ask("bad") for _ in range(3)),
     ]
     same = {1: 0, 2: 0, 3: 0, 4: 0, 6: 5, 7: 5, 9: 8, 10: 8}
@@ -204,6 +203,20 @@ async def test_lanes_that_a_batch_does_not_allow(tmp_path: Path, temporal_addres
         assert layers.generated[request_id(ref, 0)], "own hardware was not allowed: another model answered"
         assert layers.tried[request_id(ref, 0)][0][0] == PAID_MODEL
         assert not layers.reserved
+
+
+async def test_a_batch_whose_input_is_damaged_fails(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}") for n in range(250)])
+        await made.store.put(batches.input_name(TENANT, ref.batch_id, 1), b"\xff\xff")
+        progress = await made.run(ref)
+        assert (progress.state, progress.error_reason) == (State.FAILED, "STORE_DAMAGED")
+        assert progress.done == 0
+        assert (await batches.read_run(made.store, ref)).ended.error_reason == "STORE_DAMAGED"
+        reasons = {one.result.error_reason for one in (await made.results(ref)).values()}
+        assert reasons <= {"STORE_DAMAGED"}
+        assert not layers.generated, "nothing was run"
 
 
 async def test_a_long_run_continues_as_a_new_one(tmp_path: Path, temporal_address: str) -> None:

@@ -1,0 +1,92 @@
+"""Calls that are made again: per item in the halves, per call while the other side is away, and what a stop changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from tenth.orchestrator.v1 import orchestrator_pb2 as pb
+
+from mesh.errors import Code, TenthError
+from services.batch.calls import Layers, Stop, Stopped, patiently
+from services.batch.halves import PER_CALL, Halves
+from services.batch.settings import WorkerSettings
+
+
+class Orchestrator:
+    """Answers as told, and keeps what it was asked."""
+
+    def __init__(self, answer: Callable[[int, str], pb.PrepareOutcome]) -> None:
+        self._answer = answer
+        self.asked: list[list[str]] = []
+
+    async def PrepareCompletions(
+        self, request: pb.PrepareCompletionsRequest, **_: float
+    ) -> pb.PrepareCompletionsResponse:
+        names = [item.request.request_id for item in request.items]
+        self.asked.append(names)
+        number = len(self.asked)
+        return pb.PrepareCompletionsResponse(outcomes=[self._answer(number, name) for name in names])
+
+
+def later() -> pb.PrepareOutcome:
+    return pb.PrepareOutcome(error=pb.HalfError(reason="LATER", retryable=True))
+
+
+def ready() -> pb.PrepareOutcome:
+    return pb.PrepareOutcome(prepared=pb.PreparedCompletion(state=b"s"))
+
+
+def halves(orchestrator: Orchestrator, **changes: Any) -> Halves:
+    return Halves(cast(Layers, type("Played", (), {"halves": orchestrator})()), WorkerSettings(**changes))
+
+
+def items(count: int) -> list[pb.CompletionToPrepare]:
+    made = [pb.CompletionToPrepare() for _ in range(count)]
+    for number, item in enumerate(made):
+        item.request.request_id = str(number)
+    return made
+
+
+async def test_only_what_may_go_better_is_asked_again() -> None:
+    orchestrator = Orchestrator(lambda number, name: later() if name == "150" and number < 4 else ready())
+    outcomes = await halves(orchestrator).prepare(items(PER_CALL + 60), Stop(1))
+    assert [len(names) for names in orchestrator.asked] == [100, 60, 1, 1]
+    assert {outcome.WhichOneof("outcome") for outcome in outcomes} == {"prepared"}
+
+
+async def test_in_the_end_it_is_an_error() -> None:
+    orchestrator = Orchestrator(lambda _, __: later())
+    (outcome,) = await halves(orchestrator, prepare_tries=2).prepare(items(1), Stop(1))
+    assert outcome.error.reason == "LATER"
+    assert len(orchestrator.asked) == 2
+
+
+async def test_a_stop_makes_no_errors_of_what_could_wait() -> None:
+    stop = Stop(1)
+    stop.set()
+    with pytest.raises(Stopped):
+        await halves(Orchestrator(lambda _, __: later())).prepare(items(1), stop)
+
+
+async def test_patience_is_for_what_may_pass() -> None:
+    calls = 0
+
+    async def call(code: Code, until: int) -> str:
+        nonlocal calls
+        calls += 1
+        if calls < until:
+            raise TenthError(code, "AWAY", "away", retry_after_seconds=0.001)
+        return "answer"
+
+    assert await patiently(lambda: call(Code.UNAVAILABLE, 4), 5) == "answer"
+    assert calls == 4
+    calls = 0
+    with pytest.raises(TenthError):
+        await patiently(lambda: call(Code.INVALID_ARGUMENT, 2), 5)
+    assert calls == 1
+    calls = 0
+    with pytest.raises(TenthError):
+        await patiently(lambda: call(Code.UNAVAILABLE, 10**6), 0.05)
+    assert calls > 1
