@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.proof", description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="evaluation data (default: %(default)s)")
     parser.add_argument(
-        "--full", action="store_true", help="all requests, hours on two cores; what the documents quote"
+        "--full", action="store_true", help="all requests, long on two cores; what the documents quote"
     )
     options = parser.parse_args(arguments)
     there = options.data.is_dir()
