@@ -19,7 +19,7 @@ def test_the_tables_of_the_benchmarks_page_are_fresh() -> None:
     assert new == text, "run `python -m bench.tables`"
     # What has no result yet says so, and nothing else is without one.
     absent = [problem.partition(":")[0] for problem in problems]
-    blocks = {name: body for name, body in re.findall(r"<!-- bench:(\w+) -->\n(.*?)<!-- /bench:", text, re.DOTALL)}
+    blocks = dict(re.findall(r"<!-- bench:(\w+) -->\n(.*?)<!-- /bench:", text, re.DOTALL))
     assert {name: blocks.get(name) for name in absent} == dict.fromkeys(absent, NOT_YET[0])
 
 

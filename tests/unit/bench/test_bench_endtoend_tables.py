@@ -31,7 +31,7 @@ def test_every_system_of_a_mix_has_a_row_with_intervals() -> None:
     [
         "| support_heavy | Tenth | 45.9% | 27.6% | 18.4% | 0.0% | 0.0% | 0.0% | 0.001% | 8.1% |",
         "| routing | 0.700 [0.650, 0.750] | 1.000 | 0.700 [0.650, 0.750] | 1.000 |",
-        "| adversarial | 80% | 0.400 [0.100, 0.600] | 0.800 [0.700, 1.000] | 0.400 [0.100, 0.600] | 0.800 [0.700, 1.000] |",
+        f"| adversarial | 80%{' | 0.400 [0.100, 0.600] | 0.800 [0.700, 1.000]' * 2} |",
         "| support_heavy | miss | 31.4 | 141 | 80 |  |  |  |",
         "| support_heavy | rag | 200 |  | 0.271 |  |  |  |  |",
         "| main | <b>strong</b> | a \\| list | 10 | 30 |  |  |  |  |",
@@ -47,8 +47,8 @@ def test_layers_ablation_frontier_latency_and_assumptions_are_printed(said: str)
 def test_the_verdict_is_the_figures() -> None:
     lines = verdict(small_result().as_json()).splitlines()
     assert lines[0] == (
-        "- support_heavy: 8.1% of the bill, at most a tenth, 99.3% of the quality, which is known of 26% of the requests "
-        "(98% was asked for)."
+        "- support_heavy: 8.1% of the bill, at most a tenth, 99.3% of the quality, which is known of 26% of the "
+        "requests (98% was asked for)."
     )
     assert "26.7% of the bill, more than a tenth" in lines[1]
     assert "31.0%" in lines[2]
