@@ -27,9 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps in order; the exit status of the first that fails."""
     parser = argparse.ArgumentParser(prog="python -m bench.proof", description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="evaluation data (default: %(default)s)")
-    parser.add_argument(
-        "--full", action="store_true", help="all requests, long on two cores; what the documents quote"
-    )
+    parser.add_argument("--full", action="store_true", help="all requests, long on two cores; what the documents quote")
     options = parser.parse_args(arguments)
     there = options.data.is_dir()
     if options.full and not there:

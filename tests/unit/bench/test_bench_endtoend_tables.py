@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from endtoend_result import small_result
 
 from bench import headline
 from bench.claims import CLAIMS, NOT, alone, claims_table
@@ -14,6 +13,7 @@ from bench.endtoend_tables import endtoend_tables, verdict
 from bench.result import Result
 from bench.sheets import Sheet, percent
 from bench.tables import TABLES, main, rendered
+from tests.unit.bench.endtoend_result import small_result
 
 
 def test_every_system_of_a_mix_has_a_row_with_intervals() -> None:
