@@ -99,7 +99,9 @@ def in_the_mix(layer: str, results: Results) -> str:
     low, high = figures.metrics[name]["ci95"] or (cost, cost)
     ends = percent(1 - high), percent(1 - low)
     spread = f" [{ends[0]}, {ends[1]}]" if ends[0] != ends[1] else ""
-    return f"{percent(1 - cost)} of the bill{spread}"
+    kept = figures.value(f"{ABLATED}/only_{layer}/quality_ratio")
+    quality = "" if kept is None else f", {percent(kept)} of the quality where it is known"
+    return f"{percent(1 - cost)} of the bill{spread}{quality}"
 
 
 def alone(layer: str, results: Results) -> str:

@@ -17,6 +17,8 @@ _SWITCHED = ("routing", "compression", "cache", "batch", "quantization")
 _KINDS = {"exact_hit": "exact hit", "semantic_hit": "semantic hit", "miss": "miss"}
 _WHATIF = "cost_ratio_if_"
 _ALONE = "_reasoning"
+_ENDS = "all of them; none of them"
+_CAREFUL = "all, but routed only where outcomes are recorded"
 
 
 def endtoend_tables(result: Mapping[str, Any]) -> str:
@@ -125,17 +127,17 @@ def ablation(figures: Figures) -> Sheet:
         if figures.value(f"{alone}cost_ratio") is None:
             continue
         cells = [figures.with_interval(f"{of}{what}_ratio") for of in (alone, out) for what in ("cost", "quality")]
-        rows.append((layer, *cells))
+        rows.append((layer, figures.n(f"{alone}cost_ratio"), *cells))
     if rows:
         ends = [figures.with_interval(f"{ABLATED}/{run}/{what}_ratio") for run in ("full", "none")
                 for what in ("cost", "quality")]  # fmt: skip
-        rows.append(("all; none", *ends))
+        rows.append((_ENDS, figures.n(f"{ABLATED}/full/cost_ratio"), *ends))
         careful = [
             figures.with_interval(f"{ABLATED}/recorded_routing_only/{what}_ratio") for what in ("cost", "quality")
         ]
         if careful[0]:
-            rows.append(("all, but routed only where outcomes are recorded", *careful, "", ""))
-    titles = (f"{ABLATED}: layer", "cost, this alone", "quality", "cost, this taken out", "quality")
+            rows.append((_CAREFUL, figures.n(f"{ABLATED}/recorded_routing_only/cost_ratio"), *careful, "", ""))
+    titles = (f"{ABLATED}: layer", "requests", "cost, this alone", "quality", "cost, this taken out", "quality")
     return Sheet("ablation", titles, 1, rows)
 
 
@@ -148,10 +150,18 @@ def frontier(figures: Figures) -> Sheet:
         if measure == "cost_ratio" and run.startswith("frontier_") and not run.endswith(_ALONE):
             of, alone = f"{mix}/{run}/", f"{mix}/{run}{_ALONE}/"
             rows.append((
-                mix, f"{run.removeprefix('frontier_')}%",
+                mix, f"{run.removeprefix('frontier_')}%", figures.n(f"{of}cost_ratio"),
                 *(figures.with_interval(f"{each}{what}_ratio") for each in (of, alone) for what in ("cost", "quality")),
             ))  # fmt: skip
-    titles = ("mix", "asked to keep", "cost", "quality kept", "cost, reasoning alone", "quality, reasoning alone")
+    titles = (
+        "mix",
+        "asked to keep",
+        "requests",
+        "cost",
+        "quality kept",
+        "cost, reasoning alone",
+        "quality, reasoning alone",
+    )
     return Sheet("frontier", titles, 2, rows)
 
 
@@ -240,11 +250,14 @@ def verdict(result: Mapping[str, Any]) -> str:
         target = result["assumptions"].get("mixes", {}).get(mix, {}).get("quality_target")
         if cost is None:
             continue
-        tenth = "at most a tenth" if cost <= 0.1 else "more than a tenth"
+        low, high = figures.metrics[f"{mix}/ours/cost_ratio"]["ci95"] or (cost, cost)
+        tenth = "at most a tenth" if high <= 0.1 else "more than a tenth" if low > 0.1 else "a tenth is in the interval"
         known = percent(figures.value(f"{mix}/ours/quality_covered"), 0)
         quality = "" if kept is None else f", {percent(kept)} of the quality, which is known of {known} of the requests"
         asked = "" if target is None else f" ({percent(target, 0)} was asked for)"
-        lines.append(f"- {mix}: {percent(cost)} of the bill, {tenth}{quality}{asked}.")
+        lines.append(
+            f"- {mix}: {percent(cost)} [{percent(low)}, {percent(high)}] of the bill: {tenth}{quality}{asked}."
+        )
     additivity = figures.value("additivity/ours/shortfall")
     if additivity is not None:
         lines.append(

@@ -73,7 +73,7 @@ KOREAN: Mapping[str, str] = {
     "LiteLLM's quality": "LiteLLM 품질",
     "cost, this alone": "이것만 켤 때 비용",
     "cost, this taken out": "이것만 뺄 때 비용",
-    "all; none": "모두 켬; 모두 끔",
+    "all of them; none of them": "모두 켬; 모두 끔",
     "asked to keep": "요구한 품질",
     "cost, reasoning alone": "추론 문항만: 비용",
     "quality, reasoning alone": "추론 문항만: 품질",

@@ -30,8 +30,8 @@ def test_every_system_of_a_mix_has_a_row_with_intervals() -> None:
     "said",
     [
         "| support_heavy | Tenth | 45.9% | 27.6% | 18.4% | 0.0% | 0.0% | 0.0% | 0.001% | 8.1% |",
-        "| routing | 0.700 [0.650, 0.750] | 1.000 | 0.700 [0.650, 0.750] | 1.000 |",
-        f"| adversarial | 80%{' | 0.400 [0.100, 0.600] | 0.800 [0.700, 1.000]' * 2} |",
+        "| routing | 500 | 0.700 [0.650, 0.750] | 1.000 | 0.700 [0.650, 0.750] | 1.000 |",
+        f"| adversarial | 80% | 400{' | 0.400 [0.100, 0.600] | 0.800 [0.700, 1.000]' * 2} |",
         "| support_heavy | miss | 31.4 | 141 | 80 |  |  |  |",
         "| support_heavy | rag | 200 |  | 0.271 |  |  |  |  |",
         "| main | <b>strong</b> | a \\| list | 10 | 30 |  |  |  |  |",
@@ -47,11 +47,17 @@ def test_layers_ablation_frontier_latency_and_assumptions_are_printed(said: str)
 def test_the_verdict_is_the_figures() -> None:
     lines = verdict(small_result().as_json()).splitlines()
     assert lines[0] == (
-        "- support_heavy: 8.1% of the bill, at most a tenth, 99.3% of the quality, which is known of 26% of the "
-        "requests (98% was asked for)."
+        "- support_heavy: 8.1% [7.3%, 8.9%] of the bill: at most a tenth, 99.3% of the quality, which is known of 26% "
+        "of the requests (98% was asked for)."
     )
-    assert "26.7% of the bill, more than a tenth" in lines[1]
+    assert "26.7% [24.0%, 29.4%] of the bill: more than a tenth" in lines[1]
     assert "31.0%" in lines[2]
+
+
+def test_a_claim_needs_its_whole_interval() -> None:
+    result = small_result()
+    result.add("support_heavy/ours/cost_ratio", 0.089, "ratio", 100, (0.035, 0.156))
+    assert "8.9% [3.5%, 15.6%] of the bill: a tenth is in the interval" in verdict(result.as_json())
 
 
 def test_runs_with_other_names_are_no_mixes() -> None:
@@ -78,7 +84,8 @@ def test_claims_stand_beside_what_each_benchmark_measured() -> None:
     results = {each.bench: each.as_json() for each in (cache, batch, engine, small_result())}
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in claims_table(results).splitlines()}
     assert (
-        "30.0% of the bill [25.0%, 35.0%] | banking77 (faq): 60.0% of requests, 1.4 wrong in 1,000 |" in lines["cache"]
+        "30.0% of the bill [25.0%, 35.0%], 100.0% of the quality where it is known | banking77 (faq): " in lines["cache"]
+    assert "60.0% of requests, 1.4 wrong in 1,000 |" in lines["cache"]
     )
     assert "4.32 times the throughput of one at a time; the engine alone, 32 at once: 9.50 times one" in lines["batch"]
     assert "int8: 39.4% of the weights |" in lines["quantization"]
