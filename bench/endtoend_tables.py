@@ -251,7 +251,7 @@ def verdict(result: Mapping[str, Any]) -> str:
         if cost is None:
             continue
         low, high = figures.metrics[f"{mix}/ours/cost_ratio"]["ci95"] or (cost, cost)
-        tenth = "at most a tenth" if high <= 0.1 else "more than a tenth" if low > 0.1 else "a tenth is in the interval"
+        tenth = beside_a_tenth(low, high)
         known = percent(figures.value(f"{mix}/ours/quality_covered"), 0)
         quality = "" if kept is None else f", {percent(kept)} of the quality, which is known of {known} of the requests"
         asked = "" if target is None else f" ({percent(target, 0)} was asked for)"
@@ -265,6 +265,11 @@ def verdict(result: Mapping[str, Any]) -> str:
             "together: they share the same waste."
         )
     return "\n".join(lines)
+
+
+def beside_a_tenth(low: float, high: float) -> str:
+    """What an interval of a cost ratio says of the claim."""
+    return "at most a tenth" if high <= 0.1 else "more than a tenth" if low > 0.1 else "a tenth is in the interval"
 
 
 def provenance(result: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from bench import endtoend_plots as plots
 from bench.cells import Figures
 from bench.claims import CLAIMS, Results, claims
 from bench.endtoend_arms import ABLATED, FRONTIERS, TARGETS, frontier_name
-from bench.endtoend_tables import assumed, assumptions, names, provenance, sheets
+from bench.endtoend_tables import assumed, assumptions, beside_a_tenth, names, provenance, sheets
 from bench.endtoend_warming import warming
 from bench.report_words import INTRO, KOREAN, QUALITY, REDUCED, REPRINT, SECTIONS, TITLE
 from bench.sheets import Sheet, percent
@@ -29,6 +29,7 @@ input.language:focus-visible~main label{outline:2px solid var(--accent)}
 figure{overflow-x:auto}
 figure svg{min-width:38rem}
 .card span span{display:inline}
+main{max-width:80rem}
 .cards{grid-template-columns:repeat(auto-fit,minmax(12rem,1fr))}
 td.text:nth-child(n+3){white-space:normal;min-width:13rem;max-width:26rem}
 th{white-space:normal;min-width:5.5rem;vertical-align:bottom;overflow-wrap:normal;word-break:keep-all}
@@ -145,10 +146,12 @@ def _cards(result: Mapping[str, Any]) -> str:
     for mix in names(figures):
         kept, known = (percent(figures.value(f"{mix}/ours/quality_{what}")) for what in ("ratio", "covered"))
         quality = f"{both('quality kept')} {kept}, {both('known of requests')} {known}" if kept else both("not known")
-        cost = percent(figures.value(f"{mix}/ours/cost_ratio"))
+        metric = figures.metrics[f"{mix}/ours/cost_ratio"]
+        low, high = metric["ci95"] or (metric["value"], metric["value"])
+        spread = f" [{percent(low)}, {percent(high)}]" if low != high else ""
         cards.append(
-            f'<div class="card"><span>{escape(mix)}</span><b>{cost}</b>'
-            f"<span>{both(_BILL)}</span><span>{quality}</span></div>\n"
+            f'<div class="card"><span>{escape(mix)}</span><b>{percent(metric["value"])}</b><span>{both(_BILL)}{spread}: '
+            f"{both(beside_a_tenth(low, high))}</span><span>{quality}</span></div>\n"
         )
     return f'<div class="cards">\n{"".join(cards)}</div>\n'
 
