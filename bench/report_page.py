@@ -27,7 +27,7 @@ font-size:.9375rem}
 #en:checked~main label[for=en],#ko:checked~main label[for=ko]{background:var(--ink);color:var(--paper)}
 input.language:focus-visible~main label{outline:2px solid var(--accent)}
 figure{overflow-x:auto}
-figure svg{min-width:38rem}
+figure svg{min-width:38rem;max-width:60rem}
 .card span span{display:inline}
 main{max-width:80rem}
 .cards{grid-template-columns:repeat(auto-fit,minmax(12rem,1fr))}
@@ -149,9 +149,10 @@ def _cards(result: Mapping[str, Any]) -> str:
         metric = figures.metrics[f"{mix}/ours/cost_ratio"]
         low, high = metric["ci95"] or (metric["value"], metric["value"])
         spread = f" [{percent(low)}, {percent(high)}]" if low != high else ""
+        said = f"{both(_BILL)}{spread}: {both(beside_a_tenth(low, high))}"
         cards.append(
-            f'<div class="card"><span>{escape(mix)}</span><b>{percent(metric["value"])}</b><span>{both(_BILL)}{spread}: '
-            f"{both(beside_a_tenth(low, high))}</span><span>{quality}</span></div>\n"
+            f'<div class="card"><span>{escape(mix)}</span><b>{percent(metric["value"])}</b><span>{said}</span>'
+            f"<span>{quality}</span></div>\n"
         )
     return f'<div class="cards">\n{"".join(cards)}</div>\n'
 
