@@ -19,6 +19,8 @@ _IN_A_BATCH = re.compile(r"(?P<request>.+)-(?P<attempt>\d+)-\d+-[0-9a-f]{10}")
 class Compared:
     """What is wrong, and what was done again."""
 
+    provider_requests: int
+    """What the provider answered of the batch's requests."""
     billed_twice: int
     """Generations that the provider ran again under the number that it had had, or that no receipt holds; and requests
     that the ledger counts beyond one an item."""
@@ -64,6 +66,7 @@ def compare(asked: Iterable[str], receipts: Sequence[receipt_pb2.Receipt], ledge
     known = booked(receipts)
     again = sum(count - 1 for count in served.values())
     return Compared(
+        provider_requests=served.total(),
         billed_twice=again + len(set(served) - known) + max(0, ledger_requests - len(items)),
         repeated_items=sum(len(each) > 1 for each in numbers.values()),
         booked_unasked=len(known - set(served)),

@@ -31,9 +31,9 @@ _THINGS, _QUALITIES, _DEEDS = _THINGS_TEXT.split(), _QUALITIES_TEXT.split(), _DE
 
 
 def questions(count: int, seed: int) -> list[str]:
-    """Different questions of some twenty words."""
+    """Different questions of some fifteen words."""
     chance = random.Random(f"questions {seed}")  # noqa: S311  (texts of a bench, no secret)
-    return [f"Question {number + 1}: {_sentence(chance)} {_sentence(chance)}" for number in range(count)]
+    return [f"Question {number + 1}: {_sentence(chance)}" for number in range(count)]
 
 
 def instructions(count: int, words: int, seed: int, edition: str = "") -> list[str]:
