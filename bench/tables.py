@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.batch_tables import batch_tables
 from bench.cache_tables import cache_tables
 from bench.compressor_tables import compressor_tables
 from bench.inference_tables import inference_tables
@@ -182,6 +183,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "router": router_tables,
     "compressor": compressor_tables,
     "inference": inference_tables,
+    "batch": batch_tables,
 }
 """The tables by benchmark."""
 
