@@ -16,7 +16,7 @@ from rich.console import Console
 from tenth.batch.v1 import batch_pb2
 from tenth.type.v1 import receipt_pb2
 
-from tenth_client import Batches, cli
+from tenth_client import Batches, Client, cli
 from tenth_client.batch_layer import missing_batch_layer
 from tenth_client.up import Mesh
 
@@ -26,6 +26,7 @@ pytestmark = [
 ]
 ITEMS, REPEATED = 1000, 300
 SECONDS = 300.0
+CHUNK = 64
 ANIMALS = ["otter", "heron", "badger", "lynx", "beaver", "falcon", "salmon", "spider", "tortoise", "camel"]
 ACTS = ["hunt", "sleep", "drink", "build", "hide", "swim", "travel", "sing", "fight", "learn"]
 KOREAN_ANIMALS = ["수달", "왜가리", "오소리", "스라소니", "비버", "매", "연어", "거미", "거북", "낙타"]
@@ -73,6 +74,7 @@ async def test_a_thousand_items_in_two_languages_survive_a_kill(tmp_path: Path) 
     assert len({question(number) for number in range(unique)}) == unique
     async with (
         started(tmp_path, batch=True, env=QUICK_RECONCILIATION) as mesh,
+        Client(mesh.address("orchestrator"), mesh.api_key) as client,
         Batches(mesh.address("batch"), mesh.api_key, retry_seconds=60) as batches,
     ):
         status, said = await tenth(mesh, "submit", str(path), "--deadline", "14m", "--json")
@@ -96,11 +98,29 @@ async def test_a_thousand_items_in_two_languages_survive_a_kill(tmp_path: Path) 
         assert [one.custom_id for one in results] == [f"item-{number}" for number in range(ITEMS)]
         assert all(one.completion.message.parts[0].text for one in results)
         await books.quiet(mesh)
-        check(batch, [one.receipt for one in results])
+        told = [one.receipt for one in results]
+        check(batch, told)
         total = await books.report(mesh)
-        assert (total.request_count, total.actual_nano_usd) == (ITEMS, batch.actual_nano_usd)
-        assert total.baseline_nano_usd == batch.baseline_nano_usd
+        assert (total.request_count, total.baseline_nano_usd) == (ITEMS, batch.baseline_nano_usd)
+        # A generation that the killed worker had in hand comes to its receipt after the answer: the ledger has it, and
+        # nothing else beside the report.
+        final = await books.final_receipts(client, [receipt.facts.request_id for receipt in told])
+        late = sum(map(late_nano_usd, told, final))
+        assert (
+            total.actual_nano_usd == sum(receipt.actual_nano_usd for receipt in final) == batch.actual_nano_usd + late
+        )
+        repeated = sum(len(books.attempts_on([receipt])) > 1 for receipt in final)
+        assert repeated <= 2 * CHUNK, "at most the chunks in the dead worker's hands"
+        assert len(set(await books.provider_requests(mesh)) - books.attempts_on(final)) == 0, (
+            "everything asked is booked"
+        )
         assert (await books.status(mesh)).identity_violation_count == 0
+
+
+def late_nano_usd(told: receipt_pb2.Receipt, final: receipt_pb2.Receipt) -> int:
+    """What attempts cost that came to the books after the item had ended."""
+    known = {item.attempt for item in told.facts.overheads if item.model}
+    return sum(item.cost_nano_usd for item in final.facts.overheads if item.model and item.attempt not in known)
 
 
 def check(batch: batch_pb2.Batch, receipts: list[receipt_pb2.Receipt]) -> None:
