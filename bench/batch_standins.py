@@ -30,6 +30,13 @@ DIMENSIONS = 384
 _PRICE_NANO_USD = 100_000
 
 
+class _Uncalled:
+    """The methods that no worker calls."""
+
+    def __getattr__(self, name: str) -> object:
+        return None
+
+
 class Orchestrator(orchestrator_pb2_grpc.CompletionHalvesServiceServicer):
     """Both halves; nothing is kept."""
 
@@ -46,7 +53,7 @@ class Orchestrator(orchestrator_pb2_grpc.CompletionHalvesServiceServicer):
         return orchestrator_pb2.FinishCompletionsResponse(outcomes=[_finished(item) for item in request.items])
 
 
-class Inference(inference_pb2_grpc.InferenceServiceServicer):
+class Inference(_Uncalled):
     """Answers at once."""
 
     async def GenerateText(
@@ -67,7 +74,7 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
         )
 
 
-class ProviderBatches(inference_pb2_grpc.ProviderBatchServiceServicer):
+class ProviderBatches(_Uncalled):
     """A provider that has done every batch by the time it is asked."""
 
     def __init__(self) -> None:
@@ -116,7 +123,7 @@ class ProviderBatches(inference_pb2_grpc.ProviderBatchServiceServicer):
         )
 
 
-class Ledger(ledger_pb2_grpc.LedgerServiceServicer):
+class Ledger(_Uncalled):
     """Takes note."""
 
     async def RecordAttempts(
