@@ -20,6 +20,7 @@ from tenth.type.v1 import chat_pb2
 from bench.batch_books import Compared, compare
 from bench.batch_items import as_items, questions, request
 from bench.batch_mesh import WINDOW_SECONDS, batch_mesh
+from bench.progress import blocks
 from bench.result import Result
 from services.batch.settings import WorkerSettings
 from tenth_client import Batches, Client, TenthClientError
@@ -97,7 +98,7 @@ async def measure(result: Result, models_dir: Path, folder: Path, seed: int) -> 
         batches = await stack.enter_async_context(Batches(mesh.address("batch"), mesh.api_key, retry_seconds=90))
         load = _Load(mesh, client, batches, await stack.enter_async_context(Rpc(mesh.connection)))
         peace = await _round(load, "", 0.0, seed)
-        for number in range(count):
+        for (number,) in blocks(range(count), 1, KILLS):
             moment = chance.uniform(0.0, peace.seconds)
             rounds.append(await _round(load, chance.choice(VICTIMS), moment, seed + 1 + number))
         await _check_whole_books(result, load)

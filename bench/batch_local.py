@@ -15,6 +15,7 @@ from tenth.type.v1 import chat_pb2, usage_pb2
 from bench.batch_items import instructions, interleaved, questions, request
 from bench.batch_mesh import batch_mesh, run_batch
 from bench.cache_sets import Choice, present, read_stream
+from bench.progress import blocks
 from bench.result import Result
 from tenth_client import Batches, Client
 from tenth_client.up import Mesh
@@ -87,7 +88,7 @@ async def local(result: Result, data: Path | None, models_dir: Path, folder: Pat
         }
         for way in ways.values():
             await way([request(each, MODEL, tokens, system=shared) for each in questions(8, seed)])
-        for number in range(rounds):
+        for (number,) in blocks(range(rounds), 1, LOCAL):
             mine = asked[number * count : (number + 1) * count]
             for name in turns(list(ways), number):
                 arms[name].append(await ways[name]([request(each, MODEL, tokens, system=shared) for each in mine]))
@@ -126,7 +127,7 @@ async def prefix(result: Result, models_dir: Path, folder: Path, seed: int) -> N
         }
         for batches in both.values():
             await _lane(batches, [request(each, MODEL, tokens) for each in questions(8, seed)])
-        for number in range(rounds):
+        for (number,) in blocks(range(rounds), 1, PREFIX):
             asked = questions(count, seed + number)
             for name in turns(list(arms), number):
                 edition = f"{name} edition {number + 1}. "

@@ -51,7 +51,7 @@ async def measure(result: Result, models_dir: Path, folder: Path, seed: int) -> 
             for name in _SIDES:
                 sampled[name] = max(sampled[name], resident_mb(mesh.pids[name]))
 
-        ran = await run_batch(batches, lambda: _items(count, seed), look_seconds=1.0, on_look=look)
+        ran = await run_batch(batches, lambda: _items(count, seed), look_seconds=1.0, on_look=look, bar=True)
         answered = 0
         async for one in batches.results(ran.batch.batch_id, in_input_order=True):
             answered += one.HasField("completion")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
+from rich.progress import Progress
 from tenth.batch.v1 import batch_pb2
 from tenth.type.v1 import chat_pb2
 
@@ -65,19 +67,24 @@ async def run_batch(
     window_seconds: float = WINDOW_SECONDS,
     look_seconds: float = 0.1,
     on_look: Callable[[], None] = lambda: None,
+    bar: bool = False,
 ) -> Ran:
-    """Upload and wait for the end. Raises BatchFailedError unless every item was answered."""
+    """Upload and wait for the end. Raises BatchFailedError unless every item was answered. ``bar``: on a terminal."""
     source = requests if callable(requests) else list(as_items(requests))
     began = time.perf_counter()
     created = await batches.create(source, completion_window_seconds=window_seconds, lanes=lanes)
     if created.line_errors:
         raise BatchFailedError(f"line {created.line_errors[0].line}: {created.line_errors[0].message}")
     batch = created.batch
+    console = Console(stderr=True)
     async with asyncio.timeout(_END_SECONDS):
-        while batch.state not in ENDED:
-            await asyncio.sleep(look_seconds)
-            on_look()
-            batch = await batches.get(batch.batch_id)
+        with Progress(console=console, transient=True, disable=not (console.is_terminal and bar)) as progress:
+            task = progress.add_task("items", total=batch.item_count)
+            while batch.state not in ENDED:
+                await asyncio.sleep(look_seconds)
+                on_look()
+                batch = await batches.get(batch.batch_id)
+                progress.update(task, completed=batch.done_count)
     seconds = time.perf_counter() - began
     if batch.state != batch_pb2.BATCH_STATE_DONE or batch.failed_count:
         raise BatchFailedError(f"{batch.failed_count} of {batch.item_count} items failed; {batch.error_message}")

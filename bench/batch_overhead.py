@@ -45,7 +45,9 @@ async def measure(result: Result, models_dir: Path, folder: Path, seed: int) -> 
         for place, (lane, window) in enumerate(_LANES.items()):
             await run_batch(batches, _items(100, seed + 100 + place), window_seconds=window)
             before = used_seconds(mesh)
-            ran = await run_batch(batches, _items(count, seed + place), window_seconds=window, look_seconds=1.0)
+            ran = await run_batch(
+                batches, _items(count, seed + place), window_seconds=window, look_seconds=1.0, bar=True
+            )
             used = milliseconds_per_item(before, used_seconds(mesh), count)
             ours = sum(used[name] for name in OURS)
             dearest = max(dearest, ours)
