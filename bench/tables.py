@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.batch_tables import batch_tables
 from bench.cache_tables import cache_tables
 from bench.claims import claims_table
 from bench.compressor_tables import compressor_tables
@@ -210,6 +211,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "router": router_tables,
     "compressor": compressor_tables,
     "inference": inference_tables,
+    "batch": batch_tables,
     "endtoend": endtoend_tables,
 }
 """The tables by benchmark."""

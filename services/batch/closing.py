@@ -17,7 +17,7 @@ from services.batch.records import RunStore, failed, users_of
 from services.batch.reports import Close, Counts, End
 from services.batch.settings import WorkerSettings
 
-_ROUNDS = (2, 1)
+_ROUNDS = (3, 2, 1)
 
 
 class Closer:

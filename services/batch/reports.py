@@ -219,6 +219,8 @@ class Share:
     ref: BatchRef
     stem: str
     object_count: int
+    round: int = 1
+    """After which round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ with workflow.unsafe.imports_passed_through():
     )
 
 _TWINS_LEAST_SECONDS = 5.0
+_MOST_ROUNDS = 3
+"""The first ones; what waited for those that mean nearly the same; the twins of these, where they cannot share."""
 _READ_SECONDS = 60
 
 
@@ -85,13 +87,16 @@ class BatchWorkflow:
         if resume is None:
             stem = await self._prepare_and_plan(driver, 1, list(range(driver.facts.object_count)))
         await self._drive(driver, round_, stem)
-        if round_ == 1 and driver.waiting and not driver.stopped:
-            shared: Shared = await driver.do("share", Share(self._ref, stem, driver.facts.object_count), Shared)
+        while round_ < _MOST_ROUNDS and driver.waiting and not driver.stopped:
+            asked = Share(self._ref, stem, driver.facts.object_count, round_)
+            shared: Shared = await driver.do("share", asked, Shared)
             self._count(shared.counts)
             driver.waiting = 0
-            if shared.numbers and not driver.stopped:
-                stem = await self._prepare_and_plan(driver, 2, shared.numbers)
-                await self._drive(driver, 2, stem)
+            if not shared.numbers or driver.stopped:
+                return
+            round_ += 1
+            stem = await self._prepare_and_plan(driver, round_, shared.numbers)
+            await self._drive(driver, round_, stem)
 
     async def _prepare_and_plan(self, driver: LaneDriver, round_: int, numbers: list[int]) -> str:
         """One round's items through the first half, then into lanes. The beginning of the plan's names."""
@@ -100,7 +105,7 @@ class BatchWorkflow:
         left = deadline - workflow.now().timestamp()
         cheap = left - pace.reserve_seconds - pace.provider_leave_seconds
         driver.at_batch_prices = cheap >= pace.provider_least_seconds
-        twins = round_ == 1 and may_wait(left, _TWINS_LEAST_SECONDS, margins)
+        twins = round_ < _MOST_ROUNDS and may_wait(left, _TWINS_LEAST_SECONDS, margins)
         gate = asyncio.Semaphore(pace.prepare_parallel)
 
         async def one(number: int) -> int:
