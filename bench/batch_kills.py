@@ -30,13 +30,13 @@ from tenth_client.up import Mesh
 
 KILLS = "kills"
 VICTIMS = ("batch-worker", "inference", "batch", "temporal")
-_MODELS = {"gpt-4o": 80, "claude-haiku-4-5-20251001": 60, "gemini-2.5-flash": 60}
+_MODELS = {"gpt-4o": 60, "claude-haiku-4-5-20251001": 40, "gemini-2.5-flash": 100}
 """Items of a batch by model: OpenAI's batches, Anthropic's, and the online lane, for gemini has no batches here."""
 _TWINS = 20
 """Of these, the last ones ask what the first ones ask."""
 _ROUND_SECONDS = 240.0
 _STILL_SECONDS = 1.0
-_LATENCY_MS = 300
+_LATENCY_MS = 500
 _ENV = {
     "orchestrator": {"TENTH_ORCHESTRATOR_RESERVATION_TTL_SECONDS": "4"},
     "ledger": {"TENTH_LEDGER_SWEEP_INTERVAL_SECONDS": "0.5"},
@@ -56,6 +56,8 @@ class Round:
     """Items without a result."""
     failed: int
     """Items with a typed failure in place of an answer."""
+    reasons: str
+    """Of these."""
     books: Compared
     sums_differ: bool
     """True unless the batch's sum, its receipts' and the ledger's are the same."""
@@ -98,11 +100,19 @@ async def measure(result: Result, models_dir: Path, folder: Path, seed: int) -> 
         batches = await stack.enter_async_context(Batches(mesh.address("batch"), mesh.api_key, retry_seconds=90))
         load = _Load(mesh, client, batches, await stack.enter_async_context(Rpc(mesh.connection)))
         peace = await _round(load, "", 0.0, seed)
+        victims = victims_of(count, chance)
         for (number,) in blocks(range(count), 1, KILLS):
             moment = chance.uniform(0.0, peace.seconds)
-            rounds.append(await _round(load, chance.choice(VICTIMS), moment, seed + 1 + number))
+            rounds.append(await _round(load, victims[number], moment, seed + 1 + number))
         await _check_whole_books(result, load)
     _add(result, rounds, peace, chunk)
+
+
+def victims_of(count: int, chance: random.Random) -> list[str]:
+    """Whom each round kills: everyone as often as the others, in an order by chance."""
+    victims = [VICTIMS[place % len(VICTIMS)] for place in range(count)]
+    chance.shuffle(victims)
+    return victims
 
 
 def chunks_again(repeated_items: int, chunk_items: int) -> int:
@@ -136,7 +146,7 @@ def _add(result: Result, rounds: Sequence[Round], peace: Round, chunk: int) -> N
     result.add("kills/nobody/repeated_items_max", peace.books.repeated_items, "count", 1)
     result.assumptions[KILLS]["rounds"] = [
         f"{one.victim} at {one.moment:.1f} s: done after {one.seconds:.1f} s, {one.books.repeated_items} items again, "
-        f"lost {one.lost}, failed {one.failed}, billed twice {one.books.billed_twice}, "
+        f"lost {one.lost}, failed {one.failed} {one.reasons}, billed twice {one.books.billed_twice}, "
         f"{'sums differ' if one.sums_differ else 'sums agree'}"
         for one in (peace, *rounds)
     ]
@@ -171,6 +181,7 @@ async def _round(load: _Load, victim: str, moment: float, seed: int) -> Round:
         items=len(items),
         lost=len(items) - len(answered),
         failed=sum(not one.HasField("completion") for one in results),
+        reasons=str(dict(Counter(one.error_reason for one in results if not one.HasField("completion")))),
         books=compare(
             (await _asked(load.mesh))[asked_before:], receipts, total.request_count - total_before.request_count
         ),
