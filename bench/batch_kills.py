@@ -60,7 +60,10 @@ class Round:
     """Of these."""
     books: Compared
     sums_differ: bool
-    """True unless the batch's sum, its receipts' and the ledger's are the same."""
+    """True unless the batch's sum is that of the receipts which came with its answers, and the ledger's that of the
+    receipts as they stand at the end."""
+    late_nano_usd: int
+    """What those receipts have more at the end: attempts that were booked after their item had ended."""
     seconds: float
 
 
@@ -134,6 +137,9 @@ def _add(result: Result, rounds: Sequence[Round], peace: Round, chunk: int) -> N
     for name, value in sums.items():
         result.add(f"kills/ours/{name}", value, "count", items)
     result.add("kills/ours/sums_differ", sum(one.sums_differ for one in rounds), "count", len(rounds))
+    behind = sum(bool(one.late_nano_usd) for one in rounds)
+    result.add("kills/ours/report_behind", behind, "count", len(rounds))
+    result.add("kills/ours/late_usd", sum(one.late_nano_usd for one in rounds) / 1e9, "USD", len(rounds))
     most = max(one.books.repeated_items for one in rounds)
     result.add("kills/ours/repeated_items_max", most, "count", len(rounds))
     result.add("kills/ours/repeated_chunks_max", chunks_again(most, chunk), "count", len(rounds))
@@ -147,7 +153,7 @@ def _add(result: Result, rounds: Sequence[Round], peace: Round, chunk: int) -> N
     result.assumptions[KILLS]["rounds"] = [
         f"{one.victim} at {one.moment:.1f} s: done after {one.seconds:.1f} s, {one.books.repeated_items} items again, "
         f"lost {one.lost}, failed {one.failed} {one.reasons}, billed twice {one.books.billed_twice}, "
-        f"{'sums differ' if one.sums_differ else 'sums agree'}"
+        f"{'sums differ' if one.sums_differ else 'sums agree'}, booked late {one.late_nano_usd} nano-USD"
         for one in (peace, *rounds)
     ]
 
@@ -169,11 +175,9 @@ async def _round(load: _Load, victim: str, moment: float, seed: int) -> Round:
     receipts = [await load.client.receipt(one.receipt.facts.request_id) for one in results if one.HasField("receipt")]
     batch = await load.batches.get(batch.batch_id)
     total = await _total(load)
-    paid = {
-        sum(receipt.actual_nano_usd for receipt in receipts),
-        batch.actual_nano_usd,
-        total.actual_nano_usd - total_before.actual_nano_usd,
-    }
+    told = sum(one.receipt.actual_nano_usd for one in results)
+    paid = sum(receipt.actual_nano_usd for receipt in receipts)
+    spent = total.actual_nano_usd - total_before.actual_nano_usd
     answered = {one.custom_id for one in results}
     return Round(
         victim=victim or "nobody",
@@ -185,7 +189,8 @@ async def _round(load: _Load, victim: str, moment: float, seed: int) -> Round:
         books=compare(
             (await _asked(load.mesh))[asked_before:], receipts, total.request_count - total_before.request_count
         ),
-        sums_differ=len(paid) > 1,
+        sums_differ=(told, paid) != (batch.actual_nano_usd, spent),
+        late_nano_usd=paid - told,
         seconds=seconds,
     )
 

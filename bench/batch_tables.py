@@ -25,7 +25,8 @@ _WRONGS = {
     "lost": "items without a result",
     "billed_twice": "billed twice",
     "identity_violations": "receipts whose savings do not add up",
-    "sums_differ": "rounds in which batch, receipts and ledger disagree",
+    "sums_differ": "rounds in which receipts are not the sums of batch and ledger",
+    "report_behind": "rounds in which the ledger booked more after the batch's report",
     "open_reservations": "reservations open at the end",
 }
 
