@@ -186,10 +186,8 @@ def _prefix_said(said: Mapping[str, Any]) -> str:
 
 
 def _overhead_said(said: Mapping[str, Any]) -> str:
-    return (
-        f"CPU: {said['items']} items a lane, {said['model']}, cache and near-same questions on, "
-        f"tracing of {said['tracing']}."
-    )
+    items = ", ".join(f"{count} items in the {lane} lane" for lane, count in said["items"].items())
+    return f"CPU: {items}, {said['model']}, cache and near-same questions on, tracing of {said['tracing']}."
 
 
 def _kills_said(said: Mapping[str, Any]) -> str:
