@@ -30,13 +30,13 @@ from tenth_client.up import Mesh
 
 KILLS = "kills"
 VICTIMS = ("batch-worker", "inference", "batch", "temporal")
-_MODELS = {"gpt-4o": 80, "claude-haiku-4-5-20251001": 60, "gemini-2.5-flash": 60}
+_MODELS = {"gpt-4o": 60, "claude-haiku-4-5-20251001": 40, "gemini-2.5-flash": 100}
 """Items of a batch by model: OpenAI's batches, Anthropic's, and the online lane, for gemini has no batches here."""
 _TWINS = 20
 """Of these, the last ones ask what the first ones ask."""
 _ROUND_SECONDS = 240.0
 _STILL_SECONDS = 1.0
-_LATENCY_MS = 300
+_LATENCY_MS = 500
 _ENV = {
     "orchestrator": {"TENTH_ORCHESTRATOR_RESERVATION_TTL_SECONDS": "4"},
     "ledger": {"TENTH_LEDGER_SWEEP_INTERVAL_SECONDS": "0.5"},
@@ -56,9 +56,14 @@ class Round:
     """Items without a result."""
     failed: int
     """Items with a typed failure in place of an answer."""
+    reasons: str
+    """Of these."""
     books: Compared
     sums_differ: bool
-    """True unless the batch's sum, its receipts' and the ledger's are the same."""
+    """True unless the batch's sum is that of the receipts which came with its answers, and the ledger's that of the
+    receipts as they stand at the end."""
+    late_nano_usd: int
+    """What those receipts have more at the end: attempts that were booked after their item had ended."""
     seconds: float
 
 
@@ -98,11 +103,19 @@ async def measure(result: Result, models_dir: Path, folder: Path, seed: int) -> 
         batches = await stack.enter_async_context(Batches(mesh.address("batch"), mesh.api_key, retry_seconds=90))
         load = _Load(mesh, client, batches, await stack.enter_async_context(Rpc(mesh.connection)))
         peace = await _round(load, "", 0.0, seed)
+        victims = victims_of(count, chance)
         for (number,) in blocks(range(count), 1, KILLS):
             moment = chance.uniform(0.0, peace.seconds)
-            rounds.append(await _round(load, chance.choice(VICTIMS), moment, seed + 1 + number))
+            rounds.append(await _round(load, victims[number], moment, seed + 1 + number))
         await _check_whole_books(result, load)
     _add(result, rounds, peace, chunk)
+
+
+def victims_of(count: int, chance: random.Random) -> list[str]:
+    """Whom each round kills: everyone as often as the others, in an order by chance."""
+    victims = [VICTIMS[place % len(VICTIMS)] for place in range(count)]
+    chance.shuffle(victims)
+    return victims
 
 
 def chunks_again(repeated_items: int, chunk_items: int) -> int:
@@ -124,6 +137,9 @@ def _add(result: Result, rounds: Sequence[Round], peace: Round, chunk: int) -> N
     for name, value in sums.items():
         result.add(f"kills/ours/{name}", value, "count", items)
     result.add("kills/ours/sums_differ", sum(one.sums_differ for one in rounds), "count", len(rounds))
+    behind = sum(bool(one.late_nano_usd) for one in rounds)
+    result.add("kills/ours/report_behind", behind, "count", len(rounds))
+    result.add("kills/ours/late_usd", sum(one.late_nano_usd for one in rounds) / 1e9, "USD", len(rounds))
     most = max(one.books.repeated_items for one in rounds)
     result.add("kills/ours/repeated_items_max", most, "count", len(rounds))
     result.add("kills/ours/repeated_chunks_max", chunks_again(most, chunk), "count", len(rounds))
@@ -136,8 +152,8 @@ def _add(result: Result, rounds: Sequence[Round], peace: Round, chunk: int) -> N
     result.add("kills/nobody/repeated_items_max", peace.books.repeated_items, "count", 1)
     result.assumptions[KILLS]["rounds"] = [
         f"{one.victim} at {one.moment:.1f} s: done after {one.seconds:.1f} s, {one.books.repeated_items} items again, "
-        f"lost {one.lost}, failed {one.failed}, billed twice {one.books.billed_twice}, "
-        f"{'sums differ' if one.sums_differ else 'sums agree'}"
+        f"lost {one.lost}, failed {one.failed} {one.reasons}, billed twice {one.books.billed_twice}, "
+        f"{'sums differ' if one.sums_differ else 'sums agree'}, booked late {one.late_nano_usd} nano-USD"
         for one in (peace, *rounds)
     ]
 
@@ -159,11 +175,9 @@ async def _round(load: _Load, victim: str, moment: float, seed: int) -> Round:
     receipts = [await load.client.receipt(one.receipt.facts.request_id) for one in results if one.HasField("receipt")]
     batch = await load.batches.get(batch.batch_id)
     total = await _total(load)
-    paid = {
-        sum(receipt.actual_nano_usd for receipt in receipts),
-        batch.actual_nano_usd,
-        total.actual_nano_usd - total_before.actual_nano_usd,
-    }
+    told = sum(one.receipt.actual_nano_usd for one in results)
+    paid = sum(receipt.actual_nano_usd for receipt in receipts)
+    spent = total.actual_nano_usd - total_before.actual_nano_usd
     answered = {one.custom_id for one in results}
     return Round(
         victim=victim or "nobody",
@@ -171,10 +185,12 @@ async def _round(load: _Load, victim: str, moment: float, seed: int) -> Round:
         items=len(items),
         lost=len(items) - len(answered),
         failed=sum(not one.HasField("completion") for one in results),
+        reasons=str(dict(Counter(one.error_reason for one in results if not one.HasField("completion")))),
         books=compare(
             (await _asked(load.mesh))[asked_before:], receipts, total.request_count - total_before.request_count
         ),
-        sums_differ=len(paid) > 1,
+        sums_differ=(told, paid) != (batch.actual_nano_usd, spent),
+        late_nano_usd=paid - told,
         seconds=seconds,
     )
 

@@ -25,7 +25,8 @@ _WRONGS = {
     "lost": "items without a result",
     "billed_twice": "billed twice",
     "identity_violations": "receipts whose savings do not add up",
-    "sums_differ": "rounds in which batch, receipts and ledger disagree",
+    "sums_differ": "rounds in which receipts are not the sums of batch and ledger",
+    "report_behind": "rounds in which the ledger booked more after the batch's report",
     "open_reservations": "reservations open at the end",
 }
 
@@ -185,10 +186,8 @@ def _prefix_said(said: Mapping[str, Any]) -> str:
 
 
 def _overhead_said(said: Mapping[str, Any]) -> str:
-    return (
-        f"CPU: {said['items']} items a lane, {said['model']}, cache and near-same questions on, "
-        f"tracing of {said['tracing']}."
-    )
+    items = ", ".join(f"{count} items in the {lane} lane" for lane, count in said["items"].items())
+    return f"CPU: {items}, {said['model']}, cache and near-same questions on, tracing of {said['tracing']}."
 
 
 def _kills_said(said: Mapping[str, Any]) -> str:

@@ -32,8 +32,8 @@ from services.batch.settings import WorkerSettings
 log = logging.getLogger("tenth.batch.lanes")
 _FINISH_EVERY_SECONDS = 2.0
 _MODEL_DOWN_SECONDS = 5.0
-_NO_MODEL = "NO_MODEL_AVAILABLE"
-"""The orchestrator's reason when every model that could answer has failed."""
+_NO_MODEL = ("NO_MODEL_AVAILABLE", "NO_ELIGIBLE_MODEL")
+"""The orchestrator's and the router's reasons when no other model may answer: all have failed, or one was named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class ChunkRunner:
         if ONLINE in frame.lanes and len(job.excluded) < self._settings.max_attempts:
             if await self._prepare_again(job, [*job.excluded, model], frame, stop):
                 return True
-            if job.error is None or job.error.reason != _NO_MODEL:
+            if job.error is None or job.error.reason not in _NO_MODEL:
                 return False
             job.error = None
         if after_failure(failure_of(error), 1, 0, 0) is Next.ANOTHER_MODEL and not is_full(failure_of(error)):

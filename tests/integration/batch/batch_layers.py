@@ -90,6 +90,8 @@ class Layers:
         """Attempts that answered, by request."""
         self.tried: dict[str, list[tuple[str, int]]] = defaultdict(list)
         self.failing: Callable[[inference_pb2.GenerateTextRequest], TenthError | None] = lambda _: None
+        self.none_left = "NO_MODEL_AVAILABLE"
+        """The reason when every model is excluded; the router says NO_ELIGIBLE_MODEL when one was named."""
         self.down: set[str] = set()
         """Models that are down."""
         self.gate: asyncio.Event | None = None
@@ -145,7 +147,7 @@ class Layers:
         wanted = request.policy.model or LOCAL_MODEL
         models = [name for name in (wanted, PAID_MODEL) if name not in item.excluded_models]
         if not models:
-            error = orchestrator_pb2.HalfError(reason="NO_MODEL_AVAILABLE", message="all failed")
+            error = orchestrator_pb2.HalfError(reason=self.none_left, message="all failed")
             return orchestrator_pb2.PrepareOutcome(error=error)
         model = models[0]
         self.reserved[request.request_id] = model

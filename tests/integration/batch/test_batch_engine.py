@@ -136,6 +136,19 @@ async def test_twins_of_what_waits_itself_wait_with_it(tmp_path: Path, temporal_
         assert not layers.reserved
 
 
+async def test_a_named_model_that_was_down_for_a_moment_is_waited_for(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.none_left = "NO_ELIGIBLE_MODEL"
+    down = [TenthError(Code.UNAVAILABLE, "PROVIDER_UNAVAILABLE", "restarting")] * 2
+    layers.failing = lambda _: down.pop() if down else None
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask("named", model=PAID_MODEL)], lanes=["online"])
+        progress = await made.run(ref)
+        assert (progress.done, progress.failed) == (1, 0)
+        assert [model for model, _ in layers.tried[request_id(ref, 0)]] == [PAID_MODEL] * 3
+        assert not layers.reserved
+
+
 async def test_a_cancelled_batch_lets_go(tmp_path: Path, temporal_address: str) -> None:
     layers = Layers()
     layers.gate, layers.free = asyncio.Event(), 5
