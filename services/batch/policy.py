@@ -18,6 +18,8 @@ MOST_ATTEMPTS = 240
 """Numbers of a request's answers: inference counts those made beside a late one from 251, other work from 601."""
 
 _NUMBERS_OF_A_DELIVERY = 16
+_NUMBERS_OF_A_PREPARATION = 1000
+"""The first half begins each range of a request's numbers at a multiple of this, and one: nobody else has these."""
 _DELIVERIES_OF_A_RUN = 5
 
 
@@ -95,7 +97,8 @@ def attempt_number(first: int, run: int, delivery: int, number: int) -> int:
     before they meet those that inference gives to other work.
     """
     before = ((run - 1) * _DELIVERIES_OF_A_RUN + (delivery - 1)) * _NUMBERS_OF_A_DELIVERY
-    return first + (before + number - 1) % (MOST_ATTEMPTS - first + 1)
+    taken = (first - 1) % _NUMBERS_OF_A_PREPARATION
+    return first + (before + number - 1) % max(MOST_ATTEMPTS - taken, 1)
 
 
 class Next(Enum):

@@ -111,9 +111,12 @@ def test_a_pause_is_as_told_or_grows_to_a_bound(tried: int, jitter: float) -> No
     assert 0 < pause_seconds(DOWN, tried, jitter) <= 20
 
 
-@given(st.integers(1, 20), st.integers(1, 50), st.integers(1, 500), st.integers(1, 300))
-def test_numbers_of_attempts_stay_where_answers_are_counted(first: int, run: int, delivery: int, number: int) -> None:
-    assert first <= attempt_number(first, run, delivery, number) <= MOST_ATTEMPTS
+@given(st.integers(0, 1_999_999), st.integers(1, 20), st.integers(1, 50), st.integers(1, 500), st.integers(1, 300))
+def test_numbers_of_attempts_stay_where_answers_are_counted(
+    thousand: int, first: int, run: int, delivery: int, number: int
+) -> None:
+    base = thousand * 1000
+    assert base + first <= attempt_number(base + first, run, delivery, number) <= base + MOST_ATTEMPTS
 
 
 def test_no_number_is_used_twice_in_ordinary_life() -> None:
