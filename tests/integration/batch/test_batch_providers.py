@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tenth.inference.v1 import inference_pb2
 from tenth.type.v1 import usage_pb2
 
 from mesh.errors import Code, TenthError
-from services.batch.refs import State
+from services.batch.refs import CANCEL_SIGNAL, State
 from tests.integration.batch.batch_engine_rig import ask, engine, request_id, until
 from tests.integration.batch.batch_layers import (
     PAID_MODEL,
@@ -168,4 +169,30 @@ async def test_a_provider_without_room_is_asked_again(tmp_path: Path, temporal_a
         progress = await made.run(ref)
         assert (progress.done, progress.lanes) == (3, {"openai": 3})
         assert len(set(layers.submissions)) == 5
+        assert not layers.reserved
+
+
+async def test_what_is_at_a_provider_is_collected_when_a_cancel_meets_a_renewal(
+    tmp_path: Path, temporal_address: str
+) -> None:
+    layers = Layers()
+    layers.gate, layers.free = asyncio.Event(), 0
+    layers.on_submit = half_and_no_more
+    seen = (0, 0.0)
+
+    def nobody_asks_any_more() -> bool:
+        nonlocal seen
+        if seen[0] != layers.calls["poll"]:
+            seen = (layers.calls["poll"], time.monotonic())
+        return seen[0] > 5 and time.monotonic() - seen[1] > 1
+
+    async with engine(tmp_path, temporal_address, layers=layers, history_events=100) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL if n < 4 else "") for n in range(6)])
+        handle = await made.start(ref)
+        # Its history is long: it waits for the chunk that is out, to continue as a new one.
+        await until(nobody_asks_any_more)
+        await handle.signal(CANCEL_SIGNAL)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.done, progress.failed) == (State.CANCELLED, 2, 4)
+        assert layers.calls["cancel"] == 1
         assert not layers.reserved
