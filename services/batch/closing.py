@@ -14,10 +14,8 @@ from services.batch.halves import Halves
 from services.batch.objects import read_records
 from services.batch.preparing import Preparer, object_name
 from services.batch.records import RunStore, failed, users_of
-from services.batch.reports import Close, Counts, End
+from services.batch.reports import LAST_ROUND, Close, Counts, End
 from services.batch.settings import WorkerSettings
-
-_ROUNDS = (2, 1)
 
 
 class Closer:
@@ -76,7 +74,7 @@ class Closer:
     async def _states(self, asked: Close, number: int) -> dict[int, bytes]:
         """The latest state of each prepared item of an input object."""
         states: dict[int, bytes] = {}
-        for round_ in _ROUNDS:
+        for round_ in range(LAST_ROUND, 0, -1):
             name = batches.prepared_name(asked.ref, object_name(round_, number))
             for record in await self._store.records(name):
                 states.setdefault(record.index, record.outcome.prepared.state)

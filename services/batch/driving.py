@@ -64,7 +64,7 @@ class LaneDriver:
     outside: list[Outside] = field(default_factory=list)
     at_batch_prices: bool = True
     waiting: int = 0
-    """Items that run after these, in a second round: time must be left for them."""
+    """Items that run after these, in a later round: time must be left for them."""
     stopped: bool = False
     """Cancelled, or past the deadline: nothing new is begun."""
     renewing: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tenth.batch.v1 import stored_pb2
 from tenth.orchestrator.v1 import orchestrator_pb2
@@ -24,10 +24,20 @@ def object_name(round_: int, number: int) -> str:
     return f"{round_}-{number:08d}"
 
 
-def waits(item: stored_pb2.StoredItem, limit: float) -> bool:
-    """True when an item waits for the same question that stands before it."""
+def again_name(round_: int) -> str:
+    """Name of the plan's object with the places of the items that a round after the first takes."""
+    return f"again-{round_}"
+
+
+def waits(item: stored_pb2.StoredItem, limit: float, again: Collection[int] | None) -> bool:
+    """True when an item waits for the same question that stands before it and runs in the same round.
+
+    ``again``: who is in the round; None: all.
+    """
     request = item.request
-    return item.same_as_index >= 0 and may_wait_for_twin(reads_cache(request), temperature(request), limit)
+    if item.same_as_index < 0 or not (again is None or (item.index in again and item.same_as_index in again)):
+        return False
+    return may_wait_for_twin(reads_cache(request), temperature(request), limit)
 
 
 class Preparer:
@@ -50,8 +60,8 @@ class Preparer:
         items = await self.items(ref, asked.number)
         again: set[int] | None = None
         if asked.round > 1:
-            again = await self._store.indexes(batches.plan_name(ref, "again"))
-        waiting = [item for item in items if again is None and asked.twins_wait and waits(item, self._limit)]
+            again = await self._store.indexes(batches.plan_name(ref, again_name(asked.round)))
+        waiting = [item for item in items if asked.twins_wait and waits(item, self._limit, again)]
         skipped = {item.index for item in waiting}
         todo = [item for item in items if item.index not in skipped and (again is None or item.index in again)]
         prepared_name = batches.prepared_name(ref, name)

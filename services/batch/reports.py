@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from services.batch.refs import BatchRef, Progress
 
 LAYER_COUNT = 6
+LAST_ROUND = 3
+"""In the first round the same and nearly the same questions wait, in the second the twins of those that waited."""
 
 
 @dataclass(slots=True)
@@ -214,9 +216,10 @@ class Polled:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Give answers to the same questions, and say who must be prepared again."""
+    """Give answers to the same questions after a round, and say who must be prepared again."""
 
     ref: BatchRef
+    round: int
     stem: str
     object_count: int
 

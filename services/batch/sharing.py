@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tenth.batch.v1 import stored_pb2
@@ -13,7 +13,7 @@ from services.batch import batches
 from services.batch.calls import Layers, Stop, identity_of
 from services.batch.halves import Halves
 from services.batch.objects import read_records
-from services.batch.preparing import Preparer, waits
+from services.batch.preparing import Preparer, again_name, waits
 from services.batch.records import RunStore, Spill, failed, succeeded, temperature, users_of
 from services.batch.reports import Counts, Share, Shared
 from services.batch.settings import WorkerSettings
@@ -38,7 +38,7 @@ class Sharer:
         self._preparer = preparer
 
     async def share(self, asked: Share, stop: Stop, beat: Callable[[int], None]) -> Shared:
-        """Finish the waiting twins of answered items, write down who must be prepared again (``again`` of the plan).
+        """Finish the waiting twins of answered items, write down who must be prepared again in the next round.
 
         A twin of an item that can never be answered fails like it; nothing is spent on either. Idempotent. Raises
         TenthError while the orchestrator or the store stay away.
@@ -47,10 +47,13 @@ class Sharer:
         set_identity(identity_of(await self._store.batch(ref)))
         near = await self._store.indexes(batches.plan_name(ref, f"{asked.stem}-near"))
         shareable = await self._store.indexes(batches.plan_name(ref, f"{asked.stem}-shareable"))
+        taken: set[int] | None = None
+        if asked.round > 1:
+            taken = await self._store.indexes(batches.plan_name(ref, again_name(asked.round)))
         wanted: set[int] = set()
         for number in range(asked.object_count):
             items = await self._preparer.items(ref, number)
-            wanted.update(item.same_as_index for item in self._waiting(items))
+            wanted.update(item.same_as_index for item in self._waiting(items, taken))
         counts = Counts()
         again: list[int] = []
         numbers: list[int] = []
@@ -58,8 +61,8 @@ class Sharer:
             firsts = await self._firsts(asked, wanted, spill) if wanted else {}
             for number in range(asked.object_count):
                 items = await self._preparer.items(ref, number)
-                waiting = self._waiting(items)
-                name = f"shared-{number:08d}"
+                waiting = self._waiting(items, taken)
+                name = f"shared-{asked.round}-{number:08d}"
                 done = await self._store.tally(ref, [name])
                 if not done.indexes:
                     results = await self._end(waiting, firsts, shareable, spill, stop)
@@ -73,11 +76,13 @@ class Sharer:
                     again += left
                 beat(number)
         record = stored_pb2.StoredRunItems(indexes=sorted(again))
-        await self._store.put(batches.plan_name(ref, "again"), [record])
+        await self._store.put(batches.plan_name(ref, again_name(asked.round + 1)), [record])
         return Shared(counts, len(again), numbers)
 
-    def _waiting(self, items: Sequence[stored_pb2.StoredItem]) -> list[stored_pb2.StoredItem]:
-        return [item for item in items if waits(item, self._settings.twin_temperature_limit)]
+    def _waiting(
+        self, items: Sequence[stored_pb2.StoredItem], taken: Collection[int] | None
+    ) -> list[stored_pb2.StoredItem]:
+        return [item for item in items if waits(item, self._settings.twin_temperature_limit, taken)]
 
     async def _firsts(self, asked: Share, wanted: set[int], spill: Spill) -> dict[int, _First]:
         """The latest ends of some items; an answer of an earlier run counts until a later run has one."""

@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from services.batch.planning import Margins, may_wait
     from services.batch.refs import BATCH_WORKFLOW, CANCEL_SIGNAL, PROGRESS_MEMO, BatchRef, Progress, State
     from services.batch.reports import (
+        LAST_ROUND,
         Close,
         Counts,
         End,
@@ -85,13 +86,16 @@ class BatchWorkflow:
         if resume is None:
             stem = await self._prepare_and_plan(driver, 1, list(range(driver.facts.object_count)))
         await self._drive(driver, round_, stem)
-        if round_ == 1 and driver.waiting and not driver.stopped:
-            shared: Shared = await driver.do("share", Share(self._ref, stem, driver.facts.object_count), Shared)
+        while driver.waiting and not driver.stopped:
+            asked = Share(self._ref, round_, stem, driver.facts.object_count)
+            shared: Shared = await driver.do("share", asked, Shared)
             self._count(shared.counts)
             driver.waiting = 0
-            if shared.numbers and not driver.stopped:
-                stem = await self._prepare_and_plan(driver, 2, shared.numbers)
-                await self._drive(driver, 2, stem)
+            if not shared.numbers or driver.stopped:
+                return
+            round_ += 1
+            stem = await self._prepare_and_plan(driver, round_, shared.numbers)
+            await self._drive(driver, round_, stem)
 
     async def _prepare_and_plan(self, driver: LaneDriver, round_: int, numbers: list[int]) -> str:
         """One round's items through the first half, then into lanes. The beginning of the plan's names."""
@@ -100,7 +104,8 @@ class BatchWorkflow:
         left = deadline - workflow.now().timestamp()
         cheap = left - pace.reserve_seconds - pace.provider_leave_seconds
         driver.at_batch_prices = cheap >= pace.provider_least_seconds
-        twins = round_ == 1 and may_wait(left, _TWINS_LEAST_SECONDS, margins)
+        # In the last round nobody waits.
+        twins = round_ < LAST_ROUND and may_wait(left, _TWINS_LEAST_SECONDS, margins)
         gate = asyncio.Semaphore(pace.prepare_parallel)
 
         async def one(number: int) -> int:

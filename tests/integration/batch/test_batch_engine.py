@@ -105,6 +105,26 @@ async def test_nearly_the_same_waits_for_the_cache(tmp_path: Path, temporal_addr
         assert not layers.reserved
 
 
+async def test_twins_of_what_is_nearly_the_same_share_its_answer(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.embeddings = {"a": [1.0, 0.0], "a?": [0.998, 0.06], "hot": [0.999, 0.04]}
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        requests = [
+            ask("a"),
+            *(ask("a?") for _ in range(4)),
+            ask("a"),
+            *(ask("hot", temperature=0.2) for _ in range(2)),
+        ]
+        ref = await made.take_in(requests, same={2: 1, 3: 1, 4: 1, 5: 0, 7: 6})
+        progress = await made.run(ref)
+        assert (progress.state, progress.done, progress.shared) == (State.DONE, 8, 5), progress
+        results = await made.results(ref)
+        assert [results[n].result.completion.message.parts[0].text for n in range(1, 5)] == ["small 1: a?"] * 4
+        assert [len(layers.generated[request_id(ref, n)]) for n in range(8)] == [1, 1, 0, 0, 0, 0, 1, 0]
+        assert progress.actual_nano_usd == 3 * PRICE
+        assert not layers.reserved
+
+
 async def test_a_cancelled_batch_lets_go(tmp_path: Path, temporal_address: str) -> None:
     layers = Layers()
     layers.gate, layers.free = asyncio.Event(), 5
