@@ -82,6 +82,15 @@ def may_wait_for_twin(reads_cache: bool, temperature: float | None, temperature_
     return reads_cache and (temperature is None or temperature <= temperature_limit)
 
 
+def may_wait_for_near_same(lane: str, allowed: Collection[str]) -> bool:
+    """True when an item of this lane may wait for one that means nearly the same.
+
+    A provider takes the time it likes. What waits for its first batch goes in a second one, and where that cannot be
+    left for the lane online it may end after the deadline.
+    """
+    return lane not in PROVIDER_LANES or not allowed or ONLINE in allowed
+
+
 def may_share(cacheable: bool, temperature: float | None) -> bool:
     """True when the first one's answer goes to its twins: the cache would give it to them, or it is what greedy
     decoding gives again. Everything else (tools with effects, say) is asked again.

@@ -105,6 +105,26 @@ async def test_nearly_the_same_waits_for_the_cache(tmp_path: Path, temporal_addr
         assert not layers.reserved
 
 
+async def test_what_no_lane_takes_fails_piece_by_piece(tmp_path: Path, temporal_address: str) -> None:
+    async with engine(tmp_path, temporal_address) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(620)], lanes=["local"])
+        progress = await made.run(ref)
+        assert (progress.state, progress.done, progress.failed) == (State.DONE, 0, 620)
+        assert {one.result.error_reason for one in (await made.results(ref)).values()} == {"LANE_NOT_ALLOWED"}
+        objects = [name async for name in made.store.list(batches.results_prefix(TENANT, ref.batch_id))]
+        assert len(objects) == 2, "a batch that goes nowhere is never in memory whole"
+        assert not made.layers.reserved
+
+
+async def test_a_batch_whose_provider_cannot_be_left_waits_for_nothing(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.embeddings = {"a": [1.0, 0.0], "a?": [0.998, 0.06]}
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        requests = [ask("a", model=PAID_MODEL), ask("a?", model=PAID_MODEL)]
+        progress = await made.run(await made.take_in(requests, lanes=["openai"]))
+        assert (progress.done, len(layers.batches)) == (2, 1)
+
+
 async def test_twins_of_what_is_nearly_the_same_share_its_answer(tmp_path: Path, temporal_address: str) -> None:
     layers = Layers()
     layers.embeddings = {"a": [1.0, 0.0], "a?": [0.998, 0.06], "hot": [0.999, 0.04]}

@@ -20,6 +20,7 @@ from services.batch.policy import (
     attempt_number,
     choose_lane,
     may_share,
+    may_wait_for_near_same,
     may_wait_for_twin,
     pause_seconds,
     provider_lane,
@@ -128,3 +129,18 @@ def test_no_number_is_used_twice_in_ordinary_life() -> None:
     ]
     assert len(set(used)) == len(used)
     assert attempt_number(1, 1, 1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("lane", "allowed", "waits"),
+    [
+        (OPENAI, [], True),
+        (OPENAI, [OPENAI, ONLINE], True),
+        (OPENAI, [OPENAI], False),
+        (OPENAI, [OPENAI, LOCAL], False),
+        (LOCAL, [OPENAI, LOCAL], True),
+        (ONLINE, [ONLINE], True),
+    ],
+)
+def test_nothing_waits_for_a_provider_that_it_cannot_leave(lane: str, allowed: list[str], waits: bool) -> None:
+    assert may_wait_for_near_same(lane, allowed) is waits
