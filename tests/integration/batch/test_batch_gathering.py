@@ -124,7 +124,7 @@ async def test_a_near_deadline_hurries_those_that_wait(tmp_path: Path, temporal_
         batch_service(tmp_path, temporal_address, identity=identity, gather_seconds=3600.0) as rig,
         worker(rig),
     ):
-        slow, fast = wanted("Slow?", 86_400), wanted("Fast?", 60)
+        slow, fast = wanted("Slow?", 590), wanted("Fast?", 60)
         await enqueue(rig, slow)
         await enqueue(rig, fast)
         assert await batch_of(rig, slow.request_id) == await batch_of(rig, fast.request_id)

@@ -58,5 +58,5 @@ async def test_the_later_of_two_calls_changes_nothing(tmp_path: Path) -> None:
     store.other = retrying
     await retrying.retry("acme", "b")
     assert started == [SECOND, SECOND]
-    assert await batches.read_run_items(store, SECOND) == {0, 1}, "as the run that has begun knows them"
+    assert await batches.read_run_items(store, SECOND) == frozenset((0, 1)), "as the run that has begun knows them"
     assert (await batches.read_run(store, SECOND)).item_count == 2
