@@ -103,6 +103,29 @@ async def test_a_submission_that_is_refused_runs_online(tmp_path: Path, temporal
         assert not layers.reserved
 
 
+async def test_one_generation_that_is_refused_does_not_send_the_others_online(
+    tmp_path: Path, temporal_address: str
+) -> None:
+    layers = Layers()
+
+    def refuse_one(batch: PlayedBatch) -> None:
+        for one in batch.generations:
+            if one.messages[-1].parts[0].text == "q1":
+                layers.batches.clear()
+                metadata = {"request_id": one.request_id}
+                raise TenthError(Code.INVALID_ARGUMENT, "INVALID_FIELD", "wrong", "generations[1]", metadata=metadata)
+        answer_all(batch)
+
+    layers.on_submit = refuse_one
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(4)])
+        progress = await made.run(ref)
+        assert (progress.done, progress.lanes) == (4, {"openai": 3, "online": 1})
+        ends = [kind for _, kind in layers.kinds(request_id(ref, 1))]
+        assert ends.count("STARTED") == ends.count("FAILED"), "what was never handed in is on the books as that"
+        assert not layers.reserved
+
+
 @pytest.mark.parametrize("stops", [True, False], ids=["the provider stops", "the provider does not stop"])
 async def test_the_deadline_moves_work_online(tmp_path: Path, temporal_address: str, stops: bool) -> None:
     layers = Layers()
