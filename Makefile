@@ -4,11 +4,13 @@
 #   TORCH_INDEX_URL=URL      where pip takes torch from, e.g. PyTorch's index of CPU builds: a laptop then downloads no CUDA
 #   ENGINE=auto|cpu|cuda|none  which build of vLLM; auto asks the machine
 #   TENTH_MODELS_DIR=DIR     where model folders are built (default .models)
+#   DATA=DIR                 evaluation data for `make bench` (default ../shared/data; without it the demo's workload)
 
 PYTHON ?= python3
 VENV ?= .venv
 ENGINE ?= auto
-BENCH ?= mesh
+BENCH ?= proof
+DATA ?=
 ARGS ?=
 export TENTH_MODELS_DIR ?= .models
 
@@ -58,8 +60,8 @@ protos: install ## generate gen/ from protos/
 docs: install ## generate docs/errors.md from the error reasons
 	$(RUN) scripts/errors_page.py
 
-bench: install models ## one bench: make bench BENCH=mesh ARGS="--json out.json"
-	$(RUN) -m bench.$(BENCH) $(ARGS)
+bench: install models ## the proof, reduced, and its page bench/report.html; ARGS=--full what is quoted; BENCH=mesh another
+	$(RUN) -m bench.$(BENCH) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test-extras: install ## each extra in a clean environment; slow
 	$(RUN) scripts/test_extras.py $(ARGS)

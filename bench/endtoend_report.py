@@ -14,6 +14,7 @@ from bench.endtoend_arms import ABLATED, FRONTIERS, TARGETS, frontier_name
 from bench.endtoend_deploy import HERE, SPEEDS
 from bench.endtoend_rows import MAIN, OMNIS, Rows
 from bench.endtoend_sums import LAYERS, OPUS, Run, add_latency, add_run, cumulative, shortfall
+from bench.endtoend_warming import add_warming
 from bench.endtoend_workload import Arrival, Mix
 from bench.result import Result
 from sandbox.recorded import Record
@@ -80,6 +81,7 @@ def add(result: Result, runs: Mapping[str, Run], record: Record, mixes: Mapping[
             _add_frontier(result, mix, runs, seed)
     if f"{ABLATED}/full" in runs:
         _add_ablation(result)
+    add_warming(result, {name.partition("/")[0]: run for name, run in runs.items() if name.endswith("/ours")})
 
 
 def draw(result: Result, runs: Mapping[str, Run], folder: Path) -> None:

@@ -1,7 +1,8 @@
 """What the local engine costs and gives: precisions, batching, prefix cache, our stream, cancelling, starting.
 
 - **start**: a service's start to its first token;
-- **schemes**: bf16, int8 and int4 of one model: megabytes, tokens a second, perplexity;
+- **schemes**: bf16, int8 and int4 of one model: megabytes, tokens a second;
+- **perplexity**: of the same, on the evaluation data's texts;
 - **prefix**: time to the first token of a prompt whose first 2,000 tokens were read before;
 - **stream**: our gRPC stream and vLLM's own HTTP server over the engine alone;
 - **cancel**: from a caller's leaving to a free slot.
@@ -36,6 +37,7 @@ from services.inference.settings import InferenceSettings
 PARTS = (
     inference_life.START,
     inference_schemes.PART,
+    inference_schemes.PERPLEXITY,
     inference_life.PREFIX,
     inference_stream.PART,
     inference_life.CANCEL,
@@ -64,17 +66,16 @@ class Bench:
 
     def run(self, part: str) -> None:
         """Measure a part, or note why not."""
+        schemes_options = replace(self.options, max_running=_SCHEME_SEQUENCES)
         known: Mapping[str, Callable[[], None]] = {
             inference_life.START: lambda: self._wait(
                 inference_life.start(self.result, self.model, self.folders, self.logs)
             ),
             inference_schemes.PART: lambda: inference_schemes.measure(
-                self.result,
-                self.data,
-                self.folders,
-                replace(self.options, max_running=_SCHEME_SEQUENCES),
-                self.logs,
-                self.seed,
+                self.result, self.folders, schemes_options, self.logs, self.seed
+            ),
+            inference_schemes.PERPLEXITY: lambda: inference_schemes.measure_perplexity(
+                self.result, self.data, self.folders, schemes_options, self.logs, self.seed
             ),
             inference_life.PREFIX: lambda: inference_life.prefix(
                 self.result, self.folders / self.provider_model, self.options, self.logs, self.seed
@@ -88,7 +89,8 @@ class Bench:
                 inference_life.cancel(self.result, self.model, self.folders, self.logs)
             ),
         }
-        if part != inference_schemes.PART and not (self.folders / self.provider_model / "config.json").is_file():
+        of_schemes = part in (inference_schemes.PART, inference_schemes.PERPLEXITY)
+        if not of_schemes and not (self.folders / self.provider_model / "config.json").is_file():
             self.result.skipped.append(f"{part}: no folder {self.provider_model}; `make models` makes it")
             return
         try:
@@ -153,6 +155,8 @@ def main() -> int:
 def part_of(name: str) -> str:
     """The part that a metric, or what was skipped, belongs to."""
     first = name.partition("/")[0]
+    if "/perplexity" in name:
+        return inference_schemes.PERPLEXITY
     return {"prefix_cache": inference_life.PREFIX}.get(first, first if first in PARTS else inference_schemes.PART)
 
 

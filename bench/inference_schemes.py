@@ -1,4 +1,4 @@
-"""Part ``schemes``: one model in several precisions, on the same engine with the same settings.
+"""Parts ``schemes`` and ``perplexity``: one model in several precisions, on the same engine with the same settings.
 
 Each engine is a process of its own, one after another, in rounds that go forth and back through the schemes, so that a
 machine that gets slower or faster meanwhile does so for all. Ratios are taken within a round.
@@ -7,18 +7,20 @@ machine that gets slower or faster meanwhile does so for all. Ratios are taken w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.inference_engine import EngineError, EngineOptions, running
+from bench.inference_engine import Engine, EngineError, EngineOptions, running
 from bench.inference_texts import TEXTS, read_text
 from bench.inference_windows import Score, perplexity, ratio
 from bench.progress import blocks
 from bench.result import Result, median
 
 PART = "schemes"
+PERPLEXITY = "perplexity"
 MODEL = "smollm2-135m-instruct"
 BASE = "bf16"
 WINDOW, STRIDE = 1024, 512
@@ -84,43 +86,65 @@ class Measured:
     ready: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure(result: Result, data: Path | None, folders: Path, options: EngineOptions, logs: Path, seed: int) -> None:
-    """All schemes whose folders are there; of the others it is said what makes them."""
+def measure(result: Result, folders: Path, options: EngineOptions, logs: Path, seed: int) -> None:
+    """Sizes and speeds of all schemes whose folders are there; of the others it is said what makes them."""
     load = QUICK if result.quick else FULL
-    there = [scheme for scheme in SCHEMES if (folders / scheme.folder / "config.json").is_file()]
-    for scheme in SCHEMES:
-        if scheme not in there:
-            result.skipped.append(f"{scheme.key}: no folder {scheme.folder}; `{scheme.command}` makes it")
-    chosen = there[:2] if result.quick else there
-    result.skipped += [f"{scheme.key}: a quick run measures two schemes" for scheme in there if scheme not in chosen]
-    texts = _texts(result, data)
+    chosen = _chosen(result, folders)
     measured: dict[str, Measured] = {scheme.key: Measured() for scheme in chosen}
     visits = [
         (number, scheme) for number in range(load.rounds) for scheme in (chosen if number % 2 == 0 else chosen[::-1])
     ]
-    for [(number, scheme)] in blocks(visits, 1, "schemes"):
-        if scheme.key not in measured:
-            continue
-        try:
-            _visit(
-                measured[scheme.key],
-                folders / scheme.folder,
-                options,
-                load,
-                texts if number == 0 else {},
-                logs / f"{scheme.key}.log",
-            )
-        except EngineError as error:
-            result.skipped.append(f"{scheme.key}: {error}")
-            del measured[scheme.key]
-    for scheme in chosen:
+    for [(_, scheme)] in blocks(visits, 1, "schemes"):
         if scheme.key in measured:
-            problem = quantized_nothing(folders / scheme.folder, measured[scheme.key].ready)
-            if problem:
-                result.skipped.append(f"{scheme.key}: {problem}")
-                del measured[scheme.key]
+            visit = partial(_speeds, measured[scheme.key], load)
+            _visit(result, measured, scheme, folders / scheme.folder, options, logs, visit)
+    measured = _really_quantized(result, measured, chosen, folders)
     add(result, measured, {scheme.key: weight_bytes(folders / scheme.folder) for scheme in chosen}, seed)
     _assume(result, measured, load, options, {scheme.key: folders / scheme.folder for scheme in chosen})
+
+
+def measure_perplexity(
+    result: Result, data: Path | None, folders: Path, options: EngineOptions, logs: Path, seed: int
+) -> None:
+    """Perplexity of the same, on the texts that there are. It does not depend on what else the machine does."""
+    load = QUICK if result.quick else FULL
+    texts = _texts(result, data)
+    chosen = _chosen(result, folders) if texts else ()
+    measured: dict[str, Measured] = {scheme.key: Measured() for scheme in chosen}
+    for [scheme] in blocks(chosen, 1, "perplexity"):
+        visit = partial(_scores, measured[scheme.key], load, texts)
+        _visit(result, measured, scheme, folders / scheme.folder, options, logs, visit)
+    measured = _really_quantized(result, measured, chosen, folders)
+    add(result, measured, {}, seed)
+    result.assumptions[PERPLEXITY] = {
+        "window": WINDOW,
+        "stride": STRIDE,
+        "texts": {name or "data": f"{text.file}, {text.field_said}" for name, text in TEXTS.items()},
+        "made_by": {key: made_by(folders / scheme.folder) for scheme in chosen if (key := scheme.key) in measured},
+    }
+
+
+def _chosen(result: Result, folders: Path) -> Sequence[Scheme]:
+    there = [scheme for scheme in SCHEMES if (folders / scheme.folder / "config.json").is_file()]
+    missing = [scheme for scheme in SCHEMES if scheme not in there]
+    said = [f"{scheme.key}: no folder {scheme.folder}; `{scheme.command}` makes it" for scheme in missing]
+    chosen = there[:2] if result.quick else there
+    said += [f"{scheme.key}: a quick run measures two schemes" for scheme in there if scheme not in chosen]
+    result.skipped += [each for each in said if each not in result.skipped]
+    return chosen
+
+
+def _really_quantized(
+    result: Result, measured: Mapping[str, Measured], chosen: Sequence[Scheme], folders: Path
+) -> dict[str, Measured]:
+    kept = dict(measured)
+    for scheme in chosen:
+        if scheme.key in kept:
+            problem = quantized_nothing(folders / scheme.folder, kept[scheme.key].ready)
+            if problem:
+                result.skipped.append(f"{scheme.key}: {problem}")
+                del kept[scheme.key]
+    return kept
 
 
 def add(result: Result, measured: Mapping[str, Measured], sizes: Mapping[str, int], seed: int) -> None:
@@ -128,11 +152,13 @@ def add(result: Result, measured: Mapping[str, Measured], sizes: Mapping[str, in
     base = measured.get(BASE)
     for key, own in measured.items():
         of = f"{key}/vllm"
-        result.add(f"{of}/weights_mb", sizes[key] / 1e6, "MB", 1)
-        if BASE in sizes:
+        if key in sizes:
+            result.add(f"{of}/weights_mb", sizes[key] / 1e6, "MB", 1)
+        if key in sizes and BASE in sizes:
             result.add(f"{of}/weights_ratio", sizes[key] / sizes[BASE], "ratio", 1)
-        result.add(f"{of}/resident_mb", median(own.resident) / 1e6, "MB", len(own.resident))
-        result.add(f"{of}/start_seconds", median(own.starts), "s", len(own.starts))
+        if own.resident:
+            result.add(f"{of}/resident_mb", median(own.resident) / 1e6, "MB", len(own.resident))
+            result.add(f"{of}/start_seconds", median(own.starts), "s", len(own.starts))
         for concurrency, speeds in own.speeds.items():
             result.add(f"{of}/tokens_per_s_c{concurrency}", median(speeds), "tokens/s", len(speeds))
             if base is not None and key != BASE:
@@ -167,20 +193,38 @@ def quantized_nothing(folder: Path, ready: Mapping[str, Any]) -> str:
 
 
 def _visit(
-    measured: Measured, folder: Path, options: EngineOptions, load: Load, texts: Mapping[str, str], log: Path
+    result: Result,
+    measured: dict[str, Measured],
+    scheme: Scheme,
+    folder: Path,
+    options: EngineOptions,
+    logs: Path,
+    ask: Callable[[Engine], None],
 ) -> None:
-    with running(folder, options, log) as engine:
-        measured.ready = engine.ready
-        measured.starts.append(engine.ready["start_seconds"])
-        for concurrency in load.concurrencies:
-            # One stream alone is over soon: measured longer.
-            waves = 2 if concurrency == 1 else 1
-            made = engine.ask("speed", concurrency=concurrency, output_tokens=load.output_tokens, waves=waves)
-            measured.speeds.setdefault(concurrency, []).append(made["tokens"] / made["seconds"])
-        measured.resident.append(engine.ask("resident")["bytes"])
-        for name, text in texts.items():
-            asked = {"text": text, "tokens": load.text_tokens[name], "window": WINDOW, "stride": STRIDE}
-            measured.scores[name] = [Score(*pair) for pair in engine.ask("score", **asked)["scores"]]
+    """An engine of its own for some questions; a scheme whose engine fails is out, and named."""
+    try:
+        with running(folder, options, logs / f"{scheme.key}.log") as engine:
+            measured[scheme.key].ready = engine.ready
+            ask(engine)
+    except EngineError as error:
+        result.skipped.append(f"{scheme.key}: {error}")
+        del measured[scheme.key]
+
+
+def _speeds(own: Measured, load: Load, engine: Engine) -> None:
+    own.starts.append(engine.ready["start_seconds"])
+    for concurrency in load.concurrencies:
+        # One stream alone is over soon: measured longer.
+        waves = 2 if concurrency == 1 else 1
+        made = engine.ask("speed", concurrency=concurrency, output_tokens=load.output_tokens, waves=waves)
+        own.speeds.setdefault(concurrency, []).append(made["tokens"] / made["seconds"])
+    own.resident.append(engine.ask("resident")["bytes"])
+
+
+def _scores(own: Measured, load: Load, texts: Mapping[str, str], engine: Engine) -> None:
+    for name, text in texts.items():
+        asked = {"text": text, "tokens": load.text_tokens[name], "window": WINDOW, "stride": STRIDE}
+        own.scores[name] = [Score(*pair) for pair in engine.ask("score", **asked)["scores"]]
 
 
 def _texts(result: Result, data: Path | None) -> dict[str, str]:
@@ -219,9 +263,6 @@ def _assume(
         "base": "SmolLM2-135M-Instruct dequantized from Q4_1: what a scheme loses, it loses of that",
         "rounds": load.rounds,
         "output_tokens": load.output_tokens,
-        "window": WINDOW,
-        "stride": STRIDE,
-        "texts": {name or "data": f"{text.file}, {text.field_said}" for name, text in TEXTS.items()},
         "threads": options.threads,
         "kv_cache_mb": round(options.kv_cache_bytes / 1e6),
         "max_running": options.max_running,

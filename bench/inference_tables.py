@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import inference_stream
 from bench.cells import Figures, head, row, with_notes, yes
-from bench.inference_schemes import BASE, PART, SCHEMES
+from bench.inference_schemes import BASE, PART, PERPLEXITY, SCHEMES
 
 _CONCURRENCIES = (1, 8, 32, 64)
 _STREAMS = {"ours": "Tenth, gRPC", "vllm_http": "vLLM's HTTP server", "engine": "the engine alone"}
@@ -97,6 +97,7 @@ def inference_tables(result: Mapping[str, Any]) -> str:
     ]
     texts = ["\n".join(part) for part in parts if len(part) > 2]
     texts += [_schemes_said(said[PART])] if PART in said else []
+    texts += [_perplexity_said(said[PERPLEXITY])] if PERPLEXITY in said else []
     texts += [_streams_said(said[inference_stream.PART])] if inference_stream.PART in said else []
     machine = result["machine"]
     texts.append(
@@ -224,11 +225,22 @@ def _life(figures: _Figures) -> list[str]:
 
 
 def _schemes_said(said: Mapping[str, Any]) -> str:
-    texts = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in said["texts"].items())
     return (
         f"Schemes: the bf16 base is {said['base']}. {said['rounds']} rounds, {said['output_tokens']} tokens a "
-        f"sequence, {said['threads']} threads, up to {said['max_running']} sequences; perplexity over windows of "
-        f"{said['window']} tokens, {said['stride']} of them scored ({texts})."
+        f"sequence, {said['threads']} threads, up to {said['max_running']} sequences."
+    )
+
+
+def _perplexity_said(said: Mapping[str, Any]) -> str:
+    texts = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in said["texts"].items())
+    calibrated = "; ".join(
+        f"{key} on {made['calibration_texts']} texts ({made['calibration_tokens']:,} tokens) of {made['calibration']}"
+        for key, made in said["made_by"].items()
+        if made and "calibration" in made
+    )
+    return (
+        f"Perplexity: windows of {said['window']} tokens, {said['stride']} of them scored ({texts}). Calibrated: "
+        f"{calibrated or 'none'}."
     )
 
 

@@ -1,24 +1,31 @@
-"""Writes the tables of docs/benchmarks.md from bench/results/*.json: ``python -m bench.tables``.
+"""Writes the tables of docs/benchmarks.md from bench/results/*.json: ``python -m bench.tables [--check]``.
 
 A table stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``. Results of ``--quick`` runs are refused.
+With ``--check`` nothing is written; exit status 1 says that the document is not what would be.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.batch_tables import batch_tables
 from bench.cache_tables import cache_tables
+from bench.claims import claims_table
 from bench.compressor_tables import compressor_tables
+from bench.endtoend_tables import endtoend_tables
 from bench.inference_tables import inference_tables
 from bench.router_tables import router_tables
 
 DOCUMENT = Path("docs/benchmarks.md")
 RESULTS = Path("bench/results")
+CLAIMS = "claims"
+"""The block that is made of several results."""
 _BLOCK = re.compile(r"<!-- bench:(\w+) -->\n.*?<!-- /bench:\1 -->", re.DOTALL)
 
 _KINDS = {"exact_hit": "exact hit", "semantic_hit": "semantic hit", "miss": "miss"}
@@ -32,27 +39,49 @@ _WRONGS = {
 _SYSTEMS = {"ours": "Tenth", "litellm": "LiteLLM", "direct": "direct"}
 
 
-def main() -> int:
-    """Rewrite the document; 1 when a result cannot be quoted."""
-    text = DOCUMENT.read_text("utf-8")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the document; 1 when a result cannot be quoted, or with ``--check`` when the document is stale."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when the document is stale")
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    text = options.document.read_text("utf-8")
+    new, problems = rendered(text, options.results)
+    if options.check and new != text:
+        problems.append(f"{options.document}: not what `python -m bench.tables` writes")
+    if not options.check:
+        options.document.write_text(new, "utf-8")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def rendered(text: str, folder: Path) -> tuple[str, list[str]]:
+    """The document with the tables of a folder's results, and why some of them stayed as they were."""
+    results = read_results(folder)
     problems: list[str] = []
 
     def block(match: re.Match[str]) -> str:
         name = match[1]
-        file = RESULTS / f"{name}.json"
-        if name not in TABLES or not file.exists():
+        if name == CLAIMS:
+            quoted = {bench: result for bench, result in results.items() if not result["quick"]}
+            return f"<!-- bench:{name} -->\n{claims_table(quoted)}\n<!-- /bench:{name} -->"
+        file = folder / f"{name}.json"
+        if name not in TABLES or name not in results:
             problems.append(f"{name}: no table or no {file}")
             return match[0]
-        result = json.loads(file.read_text("utf-8"))
-        if result["quick"]:
+        if results[name]["quick"]:
             problems.append(f"{file}: a quick run is not quoted")
             return match[0]
-        return f"<!-- bench:{name} -->\n{TABLES[name](result)}\n<!-- /bench:{name} -->"
+        return f"<!-- bench:{name} -->\n{TABLES[name](results[name])}\n<!-- /bench:{name} -->"
 
-    DOCUMENT.write_text(_BLOCK.sub(block, text), "utf-8")
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    return _BLOCK.sub(block, text), problems
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every result of a folder by its file's name."""
+    return {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))}
 
 
 def mesh_tables(result: Mapping[str, Any]) -> str:
@@ -182,6 +211,8 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "router": router_tables,
     "compressor": compressor_tables,
     "inference": inference_tables,
+    "batch": batch_tables,
+    "endtoend": endtoend_tables,
 }
 """The tables by benchmark."""
 

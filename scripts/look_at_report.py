@@ -3,8 +3,8 @@
 ``python scripts/look_at_report.py``: a real ledger process gets some hundred varied receipts through gRPC; its page is
 opened at 1280 and 390 pixels, in English and Korean, light and dark, and once printed. The screenshots stand
 in the folder that ``--out`` names. Fails on anything in the browser's console, on any request for something else than
-the page, on text too small for a phone, and on a page that is wider than its window. Needs ``chromium``, Korean fonts
-(Debian: chromium, fonts-noto-cjk) and the extra `report`.
+the page, on text too small for a phone, and on a page that is wider than its window. ``--page FILE`` looks at a page
+that is already there. Needs ``chromium``, Korean fonts (Debian: chromium, fonts-noto-cjk) and the extra `report`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,14 @@ async def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / ".data" / "look", help="where the screenshots go")
     parser.add_argument("--receipts", type=int, default=600)
     parser.add_argument("--chromium", default="chromium")
+    parser.add_argument("--page", type=Path, help="look at this page instead, e.g. bench/report.html")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
+    if arguments.page is not None:
+        problems = look_at(arguments.page, arguments.chromium, arguments.out)
+        print(*problems or ["no problem found"], sep="\n")
+        return len(problems)
     with tempfile.TemporaryDirectory(prefix="tenth-look-") as name:
         folder = Path(name)
         with ledger(folder) as port:
@@ -77,6 +82,19 @@ async def main() -> int:
                 browser.print(arguments.out / f"{language}.pdf")
     print(*problems or ["no problem found"], sep="\n")
     return len(problems)
+
+
+def look_at(page: Path, chromium: str, out: Path) -> list[str]:
+    """A page that is already there, at every width in both themes."""
+    # Chromium writes into its profile until the last of its processes is gone.
+    profile = tempfile.TemporaryDirectory(prefix="tenth-look-", ignore_cleanup_errors=True)
+    with profile as name, Browser(chromium, Path(name)) as browser:
+        return [
+            problem
+            for width in WIDTHS
+            for theme in ("light", "dark")
+            for problem in browser.look(page, width, theme, out / f"{page.stem}-{width}-{theme}.png")
+        ]
 
 
 @contextmanager

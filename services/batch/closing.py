@@ -14,8 +14,10 @@ from services.batch.halves import Halves
 from services.batch.objects import read_records
 from services.batch.preparing import Preparer, object_name
 from services.batch.records import RunStore, failed, users_of
-from services.batch.reports import LAST_ROUND, Close, Counts, End
+from services.batch.reports import Close, Counts, End
 from services.batch.settings import WorkerSettings
+
+_ROUNDS = (3, 2, 1)
 
 
 class Closer:
@@ -74,7 +76,7 @@ class Closer:
     async def _states(self, asked: Close, number: int) -> dict[int, bytes]:
         """The latest state of each prepared item of an input object."""
         states: dict[int, bytes] = {}
-        for round_ in range(LAST_ROUND, 0, -1):
+        for round_ in _ROUNDS:
             name = batches.prepared_name(asked.ref, object_name(round_, number))
             for record in await self._store.records(name):
                 states.setdefault(record.index, record.outcome.prepared.state)

@@ -98,6 +98,11 @@ def ordered(entries: Sequence[Entry]) -> list[Entry]:
     return [by_key[place] for place in order]
 
 
+def in_input_order(entries: Iterable[Entry]) -> list[Entry]:
+    """By lane and model; then as they were given."""
+    return sorted(entries, key=lambda entry: (entry.lane, entry.model, entry.number))
+
+
 def chunks(
     entries: Iterable[Entry], limits: Mapping[tuple[str, str], ChunkLimits], default: ChunkLimits
 ) -> Iterator[Chunk]:

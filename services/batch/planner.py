@@ -23,7 +23,7 @@ from services.batch.calls import Layers, Stop, identity_of, patiently
 from services.batch.errors import Reason
 from services.batch.grouping import leaders, to_int8
 from services.batch.halves import Halves
-from services.batch.ordering import ChunkLimits, Entry, chunks, ordered, prefix_key
+from services.batch.ordering import ChunkLimits, Entry, chunks, in_input_order, ordered, prefix_key
 from services.batch.policy import (
     PROVIDER_LANES,
     LaneChoice,
@@ -99,7 +99,8 @@ class Planner:
                 beat(number)
             # Seconds of work for a large batch: heartbeats and other activities go on meanwhile.
             late = await asyncio.to_thread(self._near_same, draft) if asked.near_same else set()
-            entries = await asyncio.to_thread(ordered, [entry for entry in draft.entries if entry.number not in late])
+            arrange = ordered if self._settings.prefix_order else in_input_order
+            entries = await asyncio.to_thread(arrange, [entry for entry in draft.entries if entry.number not in late])
             draft.entries.clear()
             groups = await self._write(asked, stem, draft, entries, limits, beat)
             await self._note(asked, f"{stem}-near", [draft.indexes[number] for number in late])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from tenth.batch.v1 import stored_pb2
 from tenth.orchestrator.v1 import orchestrator_pb2
@@ -24,20 +24,29 @@ def object_name(round_: int, number: int) -> str:
     return f"{round_}-{number:08d}"
 
 
-def again_name(round_: int) -> str:
-    """Name of the plan's object with the places of the items that a round after the first takes."""
-    return f"again-{round_}"
-
-
-def waits(item: stored_pb2.StoredItem, limit: float, again: Collection[int] | None) -> bool:
-    """True when an item waits for the same question that stands before it and runs in the same round.
-
-    ``again``: who is in the round; None: all.
-    """
+def waits(item: stored_pb2.StoredItem, limit: float) -> bool:
+    """True when an item waits for the same question that stands before it."""
     request = item.request
-    if item.same_as_index < 0 or not (again is None or (item.index in again and item.same_as_index in again)):
-        return False
-    return may_wait_for_twin(reads_cache(request), temperature(request), limit)
+    return item.same_as_index >= 0 and may_wait_for_twin(reads_cache(request), temperature(request), limit)
+
+
+def again_name(ref: BatchRef, round_: int) -> str:
+    """The plan's object with the items that are prepared again after a round."""
+    return batches.plan_name(ref, "again" if round_ == 1 else f"again-{round_}")
+
+
+def waits_on(
+    items: Sequence[stored_pb2.StoredItem], again: Set[int] | None, limit: float
+) -> list[stored_pb2.StoredItem]:
+    """Those that wait in a round for the first one of the same question, which runs in it.
+
+    ``again``: the items of the round, None for all. One whose first has its end without an answer waits no more.
+    """
+    return [
+        item
+        for item in items
+        if waits(item, limit) and (again is None or (item.index in again and item.same_as_index in again))
+    ]
 
 
 class Preparer:
@@ -60,8 +69,8 @@ class Preparer:
         items = await self.items(ref, asked.number)
         again: set[int] | None = None
         if asked.round > 1:
-            again = await self._store.indexes(batches.plan_name(ref, again_name(asked.round)))
-        waiting = [item for item in items if asked.twins_wait and waits(item, self._limit, again)]
+            again = await self._store.indexes(again_name(ref, asked.round - 1))
+        waiting = waits_on(items, again, self._limit) if asked.twins_wait else []
         skipped = {item.index for item in waiting}
         todo = [item for item in items if item.index not in skipped and (again is None or item.index in again)]
         prepared_name = batches.prepared_name(ref, name)

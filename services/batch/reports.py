@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from services.batch.refs import BatchRef, Progress
 
 LAYER_COUNT = 6
-LAST_ROUND = 3
-"""In the first round the same and nearly the same questions wait, in the second the twins of those that waited."""
 
 
 @dataclass(slots=True)
@@ -216,12 +214,13 @@ class Polled:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Give answers to the same questions after a round, and say who must be prepared again."""
+    """Give answers to the same questions, and say who must be prepared again."""
 
     ref: BatchRef
-    round: int
     stem: str
     object_count: int
+    round: int = 1
+    """After which round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,9 @@ class WorkerSettings(BatchSettings):
     prepare_calls: int = Field(default=2, ge=1, le=32, description="Calls of 100 items at once for one input object")
     prepare_tries: int = Field(default=5, ge=1, le=100, description="Tries of an item that may be prepared later")
     chunk_items: int = Field(default=64, ge=1, le=5000, description="Items of a chunk of the lanes local and online")
+    prefix_order: bool = Field(
+        default=True, description="Run prompts that begin alike side by side; False: in the input's order"
+    )
     local_concurrency: int = Field(
         default=64, ge=1, le=4096, description="Generations that one worker runs at once for one self-hosted model"
     )

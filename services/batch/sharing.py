@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from tenth.batch.v1 import stored_pb2
@@ -13,7 +13,7 @@ from services.batch import batches
 from services.batch.calls import Layers, Stop, identity_of
 from services.batch.halves import Halves
 from services.batch.objects import read_records
-from services.batch.preparing import Preparer, again_name, waits
+from services.batch.preparing import Preparer, again_name, waits_on
 from services.batch.records import RunStore, Spill, failed, succeeded, temperature, users_of
 from services.batch.reports import Counts, Share, Shared
 from services.batch.settings import WorkerSettings
@@ -38,7 +38,7 @@ class Sharer:
         self._preparer = preparer
 
     async def share(self, asked: Share, stop: Stop, beat: Callable[[int], None]) -> Shared:
-        """Finish the waiting twins of answered items, write down who must be prepared again in the next round.
+        """Finish the waiting twins of answered items, write down who must be prepared again (``again`` of the plan).
 
         A twin of an item that can never be answered fails like it; nothing is spent on either. Idempotent. Raises
         TenthError while the orchestrator or the store stay away.
@@ -47,13 +47,12 @@ class Sharer:
         set_identity(identity_of(await self._store.batch(ref)))
         near = await self._store.indexes(batches.plan_name(ref, f"{asked.stem}-near"))
         shareable = await self._store.indexes(batches.plan_name(ref, f"{asked.stem}-shareable"))
-        taken: set[int] | None = None
-        if asked.round > 1:
-            taken = await self._store.indexes(batches.plan_name(ref, again_name(asked.round)))
+        # Those of the round: what waited in an earlier one has its end, or is to run.
+        of_round = await self._store.indexes(again_name(ref, asked.round - 1)) if asked.round > 1 else None
         wanted: set[int] = set()
         for number in range(asked.object_count):
             items = await self._preparer.items(ref, number)
-            wanted.update(item.same_as_index for item in self._waiting(items, taken))
+            wanted.update(item.same_as_index for item in self._waiting(items, of_round))
         counts = Counts()
         again: list[int] = []
         numbers: list[int] = []
@@ -61,8 +60,8 @@ class Sharer:
             firsts = await self._firsts(asked, wanted, spill) if wanted else {}
             for number in range(asked.object_count):
                 items = await self._preparer.items(ref, number)
-                waiting = self._waiting(items, taken)
-                name = f"shared-{asked.round}-{number:08d}"
+                waiting = self._waiting(items, of_round)
+                name = f"shared-{number:08d}" if asked.round == 1 else f"shared-r{asked.round}-{number:08d}"
                 done = await self._store.tally(ref, [name])
                 if not done.indexes:
                     results = await self._end(waiting, firsts, shareable, spill, stop)
@@ -76,13 +75,13 @@ class Sharer:
                     again += left
                 beat(number)
         record = stored_pb2.StoredRunItems(indexes=sorted(again))
-        await self._store.put(batches.plan_name(ref, again_name(asked.round + 1)), [record])
+        await self._store.put(again_name(ref, asked.round), [record])
         return Shared(counts, len(again), numbers)
 
     def _waiting(
-        self, items: Sequence[stored_pb2.StoredItem], taken: Collection[int] | None
+        self, items: Sequence[stored_pb2.StoredItem], of_round: Set[int] | None
     ) -> list[stored_pb2.StoredItem]:
-        return [item for item in items if waits(item, self._settings.twin_temperature_limit, taken)]
+        return waits_on(items, of_round, self._settings.twin_temperature_limit)
 
     async def _firsts(self, asked: Share, wanted: set[int], spill: Spill) -> dict[int, _First]:
         """The latest ends of some items; an answer of an earlier run counts until a later run has one."""

@@ -21,7 +21,6 @@ with workflow.unsafe.imports_passed_through():
     from services.batch.planning import Margins, may_wait
     from services.batch.refs import BATCH_WORKFLOW, CANCEL_SIGNAL, PROGRESS_MEMO, BatchRef, Progress, State
     from services.batch.reports import (
-        LAST_ROUND,
         Close,
         Counts,
         End,
@@ -37,6 +36,8 @@ with workflow.unsafe.imports_passed_through():
     )
 
 _TWINS_LEAST_SECONDS = 5.0
+_MOST_ROUNDS = 3
+"""The first ones; what waited for those that mean nearly the same; the twins of these, where they cannot share."""
 _READ_SECONDS = 60
 
 
@@ -86,8 +87,8 @@ class BatchWorkflow:
         if resume is None:
             stem = await self._prepare_and_plan(driver, 1, list(range(driver.facts.object_count)))
         await self._drive(driver, round_, stem)
-        while driver.waiting and not driver.stopped:
-            asked = Share(self._ref, round_, stem, driver.facts.object_count)
+        while round_ < _MOST_ROUNDS and driver.waiting and not driver.stopped:
+            asked = Share(self._ref, stem, driver.facts.object_count, round_)
             shared: Shared = await driver.do("share", asked, Shared)
             self._count(shared.counts)
             driver.waiting = 0
@@ -104,8 +105,7 @@ class BatchWorkflow:
         left = deadline - workflow.now().timestamp()
         cheap = left - pace.reserve_seconds - pace.provider_leave_seconds
         driver.at_batch_prices = cheap >= pace.provider_least_seconds
-        # In the last round nobody waits.
-        twins = round_ < LAST_ROUND and may_wait(left, _TWINS_LEAST_SECONDS, margins)
+        twins = round_ < _MOST_ROUNDS and may_wait(left, _TWINS_LEAST_SECONDS, margins)
         gate = asyncio.Semaphore(pace.prepare_parallel)
 
         async def one(number: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from services.cache.aliases import source_of
 from services.cache.features import letter_overlap, neighbourhood_features, pair_features, same_letters
-from services.cache.guards import HARD, differences
+from services.cache.guards import HARD, UNWEIGHED, differences
 from services.cache.keys import Language, Question, language
 from services.cache.namespaces import Mode, NamespacePolicy
 from services.cache.policy import fresh
@@ -32,8 +32,8 @@ FOLLOW_UP_OVERLAP = 0.6
 _WEIGHED_IN_FAQ = frozenset({"one number", "acts", "names"})
 """Guards that refuse nothing in a curated set of intents, where they only weigh in the probability."""
 REFUSING: dict[Mode, frozenset[str]] = {
-    Mode.STRICT: frozenset(name for name, _ in HARD),
-    Mode.FAQ: frozenset(name for name, _ in HARD) - _WEIGHED_IN_FAQ,
+    Mode.STRICT: frozenset(name for name, _ in (*HARD, *UNWEIGHED)),
+    Mode.FAQ: frozenset(name for name, _ in (*HARD, *UNWEIGHED)) - _WEIGHED_IN_FAQ,
 }
 _ANSWERS_JUDGED = 3
 _SAME_LETTERS = 0.99999

@@ -27,7 +27,7 @@ class Difference:
     """What a guard found."""
 
     name: str
-    """One of GUARD_NAMES."""
+    """One of GUARD_NAMES, or of UNWEIGHED."""
     text: str
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Difference:
 
 def differences(asked: Traits | str, stored: Traits | str) -> tuple[Difference, ...]:
     """What the hard guards found; empty when the two may share an answer."""
-    return _found(asked, stored, HARD)
+    return _found(asked, stored, (*HARD, *UNWEIGHED))
 
 
 def hints(asked: Traits | str, stored: Traits | str) -> tuple[Difference, ...]:
@@ -277,6 +277,23 @@ def _as_written(stem: str, *texts: Traits) -> str:
     return next((word for text in texts for word in sorted(text.words) if korean_key(word) == stem), stem)
 
 
+_LONG_WORDS = 40
+"""From this many different words on a text is long: four times those of the questions that verifiers were fitted on."""
+_FEW_WORDS = 3
+
+
+def long_texts(one: Traits, other: Traits) -> str:
+    """Long texts must have nearly the same words: two examples in one template are as near to an embedder as two
+    wordings of one question are, and verifiers have seen none."""
+    if max(len(one.words), len(other.words)) < _LONG_WORDS:
+        return ""
+    here, there = _own(one, other), _own(other, one)
+    if here and there:
+        return f"{_as_written(min(here), one, other)!r} against {_as_written(min(there), other, one)!r}"
+    lone = here | there
+    return f"only one has {_as_written(min(lone), one, other)!r}" if len(lone) > _FEW_WORDS else ""
+
+
 HARD: tuple[tuple[str, Guard], ...] = (
     ("numbers", numbers),
     ("one number", one_number),
@@ -304,6 +321,8 @@ SOFT: tuple[tuple[str, Guard], ...] = (
     ("other act", other_act),
     ("words", words),
 )
+UNWEIGHED: tuple[tuple[str, Guard], ...] = (("long texts", long_texts),)
+"""Hard guards that are no features of verifiers."""
 GUARD_NAMES = tuple(name for name, _ in (*HARD, *SOFT))
 """Stable: weights of verifiers refer to this order."""
 

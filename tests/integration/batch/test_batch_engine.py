@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from temporalio.client import WorkflowExecutionStatus
 from tenth.batch.v1 import stored_pb2
 from tenth.inference.v1 import inference_pb2
@@ -142,6 +143,36 @@ async def test_twins_of_what_is_nearly_the_same_share_its_answer(tmp_path: Path,
         assert [results[n].result.completion.message.parts[0].text for n in range(1, 5)] == ["small 1: a?"] * 4
         assert [len(layers.generated[request_id(ref, n)]) for n in range(8)] == [1, 1, 0, 0, 0, 0, 1, 0]
         assert progress.actual_nano_usd == 3 * PRICE
+        assert not layers.reserved
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["shared", "refused once"])
+async def test_twins_of_what_waits_itself_wait_with_it(tmp_path: Path, temporal_address: str, refused: bool) -> None:
+    """ "a!" waits for "a", which the cache does not take for it; its twins have its answer, not one of their own."""
+    layers = Layers()
+    layers.embeddings = {"a": [1.0, 0.0], "a!": [0.999, 0.04]}
+    failures = Counter({"a!": refused})
+
+    def failing(generation: inference_pb2.GenerateTextRequest) -> TenthError | None:
+        text = generation.messages[-1].parts[0].text
+        failures[text] -= 1
+        return TenthError(Code.UNAUTHENTICATED, "NO_KEY", "not now") if failures[text] >= 0 else None
+
+    layers.failing = failing
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask("a"), ask("a!"), ask("a!"), ask("a!"), ask("a")], same={2: 1, 3: 1, 4: 0})
+        progress = await made.run(ref)
+        results = await made.results(ref)
+        texts = [results[place].result.completion.message.parts[0].text for place in (0, 4)]
+        assert texts == ["small 1: a"] * 2
+        if refused:  # The first may be tried again later, its twins are not kept from their own try.
+            assert (progress.done, progress.failed, progress.shared) == (4, 1, 1)
+            assert results[1].result.error_reason == "NO_KEY"
+        else:
+            assert (progress.done, progress.failed, progress.shared) == (5, 0, 3)
+            assert len({results[place].result.completion.message.parts[0].text for place in (1, 2, 3)}) == 1
+        answered = [len(layers.generated[request_id(ref, place)]) for place in range(5)]
+        assert answered == ([1, 0, 1, 1, 0] if refused else [1, 1, 0, 0, 0])
         assert not layers.reserved
 
 

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.batch.grouping import leaders, to_int8
-from services.batch.ordering import BLOCK_CHARACTERS, ChunkLimits, Entry, chunks, ordered, prefix_key, shared_length
+from services.batch.ordering import (
+    BLOCK_CHARACTERS,
+    ChunkLimits,
+    Entry,
+    chunks,
+    in_input_order,
+    ordered,
+    prefix_key,
+    shared_length,
+)
 
 words = st.sampled_from(["a", "b", "c"])
 entries = st.lists(
@@ -99,3 +108,10 @@ def test_a_question_without_a_vector_stands_for_itself() -> None:
     assert leaders(zeros, 0.9).tolist() == [0, 1, 2, 2]
     assert leaders(np.empty((0, 4), dtype=np.int8), 0.9).tolist() == []
     assert to_int8([0.5, -0.25]).tolist() == [127, -64]
+
+
+@given(entries)
+def test_the_inputs_order_keeps_models_together_and_nothing_else(held: list[Entry]) -> None:
+    plain = in_input_order(held)
+    assert sorted(plain, key=lambda entry: entry.number) == sorted(held, key=lambda entry: entry.number)
+    assert [(e.lane, e.model, e.number) for e in plain] == sorted((e.lane, e.model, e.number) for e in held)

@@ -59,7 +59,7 @@ def test_without_bf16_there_are_no_ratios() -> None:
 
 def test_absent_folders_are_named_with_what_makes_them(tmp_path: Path) -> None:
     result = Result("inference", quick=True)
-    inference_schemes.measure(result, None, tmp_path, OPTIONS, tmp_path, 7)
+    inference_schemes.measure(result, tmp_path, OPTIONS, tmp_path, 7)
     assert result.metrics == {}
     said = {item.partition(":")[0]: item for item in result.skipped}
     assert {scheme.key for scheme in inference_schemes.SCHEMES} <= set(said)

@@ -122,3 +122,23 @@ def test_hostile_repetition_is_read_in_linear_time(piece: str) -> None:
     # Four times the text takes about four times as long; quadratic reading takes sixteen times.
     short, long = min(cpu(2000) for _ in range(3)), min(cpu(8000) for _ in range(3))
     assert long < 10 * short + 0.02
+
+
+TEMPLATE = (
+    "Read both scenes and say in which of them the speaker does something that most people of our time would call "
+    "wrong; answer with the number of the scene, both, or neither, and give no reason. First scene: {} Second: {} "
+    "Remember that the speaker tells the story, that nobody else was hurt, and that nothing was hidden from anyone."
+)
+
+
+def test_two_examples_in_one_long_template_share_no_answer() -> None:
+    one = TEMPLATE.format("I lent my brother a ladder.", "I told the teacher who had cheated.")
+    other = TEMPLATE.format("I took a coat that was not mine.", "I watered the plants for a friend.")
+    found = [difference.name for difference in differences(one, other)]
+    assert "long texts" in found
+    assert "long texts" in [difference.name for difference in differences(other, one)]
+
+
+def test_a_long_text_in_other_letters_still_shares() -> None:
+    one = TEMPLATE.format("I lent my brother a ladder.", "I told the teacher who had cheated.")
+    assert differences(one, one.replace("Read both scenes", "read both scenes").replace("; answer", ", answer")) == ()
