@@ -59,6 +59,7 @@ HANDED_BACK = "HandedBack"
 """Type of the error with which a worker that goes away ends an activity: another one goes on at once."""
 _HOPELESS = (Code.NOT_FOUND, Code.DATA_LOSS, Code.PERMISSION_DENIED, Code.UNAUTHENTICATED, Code.INVALID_ARGUMENT)
 _HOPELESS_TRIES = 3
+_LONGEST_DELAY_SECONDS = 300.0
 _DELIVERIES_BEFORE_A_MOVE = 3
 
 
@@ -246,7 +247,9 @@ class BatchActivities:
             raise ApplicationError(f"no object {error}", type="STORE_DAMAGED", non_retryable=True) from error
         except TenthError as error:
             final = error.code in _HOPELESS and activity.info().attempt >= _HOPELESS_TRIES
-            raise ApplicationError(str(error), type=error.reason, non_retryable=final) from error
+            raise ApplicationError(
+                str(error), type=error.reason, non_retryable=final, next_retry_delay=_told_delay(error)
+            ) from error
         finally:
             for task in tasks:
                 task.cancel()
@@ -255,6 +258,12 @@ class BatchActivities:
         while True:
             activity.heartbeat(beat.progress)
             await asyncio.sleep(self._settings.heartbeat_seconds / 4)
+
+
+def _told_delay(error: TenthError) -> timedelta | None:
+    """When to come again, as the other side says: to hand a large batch in again costs something each time."""
+    seconds = error.retry_after_seconds
+    return timedelta(seconds=min(max(seconds, 0.1), _LONGEST_DELAY_SECONDS)) if seconds is not None else None
 
 
 def _handed_back(what: str) -> ApplicationError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,8 +91,12 @@ def half_error(error: TenthError, *, retryable: bool) -> orchestrator_pb2.HalfEr
     )
 
 
-async def patiently(call: Callable[[], Awaitable[T]], seconds: float, stop: Stop | None = None) -> T:
+async def patiently(
+    call: Callable[[], Awaitable[T]], seconds: float, stop: Stop | None = None, *, also: Collection[Code] = ()
+) -> T:
     """Make a call again while the other side is away or busy, for some time. Raises its last TenthError.
+
+    ``also``: codes beside the usual ones after which another try may go better.
 
     Only for calls that may be repeated. A stop cuts the waiting short, but not before a few tries: what is answered
     must still be written down.
@@ -106,6 +110,6 @@ async def patiently(call: Callable[[], Awaitable[T]], seconds: float, stop: Stop
             tried += 1
             pause = pause_seconds(failure_of(error), tried, random.random())  # noqa: S311  (spreads retries)
             stopped = stop is not None and stop.is_set and (tried > 5 or stop.seconds_left <= 0)
-            if error.code not in _LATER or stopped or time.monotonic() + pause > until:
+            if error.code not in (*_LATER, *also) or stopped or time.monotonic() + pause > until:
                 raise
             await asyncio.sleep(pause)

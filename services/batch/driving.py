@@ -97,6 +97,8 @@ class LaneDriver:
     def stop(self) -> None:
         """Begin nothing new; what is out ends as it can."""
         self.stopped = True
+        # What is at a provider must still be stopped and collected, by this workflow: no other one comes after it.
+        self.renewing = False
         for out in self._out:
             out.recall()
         self.wake()
@@ -115,11 +117,14 @@ class LaneDriver:
                     break
                 self._woken = False
                 await workflow.wait_condition(lambda: self._woken or (self._is_long and not self.renewing))
+                for place, task in self._polling.items():
+                    if _error(task) is not None:
+                        self.outside[place].left = 0  # It would fail again.
                 tasks = [out.task for out in self._out if out.task is not None]
-                for task in [*tasks, *self._polling.values()]:
-                    if task.done() and not task.cancelled() and task.exception() is not None:
+                for error in map(_error, [*tasks, *self._polling.values()]):
+                    if error is not None:
                         # What is out comes back first: nothing of it may end twice.
-                        failed = failed or task.exception()
+                        failed = failed or error
                         self.stop()
                 self._out = [out for out in self._out if out.task is not None and not out.task.done()]
                 self._polling = {place: task for place, task in self._polling.items() if not task.done()}
@@ -131,12 +136,12 @@ class LaneDriver:
 
     @property
     def _is_long(self) -> bool:
-        return workflow.info().get_current_history_length() > self.facts.pace.history_events
+        return not self.stopped and workflow.info().get_current_history_length() > self.facts.pace.history_events
 
     def _begin(self) -> None:
-        if self.stopped or self.renewing:
+        if self.renewing:
             return
-        for line in self.lines:
+        for line in () if self.stopped else self.lines:
             most = self.facts.pace.local_chunks if line.lane == LOCAL else self.facts.pace.online_chunks
             out = sum(1 for one in self._out if one.line is line)
             while line.pieces and out < most:
@@ -146,7 +151,9 @@ class LaneDriver:
                 out += 1
         for place, batch in enumerate(self.outside):
             beside = sum(1 for other in self._polling if self.outside[other].model == batch.model)
-            if batch.left and place not in self._polling and beside < self.facts.pace.provider_batches:
+            # Stopped, nothing is handed in; but what is at the provider is stopped there, and its answers are taken.
+            may = bool(batch.provider_batch_id) if self.stopped else beside < self.facts.pace.provider_batches
+            if batch.left and place not in self._polling and may:
                 self._polling[place] = asyncio.create_task(ProviderDriver(self).run(place, batch))
 
     async def _run_piece(self, out: _Out) -> None:
@@ -299,3 +306,8 @@ class LaneDriver:
             ),
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
+
+
+def _error(task: asyncio.Task[None]) -> BaseException | None:
+    """What a task has failed with, if it has."""
+    return task.exception() if task.done() and not task.cancelled() else None

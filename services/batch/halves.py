@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tenth.orchestrator.v1 import orchestrator_pb2 as pb
 
+from mesh.errors import Code
 from services.batch.calls import Layers, Stop, Stopped, patiently
 from services.batch.policy import Failure, pause_seconds
 from services.batch.settings import WorkerSettings
 
 PER_CALL = 100
 """Most items of one call."""
+_BYTES_PER_CALL = 8 * 1024 * 1024
+"""Most bytes of a call of several items: the answer has the prompts again, and both must fit into a message."""
+_UNCLEAR = (Code.INTERNAL, Code.UNKNOWN)
+"""The orchestrator could not keep the ends it was told, for its disk is full, say: told again, nothing is lost."""
 _MOST_TTL_SECONDS = 8 * 86_400 - 60
 _TTL_SLACK_SECONDS = 3600
 
@@ -39,8 +44,7 @@ class Halves:
         outcomes: list[pb.PrepareOutcome] = [pb.PrepareOutcome()] * len(items)
         places = list(range(len(items)))
         for tried in range(1, self.settings.prepare_tries + 1):
-            for start in range(0, len(places), PER_CALL):
-                part = places[start : start + PER_CALL]
+            for part in _calls(items, places):
                 request = pb.PrepareCompletionsRequest(items=[items[place] for place in part])
                 answer = await patiently(lambda: self._prepare(request), self.settings.patience_seconds, stop)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
@@ -61,10 +65,10 @@ class Halves:
         outcomes: list[pb.FinishOutcome] = [pb.FinishOutcome()] * len(items)
         places = list(range(len(items)))
         for tried in range(1, self.settings.prepare_tries + 1):
-            for start in range(0, len(places), PER_CALL):
-                part = places[start : start + PER_CALL]
+            for part in _calls(items, places):
                 request = pb.FinishCompletionsRequest(items=[items[place] for place in part])
-                answer = await patiently(lambda: self._finish(request), self.settings.patience_seconds, stop)  # noqa: B023
+                seconds = self.settings.patience_seconds
+                answer = await patiently(lambda: self._finish(request), seconds, stop, also=_UNCLEAR)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
                     outcomes[place] = outcome
             places = [place for place in places if outcomes[place].error.retryable]
@@ -78,3 +82,20 @@ class Halves:
 
     async def _finish(self, request: pb.FinishCompletionsRequest) -> pb.FinishCompletionsResponse:
         return await self.layers.halves.FinishCompletions(request, timeout=self.settings.call_seconds)
+
+
+def _calls(
+    items: Sequence[pb.CompletionToPrepare] | Sequence[pb.CompletionToFinish], places: Sequence[int]
+) -> Iterator[list[int]]:
+    """The places cut into calls, in order; one item alone may have any size."""
+    part: list[int] = []
+    size = 0
+    for place in places:
+        weight = items[place].ByteSize()
+        if part and (len(part) >= PER_CALL or size + weight > _BYTES_PER_CALL):
+            yield part
+            part, size = [], 0
+        part.append(place)
+        size += weight
+    if part:
+        yield part

@@ -278,6 +278,8 @@ def check_header(header: batch_pb2.BatchHeader, *, may_assert_user: bool) -> Non
     for index, lane in enumerate(header.lanes):
         if lane not in LANES:
             raise invalid_argument(f"no such lane; known: {', '.join(LANES)}", field=f"header.lanes[{index}]")
+        if lane in header.lanes[:index]:
+            raise invalid_argument("the lane stands twice", field=f"header.lanes[{index}]")
 
 
 def check_window(window: Duration, field: str) -> float:

@@ -206,19 +206,23 @@ class ChunkRunner:
         """Prepare again what runs online but was prepared for a cheaper lane, and what another worker had in hand: of
         that, what it has finished comes back answered.
         """
-        priced = frame.lane == ONLINE and frame.at_batch_prices
-        if frame.repeated and not frame.another_model and not priced:
+
+        def leaves(job: Job) -> bool:
+            return frame.another_model or (frame.lane == ONLINE and frame.at_batch_prices and _has_batch_price(job))
+
+        stays = [job for job in jobs if frame.repeated and not leaves(job)]
+        if stays:
             outcomes = await self._halves.prepare(
-                [self._again(job, [], frame, frame.at_batch_prices) for job in jobs], stop
+                [self._again(job, [], frame, frame.at_batch_prices) for job in stays], stop
             )
-            for job, outcome in zip(jobs, outcomes, strict=True):
+            for job, outcome in zip(stays, outcomes, strict=True):
                 same = outcome.prepared.generation.model == job.prepared.generation.model
                 if outcome.WhichOneof("outcome") != "prepared" or same:
                     self._prepared(job, outcome, frame, lane=frame.lane)
         for job in jobs:
             if frame.another_model:
                 job.excluded = [job.prepared.generation.model]
-        moved = [job for job in jobs if not job.ended and (frame.another_model or (priced and _has_batch_price(job)))]
+        moved = [job for job in jobs if not job.ended and leaves(job)]
         outcomes = await self._halves.prepare([self._again(job, job.excluded, frame) for job in moved], stop)
         for job, outcome in zip(moved, outcomes, strict=True):
             self._prepared(job, outcome, frame)

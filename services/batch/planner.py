@@ -24,7 +24,15 @@ from services.batch.errors import Reason
 from services.batch.grouping import leaders, to_int8
 from services.batch.halves import Halves
 from services.batch.ordering import ChunkLimits, Entry, chunks, in_input_order, ordered, prefix_key
-from services.batch.policy import PROVIDER_LANES, LaneChoice, ModelFacts, choose_lane, may_share, provider_lane
+from services.batch.policy import (
+    PROVIDER_LANES,
+    LaneChoice,
+    ModelFacts,
+    choose_lane,
+    may_share,
+    may_wait_for_near_same,
+    provider_lane,
+)
 from services.batch.preparing import object_name
 from services.batch.records import RunStore, Spill, failed, reads_cache, temperature, users_of
 from services.batch.reports import Counts, Group, MakePlan, Planned
@@ -53,7 +61,8 @@ class _Draft:
     indexes: array[int] = field(default_factory=lambda: array("Q"))
     shareable: array[int] = field(default_factory=lambda: array("Q"))
     contexts: dict[bytes, _Context] = field(default_factory=lambda: defaultdict(_Context))
-    nowhere: list[stored_pb2.StoredPrepared] = field(default_factory=list)
+    nowhere: list[int] = field(default_factory=list)
+    """Places in the file of items that no allowed lane takes: that may be a whole batch."""
     words: Counter[str] = field(default_factory=Counter)
 
 
@@ -96,7 +105,7 @@ class Planner:
             groups = await self._write(asked, stem, draft, entries, limits, beat)
             await self._note(asked, f"{stem}-near", [draft.indexes[number] for number in late])
             await self._note(asked, f"{stem}-shareable", draft.shareable)
-        counts = await self._refuse(asked, stem, draft.nowhere, stop)
+            counts = await self._refuse(asked, stem, draft, stop, beat)
         words = [f"{number} items: {why}" for why, number in draft.words.most_common(20)]
         if late:
             words.append(f"{len(late)} items wait for one that means nearly the same")
@@ -127,12 +136,14 @@ class Planner:
         choice: LaneChoice = choose_lane(facts, asked.lanes, left, least)
         draft.words[choice.why] += 1
         if not choice.lane:
-            draft.nowhere.append(record)
+            draft.nowhere.append(draft.spill.append(record.SerializeToString()))
+            draft.indexes.append(record.index)  # Numbers are places in the file.
             return
         share = may_share(prepared.cacheable, temperature(request))
         if share:
             draft.shareable.append(record.index)
-        near = asked.near_same and prepared.cacheable and reads_cache(request) and len(prepared.embedding.values) > 0
+        near = asked.near_same and may_wait_for_near_same(choice.lane, asked.lanes)
+        near = near and prepared.cacheable and reads_cache(request) and len(prepared.embedding.values) > 0
         number = len(draft.indexes)
         if near:
             context = draft.contexts[context_digest(request, prepared.embedding.embedder)]
@@ -224,24 +235,26 @@ class Planner:
         await self._store.put(batches.plan_name(asked.ref, name), [record])
 
     async def _refuse(
-        self, asked: MakePlan, stem: str, records: Sequence[stored_pb2.StoredPrepared], stop: Stop
+        self, asked: MakePlan, stem: str, draft: _Draft, stop: Stop, beat: Callable[[int], None]
     ) -> Counts:
-        """End the items that no allowed lane takes."""
-        if not records:
-            return Counts()
+        """End the items that no allowed lane takes, some at a time."""
         error = orchestrator_pb2.HalfError(
             reason=Reason.LANE_NOT_ALLOWED, message="the model chosen for it runs in no lane that the batch allows"
         )
-        ends = [
-            orchestrator_pb2.CompletionToFinish(
-                request=record.item.request, state=record.outcome.prepared.state, failed=error
-            )
-            for record in records
-        ]
-        outcomes = await self._halves.finish(ends, stop)
-        results = [
-            failed(record.item, error, outcome.finished) for record, outcome in zip(records, outcomes, strict=True)
-        ]
-        name = f"nowhere-{stem}"
-        await self._store.write_results(asked.ref, name, results, users_of(record.item for record in records))
-        return (await self._store.tally(asked.ref, [name])).counts
+        for start in range(0, len(draft.nowhere), PIECE_ITEMS):
+            contents = map(draft.spill.read, draft.nowhere[start : start + PIECE_ITEMS])
+            records = [stored_pb2.StoredPrepared.FromString(content) for content in contents]
+            ends = [
+                orchestrator_pb2.CompletionToFinish(
+                    request=record.item.request, state=record.outcome.prepared.state, failed=error
+                )
+                for record in records
+            ]
+            outcomes = await self._halves.finish(ends, stop)
+            results = [
+                failed(record.item, error, outcome.finished) for record, outcome in zip(records, outcomes, strict=True)
+            ]
+            users = users_of(record.item for record in records)
+            await self._store.write_results(asked.ref, f"nowhere-{stem}-{start:08d}", results, users)
+            beat(start)
+        return (await self._store.tally(asked.ref, [f"nowhere-{stem}-"])).counts if draft.nowhere else Counts()

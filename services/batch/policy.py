@@ -18,6 +18,8 @@ MOST_ATTEMPTS = 240
 """Numbers of a request's answers: inference counts those made beside a late one from 251, other work from 601."""
 
 _NUMBERS_OF_A_DELIVERY = 16
+_NUMBERS_OF_A_PREPARATION = 1000
+"""The first half begins each range of a request's numbers at a multiple of this, and one: nobody else has these."""
 _DELIVERIES_OF_A_RUN = 5
 
 
@@ -80,6 +82,15 @@ def may_wait_for_twin(reads_cache: bool, temperature: float | None, temperature_
     return reads_cache and (temperature is None or temperature <= temperature_limit)
 
 
+def may_wait_for_near_same(lane: str, allowed: Collection[str]) -> bool:
+    """True when an item of this lane may wait for one that means nearly the same.
+
+    A provider takes the time it likes. What waits for its first batch goes in a second one, and where that cannot be
+    left for the lane online it may end after the deadline.
+    """
+    return lane not in PROVIDER_LANES or not allowed or ONLINE in allowed
+
+
 def may_share(cacheable: bool, temperature: float | None) -> bool:
     """True when the first one's answer goes to its twins: the cache would give it to them, or it is what greedy
     decoding gives again. Everything else (tools with effects, say) is asked again.
@@ -95,7 +106,8 @@ def attempt_number(first: int, run: int, delivery: int, number: int) -> int:
     before they meet those that inference gives to other work.
     """
     before = ((run - 1) * _DELIVERIES_OF_A_RUN + (delivery - 1)) * _NUMBERS_OF_A_DELIVERY
-    return first + (before + number - 1) % (MOST_ATTEMPTS - first + 1)
+    taken = (first - 1) % _NUMBERS_OF_A_PREPARATION
+    return first + (before + number - 1) % max(MOST_ATTEMPTS - taken, 1)
 
 
 class Next(Enum):

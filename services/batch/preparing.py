@@ -131,6 +131,9 @@ class Preparer:
         # The prepared object last: where it is, the rest is too.
         if ended:
             await self._store.write_results(asked.ref, f"prepared-{name}", ended, users_of(items))
+        else:
+            # A worker that died before the next line may have written that some of them failed.
+            await self._store.store.delete(batches.result_name(asked.ref, f"prepared-{name}"))
         await self._store.put(batches.prepared_name(asked.ref, name), prepared)
 
     @staticmethod

@@ -6,8 +6,9 @@ is done twice, because a worker or Temporal died, is done once.
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tenth.batch.v1 import stored_pb2
@@ -27,9 +28,13 @@ from services.batch.records import RunStore, Spill, users_of
 from services.batch.reports import AtProvider, ChunkEnd, Polled, ProviderWork, Submitted
 from services.batch.settings import WorkerSettings
 
+log = logging.getLogger("tenth.batch.provider_batches")
 _NAMESPACE = uuid.UUID("6e1d6b5c-8f0a-4e57-9d0e-0d8d1f6f2a10")
 _EVENTS_PER_CALL = 500
 _RESULTS_PER_OBJECT = 500
+_MOST_REFUSED = 50
+"""Items left out of a batch one by one: each costs another upload."""
+_TOO_LARGE = "PROVIDER_BATCH_TOO_LARGE"
 _LATER = (
     *(Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.CANCELLED),
     *(Code.ABORTED, Code.INTERNAL, Code.UNKNOWN),
@@ -77,16 +82,24 @@ class ProviderLane:
             beat(count)
         if not count:
             return Submitted("", 0)
-        try:
-            call = self._layers.providers.SubmitProviderBatch
-            answer = await call(self._parts(work, done, delivery == 1), timeout=self._settings.generate_seconds)
-        except TenthError as error:
-            if error.code in _LATER:
-                raise
-            async for records in self._pieces(work, done):
-                await self._record([self._event(work, one, ledger_pb2.ATTEMPT_KIND_FAILED) for one in records], stop)
-            return Submitted("", count, str(error))
-        return Submitted(answer.batch.provider_batch_id, count)
+        call, refused = self._layers.providers.SubmitProviderBatch, set[str]()
+        while True:
+            try:
+                parts = self._parts(work, done, delivery == 1, refused)
+                answer = await call(parts, timeout=self._settings.generate_seconds)
+                return Submitted(answer.batch.provider_batch_id, count)
+            except TenthError as error:
+                if error.code in _LATER:
+                    raise
+                if _is_of_one_item(error, refused) and len(refused) < min(_MOST_REFUSED, count - 1):
+                    # The others must not go online for its sake. It is left, and goes there alone in the end.
+                    log.warning("left out of a batch at %s: %s", work.lane, error)
+                    refused.add(error.metadata["request_id"])
+                    continue
+                async for records in self._pieces(work, done):
+                    events = [self._event(work, one, ledger_pb2.ATTEMPT_KIND_FAILED) for one in records]
+                    await self._record(events, stop)
+                return Submitted("", count, str(error))
 
     async def poll(self, asked: AtProvider) -> Polled:
         """How far a batch is. Raises TenthError while the provider stays away."""
@@ -207,7 +220,7 @@ class ProviderLane:
                 yield records
 
     async def _parts(
-        self, work: ProviderWork, done: set[int], first_call: bool
+        self, work: ProviderWork, done: set[int], first_call: bool, refused: Collection[str]
     ) -> AsyncIterator[inference_pb2.SubmitProviderBatchRequest]:
         name = f"{work.ref.tenant_id}/{work.ref.batch_id}/{work.ref.run}/{work.name}/{work.submission}"
         head = inference_pb2.ProviderBatchHead(submission_id=str(uuid.uuid5(_NAMESPACE, name)), model=work.model)
@@ -217,6 +230,8 @@ class ProviderLane:
         async for records in self._pieces(work, done):
             for record in records:
                 generation = record.outcome.prepared.generation
+                if generation.request_id in refused:
+                    continue
                 generation.attempt = self._attempt(work, record)
                 yield inference_pb2.SubmitProviderBatchRequest(generation=generation)
 
@@ -254,6 +269,12 @@ class ProviderLane:
             request = ledger_pb2.RecordAttemptsRequest(events=part)
             call, seconds = self._layers.ledger.RecordAttempts, self._settings.call_seconds
             await patiently(lambda: call(request, timeout=seconds), self._settings.patience_seconds, stop)  # noqa: B023
+
+
+def _is_of_one_item(error: TenthError, refused: Collection[str]) -> bool:
+    """True when inference names the generation that it does not take; one too many is no fault of its own."""
+    name = error.metadata.get("request_id", "")
+    return bool(name) and name not in refused and error.reason != _TOO_LARGE
 
 
 def _worst_case(record: stored_pb2.StoredPrepared) -> usage_pb2.Usage:

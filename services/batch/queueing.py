@@ -89,7 +89,7 @@ class Queue:
         window = queued.deadline_time.ToNanoseconds() / 1e9 - created
         due = created + min(self._settings.gather_seconds, window / _SHARE_OF_WINDOW)
         ref = GatherRef(queued.tenant_id, queued.caller, queued.may_assert_user, self._settings.gather_item_count)
-        await self._temporal.add(ref, Waiting(queued.request.request_id, due))
+        await self._temporal.add(ref, Waiting(queued.request.request_id, due), window)
 
     async def get(self, tenant_id: str, request_id: str) -> batch_pb2.GetQueuedCompletionResponse:
         """What became of a request. Raises NOT_FOUND (QUEUED_NOT_FOUND), UNAVAILABLE."""

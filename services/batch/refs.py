@@ -15,8 +15,10 @@ Everything here goes through Temporal's default JSON converter. What a worker ow
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from enum import StrEnum
+from urllib.parse import quote
 
 BATCH_WORKFLOW = "BatchWorkflow"
 """Its argument is a BatchRef, its result a Progress."""
@@ -29,6 +31,8 @@ ADD_SIGNAL = "add"
 COMPOSE_ACTIVITY = "compose_batch"
 """Makes a batch of waiting requests: its argument is a Compose, its result how many items the batch has."""
 PROGRESS_MEMO = "progress"
+_WINDOWS_ALIKE_SECONDS = (600, 3600, 6 * 3600, 86_400)
+"""Where a new size of completion windows begins."""
 
 
 class State(StrEnum):
@@ -110,9 +114,15 @@ def batch_workflow_id(ref: BatchRef) -> str:
     return f"batch-{ref.batch_id}" if ref.run == 1 else f"batch-{ref.batch_id}-r{ref.run}"
 
 
-def gather_workflow_id(tenant_id: str, caller: str, may_assert_user: bool) -> str:
-    """The workflow that gathers one caller's requests; its rights are part of it, for they may change."""
-    return f"gather/{tenant_id}/{caller}/{'users' if may_assert_user else 'own'}"
+def gather_workflow_id(tenant_id: str, caller: str, may_assert_user: bool, window_seconds: float) -> str:
+    """The workflow that gathers one caller's requests; its rights are part of it, for they may change.
+
+    A batch has the deadline of its most urgent request. So requests are gathered with those whose windows are alike:
+    else one that waits a minute would send others online, or let them expire, that can wait a day.
+    """
+    size = bisect_right(_WINDOWS_ALIKE_SECONDS, window_seconds)
+    who = "/".join(quote(part, safe="") for part in (tenant_id, caller))
+    return f"gather/{who}/{'users' if may_assert_user else 'own'}/{size}"
 
 
 def lane_queue(prefix: str, lane: str, model: str = "") -> str:

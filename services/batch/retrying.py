@@ -42,6 +42,10 @@ class Retrying:
         if not indexes:
             return view
         ref = BatchRef(tenant_id, batch_id, view.ref.run + 1)
+        if await self._store.exists(state_name(ref)):
+            # Another call was first, and its run may have begun: what that takes must not change any more.
+            await self._creation.start(ref)
+            return await self._views.look(tenant_id, batch_id)
         now = self._now_ns()
         run = stored_pb2.StoredRun(run=ref.run, item_count=len(indexes))
         run.create_time.FromNanoseconds(now)

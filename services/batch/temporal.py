@@ -129,14 +129,14 @@ class Temporal:
         except _WorkflowUnknownError:
             return
 
-    async def add(self, ref: GatherRef, waiting: Waiting) -> None:
+    async def add(self, ref: GatherRef, waiting: Waiting, window_seconds: float) -> None:
         """Tell of an enqueued request; the workflow that gathers is started where it does not run."""
         client = await self.client()
         await self._rpc(
             client.start_workflow(
                 GATHER_WORKFLOW,
                 ref,
-                id=gather_workflow_id(ref.tenant_id, ref.caller, ref.may_assert_user),
+                id=gather_workflow_id(ref.tenant_id, ref.caller, ref.may_assert_user, window_seconds),
                 task_queue=self._settings.task_queue_prefix,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 start_signal=ADD_SIGNAL,

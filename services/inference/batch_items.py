@@ -15,10 +15,12 @@ from services.inference.backend import Answer
 from services.inference.batch_upload import Limits, Upload
 from services.inference.errors import PROVIDER_STATUS, TOO_LONG, Reason
 from services.inference.policy import Generation
-from services.inference.usage import MOST_TOKENS, Usage
+from services.inference.usage import Usage
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """What Anthropic takes as a custom_id; OpenAI takes it too."""
+_NUMBER = re.compile(r"[0-9a-f]{1,16}")
+_MOST_ESTIMATED = 16**7 - 1
 _TAG = 10
 _MOST_KNOWN = 10_000
 _RETRYABLE_BELOW_500 = frozenset({408, 409, 429})
@@ -26,7 +28,8 @@ _RETRYABLE_BELOW_500 = frozenset({408, 409, 429})
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """A generation as its custom id names it: REQUEST_ID-ATTEMPT-ESTIMATED_INPUT-TAG.
+    """A generation as its custom id names it: REQUEST_ID-ATTEMPT-ESTIMATED_INPUT-TAG, the numbers hexadecimal: with
+    a UUID for the request, attempts of ten digits and the longest prompts must have room.
 
     The estimate stands there because nothing of a batch is kept here, and an answer whose provider reports no usage
     must still be paid for. ``tag`` is of the submission: it tells whose batch one is that has no other mark.
@@ -40,7 +43,7 @@ class BatchItem:
     @property
     def custom_id(self) -> str:
         """Its name at the provider. Raises INVALID_ARGUMENT for a request_id that cannot be in one."""
-        name = f"{self.request_id}-{self.attempt}-{min(self.estimated_input, MOST_TOKENS)}-{self.tag}"
+        name = f"{self.request_id}-{self.attempt:x}-{min(self.estimated_input, _MOST_ESTIMATED):x}-{self.tag}"
         if not _NAME.fullmatch(name):
             raise invalid_argument(
                 "in a provider's batch it has a-z, A-Z, 0-9, _ and -, and with attempt and estimate at most 51 "
@@ -56,9 +59,9 @@ def item_of(custom_id: object) -> BatchItem | None:
     if len(parts) != 4 or not parts[0] or len(parts[3]) != _TAG:
         return None
     attempt, estimate = parts[1:3]
-    if not (attempt.isascii() and attempt.isdecimal() and estimate.isascii() and estimate.isdecimal()):
+    if not (_NUMBER.fullmatch(attempt) and _NUMBER.fullmatch(estimate)):
         return None
-    return BatchItem(parts[0], int(attempt), int(estimate), parts[3])
+    return BatchItem(parts[0], int(attempt, 16), int(estimate, 16), parts[3])
 
 
 def tag_of(submission_id: str) -> str:

@@ -121,7 +121,9 @@ class Halves:
         request = item.request
         if not request.request_id:
             raise required("request.request_id")
-        later = Later(item.batch_prices, _ttl_seconds(item))
+        # With the layer's kill switch an item costs and counts what it does online, and takes no provider's batch lane.
+        switched_off = "batch" in self._admission.tenant(request).disabled_layers
+        later = Later(item.batch_prices and not switched_off, _ttl_seconds(item))
         digest = self._admission.identify(request)
         kept = self._kept(request, digest)
         if kept is not None and kept.completion is not None:
@@ -180,7 +182,7 @@ class Halves:
             generation=build_generation(call, route, prompt, attempt),
             tier=route.tier,
             self_hosted=route.self_hosted,
-            has_batch_price=has_batch_price(price),
+            has_batch_price=has_batch_price(price) and not call.disabled("batch"),
             reserved_nano_usd=choice.reserved_nano_usd,
             expected_nano_usd=actual_cost(price, Usage(prompt.sent_tokens, output), batch=batch),
             cacheable=missed and may_store and settled and call.request.policy.cache_mode in _SHARING_MODES,

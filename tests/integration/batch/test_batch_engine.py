@@ -106,6 +106,46 @@ async def test_nearly_the_same_waits_for_the_cache(tmp_path: Path, temporal_addr
         assert not layers.reserved
 
 
+async def test_what_no_lane_takes_fails_piece_by_piece(tmp_path: Path, temporal_address: str) -> None:
+    async with engine(tmp_path, temporal_address) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(620)], lanes=["local"])
+        progress = await made.run(ref)
+        assert (progress.state, progress.done, progress.failed) == (State.DONE, 0, 620)
+        assert {one.result.error_reason for one in (await made.results(ref)).values()} == {"LANE_NOT_ALLOWED"}
+        objects = [name async for name in made.store.list(batches.results_prefix(TENANT, ref.batch_id))]
+        assert len(objects) == 2, "a batch that goes nowhere is never in memory whole"
+        assert not made.layers.reserved
+
+
+async def test_a_batch_whose_provider_cannot_be_left_waits_for_nothing(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.embeddings = {"a": [1.0, 0.0], "a?": [0.998, 0.06]}
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        requests = [ask("a", model=PAID_MODEL), ask("a?", model=PAID_MODEL)]
+        progress = await made.run(await made.take_in(requests, lanes=["openai"]))
+        assert (progress.done, len(layers.batches)) == (2, 1)
+
+
+async def test_twins_of_what_is_nearly_the_same_share_its_answer(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.embeddings = {"a": [1.0, 0.0], "a?": [0.998, 0.06], "hot": [0.999, 0.04]}
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        requests = [
+            ask("a"),
+            *(ask("a?") for _ in range(4)),
+            ask("a"),
+            *(ask("hot", temperature=0.2) for _ in range(2)),
+        ]
+        ref = await made.take_in(requests, same={2: 1, 3: 1, 4: 1, 5: 0, 7: 6})
+        progress = await made.run(ref)
+        assert (progress.state, progress.done, progress.shared) == (State.DONE, 8, 5), progress
+        results = await made.results(ref)
+        assert [results[n].result.completion.message.parts[0].text for n in range(1, 5)] == ["small 1: a?"] * 4
+        assert [len(layers.generated[request_id(ref, n)]) for n in range(8)] == [1, 1, 0, 0, 0, 0, 1, 0]
+        assert progress.actual_nano_usd == 3 * PRICE
+        assert not layers.reserved
+
+
 @pytest.mark.parametrize("refused", [False, True], ids=["shared", "refused once"])
 async def test_twins_of_what_waits_itself_wait_with_it(tmp_path: Path, temporal_address: str, refused: bool) -> None:
     """ "a!" waits for "a", which the cache does not take for it; its twins have its answer, not one of their own."""

@@ -124,7 +124,7 @@ async def test_a_near_deadline_hurries_those_that_wait(tmp_path: Path, temporal_
         batch_service(tmp_path, temporal_address, identity=identity, gather_seconds=3600.0) as rig,
         worker(rig),
     ):
-        slow, fast = wanted("Slow?", 86_400), wanted("Fast?", 60)
+        slow, fast = wanted("Slow?", 590), wanted("Fast?", 60)
         await enqueue(rig, slow)
         await enqueue(rig, fast)
         assert await batch_of(rig, slow.request_id) == await batch_of(rig, fast.request_id)
@@ -140,9 +140,19 @@ async def test_the_same_request_twice_is_one_item_and_another_is_refused(rig: Ri
     assert (error.value.code, error.value.reason) == (Code.ALREADY_EXISTS, "REQUEST_ID_REUSED")
     batch_id = await batch_of(rig, one.request_id)
     assert await enqueue(rig, one) == first
-    await rig.temporal.add(GatherRef("acme", "x", True, 5), Waiting(one.request_id, 0.0))  # Told of late.
+    await rig.temporal.add(GatherRef("acme", "x", True, 5), Waiting(one.request_id, 0.0), 3600)  # Told of late.
     assert len(await items(rig, batch_id)) == 1
     assert len(rig.names("gathered/acme/")) == 1
+
+
+async def test_a_request_in_a_hurry_takes_no_time_from_others(rig: Rig) -> None:
+    hurried, patient = wanted("Now?", 60), wanted("Tomorrow?", 86_400)
+    for one in (patient, hurried):
+        await enqueue(rig, one)
+    found = {one.request_id: await batch_of(rig, one.request_id) for one in (hurried, patient)}
+    assert found[hurried.request_id] != found[patient.request_id]
+    stored = await batches.read_batch(rig.store, "acme", found[patient.request_id])
+    assert stored.header.completion_window.seconds > 86_000
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,7 @@ async def test_a_request_that_was_kept_and_never_told_of_is_told_of_later(rig: R
     await enqueue(rig, one)
     client: Client = await rig.temporal.client()
     caller = (await queued(rig, one.request_id)).caller
-    await client.get_workflow_handle(gather_workflow_id("acme", caller, True)).terminate("as if it was lost")
+    await client.get_workflow_handle(gather_workflow_id("acme", caller, True, 3600)).terminate("as if it was lost")
     await rig.sweeper.tell_again()
     assert not (await queued(rig, one.request_id)).batch_id
     rig.clock.later_seconds = 130
@@ -246,7 +256,7 @@ async def test_what_gathers_ends_when_nothing_waits_and_begins_again(rig: Rig) -
         await enqueue(rig, one)
         caller = (await queued(rig, one.request_id)).caller
         client: Client = await rig.temporal.client()
-        handle = client.get_workflow_handle(gather_workflow_id("acme", caller, True))
+        handle = client.get_workflow_handle(gather_workflow_id("acme", caller, True, 3600))
         async with asyncio.timeout(20):
             await handle.result()
         assert (await queued(rig, one.request_id)).batch_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tenth.inference.v1 import inference_pb2
 from tenth.type.v1 import usage_pb2
 
 from mesh.errors import Code, TenthError
-from services.batch.refs import State
+from services.batch.refs import CANCEL_SIGNAL, State
 from tests.integration.batch.batch_engine_rig import ask, engine, request_id, until
 from tests.integration.batch.batch_layers import (
     PAID_MODEL,
@@ -102,6 +103,29 @@ async def test_a_submission_that_is_refused_runs_online(tmp_path: Path, temporal
         assert not layers.reserved
 
 
+async def test_one_generation_that_is_refused_does_not_send_the_others_online(
+    tmp_path: Path, temporal_address: str
+) -> None:
+    layers = Layers()
+
+    def refuse_one(batch: PlayedBatch) -> None:
+        for one in batch.generations:
+            if one.messages[-1].parts[0].text == "q1":
+                layers.batches.clear()
+                metadata = {"request_id": one.request_id}
+                raise TenthError(Code.INVALID_ARGUMENT, "INVALID_FIELD", "wrong", "generations[1]", metadata=metadata)
+        answer_all(batch)
+
+    layers.on_submit = refuse_one
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(4)])
+        progress = await made.run(ref)
+        assert (progress.done, progress.lanes) == (4, {"openai": 3, "online": 1})
+        ends = [kind for _, kind in layers.kinds(request_id(ref, 1))]
+        assert ends.count("STARTED") == ends.count("FAILED"), "what was never handed in is on the books as that"
+        assert not layers.reserved
+
+
 @pytest.mark.parametrize("stops", [True, False], ids=["the provider stops", "the provider does not stop"])
 async def test_the_deadline_moves_work_online(tmp_path: Path, temporal_address: str, stops: bool) -> None:
     layers = Layers()
@@ -168,4 +192,30 @@ async def test_a_provider_without_room_is_asked_again(tmp_path: Path, temporal_a
         progress = await made.run(ref)
         assert (progress.done, progress.lanes) == (3, {"openai": 3})
         assert len(set(layers.submissions)) == 5
+        assert not layers.reserved
+
+
+async def test_what_is_at_a_provider_is_collected_when_a_cancel_meets_a_renewal(
+    tmp_path: Path, temporal_address: str
+) -> None:
+    layers = Layers()
+    layers.gate, layers.free = asyncio.Event(), 0
+    layers.on_submit = half_and_no_more
+    seen = (0, 0.0)
+
+    def nobody_asks_any_more() -> bool:
+        nonlocal seen
+        if seen[0] != layers.calls["poll"]:
+            seen = (layers.calls["poll"], time.monotonic())
+        return seen[0] > 5 and time.monotonic() - seen[1] > 1
+
+    async with engine(tmp_path, temporal_address, layers=layers, history_events=100) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL if n < 4 else "") for n in range(6)])
+        handle = await made.start(ref)
+        # Its history is long: it waits for the chunk that is out, to continue as a new one.
+        await until(nobody_asks_any_more)
+        await handle.signal(CANCEL_SIGNAL)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.done, progress.failed) == (State.CANCELLED, 2, 4)
+        assert layers.calls["cancel"] == 1
         assert not layers.reserved

@@ -244,6 +244,14 @@ async def test_which_reservations_are_a_batchs(mesh: Mesh, model: str, batch_pri
     assert first.expected_nano_usd == 80 * price_in + 200 * price_out
 
 
+async def test_the_kill_switch_keeps_items_from_batch_prices_and_lanes(mesh: Mesh) -> None:
+    await mesh.switched("batch")
+    first = await prepared(mesh, ask(policy={"model": MINI}), batch_prices=True)
+    assert [each.batch for each in mesh.fakes.requests("ReserveFunds")] == [False]
+    assert first.expected_nano_usd == 80 * 1_000 + 200 * 2_000
+    assert not first.has_batch_price, "the planner takes no provider's lane then"
+
+
 async def test_batches_are_outside_of_the_requests_per_minute(mesh: Mesh) -> None:
     limited = replace(BATCH, tenant_id="limited")
     outcomes = await mesh.prepare(*(ask() for _ in range(10)), identity=limited)

@@ -247,6 +247,7 @@ async def test_the_size_of_pieces_changes_nothing(texts: list[str], size: int) -
         ({"completion_window": {"seconds": 7 * 86400, "nanos": 1}}, "header.completion_window", "INVALID_FIELD"),
         ({"completion_window": {}}, "header.completion_window", "INVALID_FIELD"),
         ({"lanes": ["local", "fast"]}, "header.lanes[1]", "INVALID_FIELD"),
+        ({"lanes": ["local", "online", "local"]}, "header.lanes[2]", "INVALID_FIELD"),
         ({"user_id": "x" * 257}, "header.user_id", "INVALID_FIELD"),
         ({"tags": {"tenth.x": "y"}}, "header.tags", "INVALID_FIELD"),
     ],

@@ -10,7 +10,7 @@ from tenth.batch.v1 import batch_pb2, stored_pb2
 from mesh.errors import TenthError
 from services.batch import batches
 from services.batch.objects import check_name, open_store, read_records, write_records
-from services.batch.refs import BatchRef, Progress, batch_workflow_id, lane_queue
+from services.batch.refs import BatchRef, Progress, batch_workflow_id, gather_workflow_id, lane_queue
 from services.batch.viewing import make_token, read_token
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=300)
@@ -122,3 +122,13 @@ def test_progress_becomes_a_message() -> None:
     ]
     assert [(one.lane, one.item_count) for one in batch.lanes] == [("local", 2), ("online", 1)]
     assert batch.end_time.ToMilliseconds() == 2500
+
+
+def test_nobody_gathers_with_another_tenant() -> None:
+    asked = [("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c")]
+    assert len({gather_workflow_id(tenant, caller, True, 3600) for tenant, caller in asked}) == 3
+
+
+def test_windows_that_are_alike_gather_together() -> None:
+    names = [gather_workflow_id("a", "c", True, seconds) for seconds in (60, 599, 3600, 7200, 86_400, 7 * 86_400)]
+    assert names[0] == names[1] != names[2] == names[3] != names[4] == names[5]

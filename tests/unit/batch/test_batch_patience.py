@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from tenth.orchestrator.v1 import orchestrator_pb2 as pb
+from tenth.type.v1 import chat_pb2
 
 from mesh.errors import Code, TenthError
 from services.batch.calls import Layers, Stop, Stopped, patiently
@@ -90,3 +91,31 @@ async def test_patience_is_for_what_may_pass() -> None:
     with pytest.raises(TenthError):
         await patiently(lambda: call(Code.UNAVAILABLE, 10**6), 0.05)
     assert calls > 1
+
+
+async def test_calls_are_cut_by_bytes_too() -> None:
+    orchestrator = Orchestrator(lambda _, __: ready())
+    large = items(7)
+    for item in large:
+        item.request.messages.add(parts=[chat_pb2.ContentPart(text="x" * 3_000_000)])
+    large[3].request.messages.add(parts=[chat_pb2.ContentPart(text="x" * 12_000_000)])
+    outcomes = await halves(orchestrator).prepare(large, Stop(1))
+    assert orchestrator.asked == [["0", "1"], ["2"], ["3"], ["4", "5"], ["6"]]
+    assert {outcome.WhichOneof("outcome") for outcome in outcomes} == {"prepared"}
+
+
+async def test_an_end_that_could_not_be_kept_is_told_again() -> None:
+    told = 0
+
+    class Forgetful:
+        async def FinishCompletions(self, request: pb.FinishCompletionsRequest, **_: float) -> Any:
+            nonlocal told
+            told += 1
+            if told < 3:
+                raise TenthError(Code.INTERNAL, "INTERNAL", "the disk is full")
+            return pb.FinishCompletionsResponse(outcomes=[pb.FinishOutcome(finished=pb.FinishedCompletion())])
+
+    made = Halves(cast(Layers, type("Played", (), {"halves": Forgetful()})()), WorkerSettings())
+    (outcome,) = await made.finish([pb.CompletionToFinish()], Stop(1))
+    assert outcome.WhichOneof("outcome") == "finished"
+    assert told == 3

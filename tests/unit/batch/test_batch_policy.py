@@ -20,6 +20,7 @@ from services.batch.policy import (
     attempt_number,
     choose_lane,
     may_share,
+    may_wait_for_near_same,
     may_wait_for_twin,
     pause_seconds,
     provider_lane,
@@ -111,9 +112,12 @@ def test_a_pause_is_as_told_or_grows_to_a_bound(tried: int, jitter: float) -> No
     assert 0 < pause_seconds(DOWN, tried, jitter) <= 20
 
 
-@given(st.integers(1, 20), st.integers(1, 50), st.integers(1, 500), st.integers(1, 300))
-def test_numbers_of_attempts_stay_where_answers_are_counted(first: int, run: int, delivery: int, number: int) -> None:
-    assert first <= attempt_number(first, run, delivery, number) <= MOST_ATTEMPTS
+@given(st.integers(0, 1_999_999), st.integers(1, 20), st.integers(1, 50), st.integers(1, 500), st.integers(1, 300))
+def test_numbers_of_attempts_stay_where_answers_are_counted(
+    thousand: int, first: int, run: int, delivery: int, number: int
+) -> None:
+    base = thousand * 1000
+    assert base + first <= attempt_number(base + first, run, delivery, number) <= base + MOST_ATTEMPTS
 
 
 def test_no_number_is_used_twice_in_ordinary_life() -> None:
@@ -125,3 +129,18 @@ def test_no_number_is_used_twice_in_ordinary_life() -> None:
     ]
     assert len(set(used)) == len(used)
     assert attempt_number(1, 1, 1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("lane", "allowed", "waits"),
+    [
+        (OPENAI, [], True),
+        (OPENAI, [OPENAI, ONLINE], True),
+        (OPENAI, [OPENAI], False),
+        (OPENAI, [OPENAI, LOCAL], False),
+        (LOCAL, [OPENAI, LOCAL], True),
+        (ONLINE, [ONLINE], True),
+    ],
+)
+def test_nothing_waits_for_a_provider_that_it_cannot_leave(lane: str, allowed: list[str], waits: bool) -> None:
+    assert may_wait_for_near_same(lane, allowed) is waits

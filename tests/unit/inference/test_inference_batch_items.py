@@ -28,7 +28,7 @@ from services.inference.models import parse_catalog
 NAMES = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", min_size=1, max_size=36)
 
 
-@given(NAMES, st.integers(1, 9999), st.integers(0, 10**7), st.uuids())
+@given(NAMES, st.integers(1, 2_000_000_999), st.integers(0, 10**8), st.uuids())
 def test_a_custom_id_tells_what_it_was_made_of(name: str, attempt: int, estimate: int, submission: object) -> None:
     item = BatchItem(name, attempt, estimate, tag_of(str(submission)))
     assert re.fullmatch("[a-zA-Z0-9_-]{1,64}", item.custom_id)
