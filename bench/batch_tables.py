@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from bench.batch_kills import KILLS, VICTIMS
 from bench.batch_local import LOCAL, PREFIX
 from bench.batch_memory import MEMORY
 from bench.batch_overhead import APART, OURS, OVERHEAD
-from bench.cells import Figures, head, row, with_notes, yes
+from bench.cells import Figures, head, row, with_notes
+from bench.goals import Goal, goals_table, milliseconds, times
 
 _ARMS = {
     "local_lane/one_at_a_time": "online path, one at a time",
@@ -31,14 +31,6 @@ _WRONGS = {
 }
 
 
-def _times(value: float) -> str:
-    return f"{value:.2f}x"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.2f} ms"
-
-
 def _megabytes(value: float) -> str:
     return f"{value:.0f} MB"
 
@@ -47,25 +39,14 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """One figure that has a reach."""
-
-    what: str
-    metric: str
-    reach: float
-    form: Callable[[float], str]
-    more: bool = False
-
-
 _GOALS = (
-    _Goal("local lane over one at a time", "local_lane/ours/speedup_vs_one_at_a_time", 3, _times, more=True),
-    _Goal("prompts that begin alike side by side", "prefix_order/ours/speedup", 1.3, _times, more=True),
-    _Goal("CPU of the batch layer for an item, dearer lane", "overhead/ours/cpu_ms_per_item", 2, _milliseconds),
-    _Goal("memory, batch service", "memory_100k/service/rss_mb", 300, _megabytes),
-    _Goal("memory, worker", "memory_100k/worker/rss_mb", 300, _megabytes),
-    *(_Goal(f"kills: {said}", f"kills/ours/{name}", 0, _count) for name, said in _WRONGS.items()),
-    _Goal("kills: chunks done again, at most", "kills/ours/repeated_chunks_max", 1, _count),
+    Goal("local lane over one at a time", "local_lane/ours/speedup_vs_one_at_a_time", 3, more=True, form=times),
+    Goal("prompts that begin alike side by side", "prefix_order/ours/speedup", 1.3, more=True, form=times),
+    Goal("CPU of the batch layer for an item, dearer lane", "overhead/ours/cpu_ms_per_item", 2, form=milliseconds),
+    Goal("memory, batch service", "memory_100k/service/rss_mb", 300, form=_megabytes),
+    Goal("memory, worker", "memory_100k/worker/rss_mb", 300, form=_megabytes),
+    *(Goal(f"kills: {said}", f"kills/ours/{name}", 0, form=_count) for name, said in _WRONGS.items()),
+    Goal("kills: chunks done again, at most", "kills/ours/repeated_chunks_max", 1, form=_count),
 )
 
 
@@ -81,7 +62,7 @@ class _Figures(Figures):
 def batch_tables(result: Mapping[str, Any]) -> str:
     """Goals, the local engine's arms, CPU by process, memory, kills by victim."""
     figures, said = _Figures(result), result["assumptions"]
-    parts = (_goals(figures), _arms(figures), _overhead(figures), _memory(figures), _kills(figures))
+    parts = (goals_table(figures, _GOALS), _arms(figures), _overhead(figures), _memory(figures), _kills(figures))
     texts = ["\n".join(part) for part in parts if len(part) > 2]
     for name, words in ((LOCAL, _local_said), (PREFIX, _prefix_said), (OVERHEAD, _overhead_said)):
         if name in said:
@@ -97,20 +78,6 @@ def batch_tables(result: Mapping[str, Any]) -> str:
         f"seed {said.get('seed')}; {seconds}; load average before: {said.get('load_before')}."
     )
     return with_notes(texts, result)
-
-
-def _goals(figures: _Figures) -> list[str]:
-    lines = head("what", "measured", "reach", "reached", texts=1)
-    for goal in _GOALS:
-        value = figures.value(goal.metric)
-        if value is None:
-            continue
-        low, high = (figures.value(f"{goal.metric}_{end}") for end in ("low", "high"))
-        spread = f" ({goal.form(low)} to {goal.form(high)})" if low is not None and high is not None else ""
-        bound = f"at {'least' if goal.more else 'most'} {goal.form(goal.reach)}"
-        reached = value >= goal.reach if goal.more else value <= goal.reach
-        lines.append(row(goal.what, f"{goal.form(value)}{spread}", bound, yes(reached)))
-    return lines
 
 
 def _arms(figures: _Figures) -> list[str]:

@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from bench import inference_stream
-from bench.cells import Figures, head, row, with_notes, yes
+from bench.cells import Figures, head, row, with_notes
+from bench.goals import Goal, goals_table, milliseconds, times
 from bench.inference_schemes import BASE, PART, PERPLEXITY, SCHEMES
 
 _CONCURRENCIES = (1, 8, 32, 64)
 _STREAMS = {"ours": "Tenth, gRPC", "vllm_http": "vLLM's HTTP server", "engine": "the engine alone"}
 
 
-def _ratio(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}x"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.2f} ms"
-
-
 def _seconds(value: float) -> str:
     return f"{value:.1f} s"
 
 
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """One figure that has a reach."""
-
-    what: str
-    metric: str
-    reach: float
-    more: bool = False
-    form: Callable[[float], str] = _ratio
-
-
 _GOALS = (
-    _Goal("int8 weights on disk, of bf16's", "int8/vllm/weights_ratio", 0.62),
-    _Goal("int8 perplexity, of bf16's", "int8/vllm/perplexity_ratio", 1.03),
-    _Goal("the same on held-out text", "int8/vllm/perplexity_ratio_held_out", 1.03),
-    _Goal("int8 tokens/s, of bf16's, 32 at once", "int8/vllm/tokens_ratio_c32", 1.1, more=True, form=_times),
-    _Goal("int8 tokens/s, of bf16's, 64 at once", "int8/vllm/tokens_ratio_c64", 1.15, more=True, form=_times),
-    _Goal("int4 weights on disk, of bf16's", "int4/vllm/weights_ratio", 0.45),
-    _Goal("int4 perplexity, of bf16's", "int4/vllm/perplexity_ratio", 1.10),
-    _Goal("the same on held-out text", "int4/vllm/perplexity_ratio_held_out", 1.10),
-    _Goal("batching, bf16: 32 at once over 1", "batching/vllm/speedup_c32", 9, more=True, form=_times),
-    _Goal("prefix cache: first token, second over first", "prefix_cache/vllm/ttft_ratio", 0.12),
-    _Goal("gRPC stream: added to the first token", "stream/ours/ttft_overhead_ms", 5, form=_milliseconds),
-    _Goal("gRPC stream: CPU per chunk", "stream/ours/cpu_ms_per_chunk", 0.2, form=_milliseconds),
-    _Goal("the same, by thread", "stream/ours/cpu_ms_per_chunk_by_thread", 0.2, form=_milliseconds),
-    _Goal("engine's start to its first token, bf16", f"{BASE}/vllm/start_seconds", 15, form=_seconds),
-    _Goal("service's start to its first token", "start/ours/first_token_s", 15, form=_seconds),
+    Goal("int8 weights on disk, of bf16's", "int8/vllm/weights_ratio", 0.62),
+    Goal("int8 perplexity, of bf16's", "int8/vllm/perplexity_ratio", 1.03),
+    Goal("the same on held-out text", "int8/vllm/perplexity_ratio_held_out", 1.03),
+    Goal("int8 tokens/s, of bf16's, 32 at once", "int8/vllm/tokens_ratio_c32", 1.1, more=True, form=times),
+    Goal("int8 tokens/s, of bf16's, 64 at once", "int8/vllm/tokens_ratio_c64", 1.15, more=True, form=times),
+    Goal("int4 weights on disk, of bf16's", "int4/vllm/weights_ratio", 0.45),
+    Goal("int4 perplexity, of bf16's", "int4/vllm/perplexity_ratio", 1.10),
+    Goal("the same on held-out text", "int4/vllm/perplexity_ratio_held_out", 1.10),
+    Goal("batching, bf16: 32 at once over 1", "batching/vllm/speedup_c32", 9, more=True, form=times),
+    Goal("prefix cache: first token, second over first", "prefix_cache/vllm/ttft_ratio", 0.12),
+    Goal("gRPC stream: added to the first token", "stream/ours/ttft_overhead_ms", 5, form=milliseconds),
+    Goal("gRPC stream: CPU per chunk", "stream/ours/cpu_ms_per_chunk", 0.2, form=milliseconds),
+    Goal("the same, by thread", "stream/ours/cpu_ms_per_chunk_by_thread", 0.2, form=milliseconds),
+    Goal("engine's start to its first token, bf16", f"{BASE}/vllm/start_seconds", 15, form=_seconds),
+    Goal("service's start to its first token", "start/ours/first_token_s", 15, form=_seconds),
 )
 
 
@@ -88,7 +65,7 @@ def inference_tables(result: Mapping[str, Any]) -> str:
     """Goals, size and quality by scheme, speed by scheme, streams, and the life of a service."""
     figures, said = _Figures(result), result["assumptions"]
     parts = [
-        _goals(figures),
+        goals_table(figures, _GOALS),
         _quality(figures, result),
         _speed(figures),
         _gains(figures),
@@ -106,20 +83,6 @@ def inference_tables(result: Mapping[str, Any]) -> str:
         f"load average before: {said.get('load_before')}."
     )
     return with_notes(texts, result)
-
-
-def _goals(figures: _Figures) -> list[str]:
-    lines = head("what", "measured", "reach", "reached", texts=1)
-    for goal in _GOALS:
-        value = figures.value(goal.metric)
-        if value is None:
-            continue
-        reached = value >= goal.reach if goal.more else value <= goal.reach
-        bound = f"at {'least' if goal.more else 'most'} {goal.form(goal.reach)}"
-        low, high = figures.metrics[goal.metric]["ci95"] or (value, value)
-        interval = f" [{goal.form(low)}, {goal.form(high)}]" if low != high else ""
-        lines.append(row(goal.what, f"{goal.form(value)}{interval}", bound, yes(reached)))
-    return lines
 
 
 def _quality(figures: _Figures, result: Mapping[str, Any]) -> list[str]:
