@@ -76,6 +76,7 @@ class Pace:
     near_same_least_seconds: float
     heartbeat_seconds: float
     history_events: int
+    provider_find_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

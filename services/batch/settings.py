@@ -125,6 +125,13 @@ class WorkerSettings(BatchSettings):
     provider_tries: int = Field(
         default=3, ge=1, le=10, description="How often what a provider did not run is handed in before it runs online"
     )
+    provider_find_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="How long a provider that is away is asked whether it took a batch whose handing in was given up, "
+        "seconds; after that its attempts stay on the books at their worst case",
+    )
     poll_first_seconds: float = Field(default=10.0, gt=0, description="First wait before a provider is asked, seconds")
     poll_longest_seconds: float = Field(default=600.0, gt=0, description="Longest wait between such calls, seconds")
 
