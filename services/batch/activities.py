@@ -93,7 +93,7 @@ class BatchActivities:
         self._runner = ChunkRunner(layers, settings, now)
         self._provider = ProviderLane(self._store, layers, settings, now)
         self._sharer = Sharer(self._store, layers, settings, self._preparer)
-        self._closer = Closer(self._store, layers, settings, self._preparer)
+        self._closer = Closer(self._store, layers, settings, self._preparer, now)
 
     @property
     def control(self) -> Sequence[Callable[..., Any]]:
@@ -141,6 +141,7 @@ class BatchActivities:
                 heartbeat_seconds=settings.heartbeat_seconds,
                 history_events=settings.history_events,
                 provider_find_seconds=settings.provider_find_seconds,
+                close_seconds=settings.close_seconds,
             )
             return RunFacts(run.item_count, batch.object_count, deadline, list(batch.header.lanes), pace)
 

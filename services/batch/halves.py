@@ -57,9 +57,12 @@ class Halves:
                 raise Stopped
         return outcomes
 
-    async def finish(self, items: Sequence[pb.CompletionToFinish], stop: Stop) -> list[pb.FinishOutcome]:
+    async def finish(
+        self, items: Sequence[pb.CompletionToFinish], stop: Stop, patience_seconds: float | None = None
+    ) -> list[pb.FinishOutcome]:
         """The second half, item by item in order; those that may go better later are asked again a few times.
 
+        ``patience_seconds``: how long the orchestrator is waited for, None: as the settings say.
         Raises TenthError while the orchestrator stays away: what was answered would be lost without it.
         """
         outcomes: list[pb.FinishOutcome] = [pb.FinishOutcome()] * len(items)
@@ -67,7 +70,7 @@ class Halves:
         for tried in range(1, self.settings.prepare_tries + 1):
             for part in _calls(items, places):
                 request = pb.FinishCompletionsRequest(items=[items[place] for place in part])
-                seconds = self.settings.patience_seconds
+                seconds = self.settings.patience_seconds if patience_seconds is None else patience_seconds
                 answer = await patiently(lambda: self._finish(request), seconds, stop, also=_UNCLEAR)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
                     outcomes[place] = outcome

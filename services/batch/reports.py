@@ -77,6 +77,7 @@ class Pace:
     heartbeat_seconds: float
     history_events: int
     provider_find_seconds: float = 3600.0
+    close_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,10 @@ class Close:
     reason: str
     message: str
     retryable: bool
+    until_seconds: float = 0.0
+    """After that (seconds since 1970) items get their ends without the orchestrator, if it is away; 0: never."""
+    uncounted: list[str] = field(default_factory=list)
+    """Beginnings of the names of results that nobody has counted yet."""
 
 
 @dataclass(frozen=True, slots=True)

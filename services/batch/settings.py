@@ -112,6 +112,14 @@ class WorkerSettings(BatchSettings):
         default=600.0, gt=0, description="How long a part that is down is waited for before the chunk is given back"
     )
 
+    close_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="How long an orchestrator that is away is waited for when a run ends, seconds; after that its items "
+        "get their ends without receipts, and what they have reserved is let go of when their reservations end",
+    )
+
     provider_least_seconds: float = Field(
         default=900.0, ge=0, description="With less time left no provider's batch is begun, seconds"
     )

@@ -52,6 +52,8 @@ class BatchWorkflow:
         self._shown = -1
         self._state = State.RUNNING
         self._driver: LaneDriver | None = None
+        self._uncounted: list[str] = []
+        """Beginnings of the names of results that activities may have written which were interrupted."""
 
     @workflow.signal(name=CANCEL_SIGNAL)
     def cancel(self) -> None:
@@ -73,6 +75,7 @@ class BatchWorkflow:
         if self._cancelled:
             driver.stop()
         error: tuple[str, str] | None = None
+        timing = asyncio.create_task(self._stop_at_deadline(driver))
         try:
             if resume is not None:
                 self._resume(resume, driver)
@@ -80,7 +83,16 @@ class BatchWorkflow:
         except ActivityError as failed:
             error = _words(failed)
             workflow.logger.error("batch %s cannot go on: %s", ref.batch_id, error)
+        finally:
+            timing.cancel()
         return await self._end(driver, error)
+
+    @staticmethod
+    async def _stop_at_deadline(driver: LaneDriver) -> None:
+        """Whatever the run waits for just then."""
+        while (left := driver.facts.deadline_seconds - workflow.now().timestamp()) > 0:
+            await asyncio.sleep(max(left, 0.05))
+        driver.stop()
 
     async def _rounds(self, driver: LaneDriver, resume: Resume | None) -> None:
         round_, stem = (resume.round, resume.stem) if resume is not None else (1, "")
@@ -89,7 +101,10 @@ class BatchWorkflow:
         await self._drive(driver, round_, stem)
         while round_ < _MOST_ROUNDS and driver.waiting and not driver.stopped:
             asked = Share(self._ref, stem, driver.facts.object_count, round_)
-            shared: Shared = await driver.do("share", asked, Shared)
+            shared: Shared | None = await driver.do_unless_stopped("share", asked, Shared)
+            if shared is None:
+                self._uncounted.append("shared-0" if round_ == 1 else f"shared-r{round_}-")
+                return
             self._count(shared.counts)
             driver.waiting = 0
             if not shared.numbers or driver.stopped:
@@ -114,10 +129,14 @@ class BatchWorkflow:
                     return 0
                 asked = Prepare(self._ref, round_, number, deadline, twins, driver.at_batch_prices)
                 try:
-                    prepared: Prepared = await driver.do("prepare", asked, Prepared)
+                    prepared: Prepared | None = await driver.do_unless_stopped("prepare", asked, Prepared)
                 except ActivityError:
                     driver.stop()
+                    self._uncounted.append(f"prepared-{round_}-{number:08d}")
                     raise
+                if prepared is None:
+                    self._uncounted.append(f"prepared-{round_}-{number:08d}")
+                    return 0
                 self._expected += prepared.expected_nano_usd
                 self._count(prepared.counts)
                 return prepared.waiting
@@ -130,7 +149,10 @@ class BatchWorkflow:
             return ""
         near = round_ == 1 and pace.near_same and may_wait(left, pace.near_same_least_seconds, margins)
         asked = MakePlan(self._ref, round_, driver.facts.object_count, deadline, cheap, driver.facts.lanes, near)
-        planned: Planned = await driver.do("plan", asked, Planned)
+        planned: Planned | None = await driver.do_unless_stopped("plan", asked, Planned)
+        if planned is None:
+            self._uncounted.append(f"nowhere-{round_}-")
+            return ""
         self._count(planned.counts)
         driver.waiting += planned.waiting
         driver.take(planned)
@@ -195,7 +217,9 @@ class BatchWorkflow:
                 reason, message = Reason.LANE_NOT_ALLOWED, "the provider did not run it, and no other lane is allowed"
             else:
                 reason, message = Reason.ITEM_LOST, "the run ended without a result of the item"
-            asked = Close(self._ref, driver.facts.object_count, str(reason), message, True)
+            until = workflow.now().timestamp() + driver.facts.pace.close_seconds
+            count = driver.facts.object_count
+            asked = Close(self._ref, count, str(reason), message, True, until, self._uncounted)
             try:
                 self._count(await driver.do("close", asked, Counts))
             except ActivityError as failed:

@@ -1,0 +1,60 @@
+"""A cancel and the deadline end a run whatever it waits for: preparing, planning, the orchestrator at its very end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mesh.errors import Code, TenthError
+from services.batch.refs import CANCEL_SIGNAL, State
+from tests.integration.batch.batch_engine_rig import ask, engine, until
+from tests.integration.batch.batch_layers import PAID_MODEL, Layers
+
+
+def away(*calls: str) -> Callable[[str, int], None]:
+    """What the layers do when these calls fail."""
+
+    def called(name: str, _: int) -> None:
+        if name in calls:
+            raise TenthError(Code.UNAVAILABLE, "AWAY", "away", retry_after_seconds=0.05)
+
+    return called
+
+
+@pytest.mark.parametrize("call", ["prepare", "limits"])
+@pytest.mark.parametrize("why", ["cancel", "deadline"])
+async def test_what_waits_for_a_layer_is_interrupted(
+    tmp_path: Path, temporal_address: str, call: str, why: str
+) -> None:
+    layers = Layers()
+    layers.on_call = away(call)
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in(
+            [ask(f"q{n}", model=PAID_MODEL) for n in range(120)], seconds=3600 if why == "cancel" else 3
+        )
+        handle = await made.start(ref)
+        await until(lambda: layers.calls[call] > 2)
+        if why == "cancel":
+            await handle.signal(CANCEL_SIGNAL)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert progress.state == (State.CANCELLED if why == "cancel" else State.DONE)
+        assert (progress.done, progress.failed) == (0, 120)
+        reasons = Counter(one.result.error_reason for one in (await made.results(ref)).values())
+        assert reasons == {"BATCH_CANCELLED" if why == "cancel" else "BATCH_EXPIRED": 120}
+
+
+async def test_a_run_ends_without_the_orchestrator_in_the_end(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.on_call = away("limits", "finish")
+    async with engine(tmp_path, temporal_address, layers=layers, close_seconds=1.0) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(3)])
+        handle = await made.start(ref)
+        await until(lambda: layers.calls["limits"] > 2)
+        await handle.signal(CANCEL_SIGNAL)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.failed) == (State.CANCELLED, 3)
+        assert {one.result.error_reason for one in (await made.results(ref)).values()} == {"BATCH_CANCELLED"}
