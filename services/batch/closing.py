@@ -63,9 +63,13 @@ class Closer:
             items = [item for item in items if item.index not in tally.indexes]
             if items:
                 states = await self._states(asked, number)
-                prepared = [item for item in items if item.index in states]
+                half = number in asked.half_prepared
+                prepared = [item for item in items if half or item.index in states]
+                # Without a state the receipt of a failure releases what the request may have reserved all the same.
                 ends = [
-                    orchestrator_pb2.CompletionToFinish(request=item.request, state=states[item.index], failed=error)
+                    orchestrator_pb2.CompletionToFinish(
+                        request=item.request, state=states.get(item.index, b""), failed=error
+                    )
                     for item in prepared
                 ]
                 outcomes = [orchestrator_pb2.FinishOutcome()] * len(ends)
@@ -84,7 +88,7 @@ class Closer:
                 results = [
                     failed(item, error, outcome.finished) for item, outcome in zip(prepared, outcomes, strict=True)
                 ]
-                results += [failed(item, error) for item in items if item.index not in states]
+                results += [failed(item, error) for item in items if not half and item.index not in states]
                 await self._store.write_results(ref, name, results, users_of(items))
                 tally = await self._store.tally(ref, [name])
             counts.add(tally.counts)

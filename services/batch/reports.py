@@ -247,6 +247,8 @@ class Close:
     """After that (seconds since 1970) items get their ends without the orchestrator, if it is away; 0: never."""
     uncounted: list[str] = field(default_factory=list)
     """Beginnings of the names of results that nobody has counted yet."""
+    half_prepared: list[int] = field(default_factory=list)
+    """Input objects of which some items may hold reservations that no prepared object tells of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,8 +116,8 @@ class WorkerSettings(BatchSettings):
         default=3600.0,
         gt=0,
         le=86_400,
-        description="How long an orchestrator that is away is waited for when a run ends, seconds; after that its items "
-        "get their ends without receipts, and what they have reserved is let go of when their reservations end",
+        description="How long an orchestrator that is away is waited for when a run ends, seconds; after that its "
+        "items get their ends without receipts, and what they have reserved is let go of when their reservations end",
     )
 
     provider_least_seconds: float = Field(

@@ -54,6 +54,7 @@ class BatchWorkflow:
         self._driver: LaneDriver | None = None
         self._uncounted: list[str] = []
         """Beginnings of the names of results that activities may have written which were interrupted."""
+        self._half_prepared: list[int] = []
 
     @workflow.signal(name=CANCEL_SIGNAL)
     def cancel(self) -> None:
@@ -90,8 +91,9 @@ class BatchWorkflow:
     @staticmethod
     async def _stop_at_deadline(driver: LaneDriver) -> None:
         """Whatever the run waits for just then."""
-        while (left := driver.facts.deadline_seconds - workflow.now().timestamp()) > 0:
-            await asyncio.sleep(max(left, 0.05))
+        left = driver.facts.deadline_seconds - workflow.now().timestamp()
+        if left > 0:
+            await asyncio.sleep(left + 0.01)
         driver.stop()
 
     async def _rounds(self, driver: LaneDriver, resume: Resume | None) -> None:
@@ -132,10 +134,10 @@ class BatchWorkflow:
                     prepared: Prepared | None = await driver.do_unless_stopped("prepare", asked, Prepared)
                 except ActivityError:
                     driver.stop()
-                    self._uncounted.append(f"prepared-{round_}-{number:08d}")
+                    self._left_half_prepared(round_, number)
                     raise
                 if prepared is None:
-                    self._uncounted.append(f"prepared-{round_}-{number:08d}")
+                    self._left_half_prepared(round_, number)
                     return 0
                 self._expected += prepared.expected_nano_usd
                 self._count(prepared.counts)
@@ -157,6 +159,10 @@ class BatchWorkflow:
         driver.waiting += planned.waiting
         driver.take(planned)
         return planned.stem
+
+    def _left_half_prepared(self, round_: int, number: int) -> None:
+        self._uncounted.append(f"prepared-{round_}-{number:08d}")
+        self._half_prepared.append(number)
 
     async def _drive(self, driver: LaneDriver, round_: int, stem: str) -> None:
         await driver.run()
@@ -219,7 +225,7 @@ class BatchWorkflow:
                 reason, message = Reason.ITEM_LOST, "the run ended without a result of the item"
             until = workflow.now().timestamp() + driver.facts.pace.close_seconds
             count = driver.facts.object_count
-            asked = Close(self._ref, count, str(reason), message, True, until, self._uncounted)
+            asked = Close(self._ref, count, str(reason), message, True, until, self._uncounted, self._half_prepared)
             try:
                 self._count(await driver.do("close", asked, Counts))
             except ActivityError as failed:

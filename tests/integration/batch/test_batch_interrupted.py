@@ -45,6 +45,25 @@ async def test_what_waits_for_a_layer_is_interrupted(
         assert (progress.done, progress.failed) == (0, 120)
         reasons = Counter(one.result.error_reason for one in (await made.results(ref)).values())
         assert reasons == {"BATCH_CANCELLED" if why == "cancel" else "BATCH_EXPIRED": 120}
+        assert not layers.reserved, "also what was reserved in calls whose answers were lost"
+
+
+async def test_what_was_prepared_in_part_reserves_nothing_when_preparing_fails_for_good(
+    tmp_path: Path, temporal_address: str
+) -> None:
+    layers = Layers()
+
+    def refused(name: str, number: int) -> None:
+        if name == "prepare" and number > 1:
+            raise TenthError(Code.PERMISSION_DENIED, "PERMISSION_DENIED", "refused", retry_after_seconds=0.05)
+
+    layers.on_call = refused
+    async with engine(tmp_path, temporal_address, layers=layers, prepare_parallel=1) as made:
+        ref = await made.take_in([ask(f"q{n}") for n in range(250)])
+        progress = await made.run(ref)
+        assert (progress.state, progress.error_reason, progress.failed) == (State.FAILED, "PERMISSION_DENIED", 250)
+        assert not layers.reserved
+        assert len(layers.kept) == 200, "of what nobody began to prepare no receipt is made"
 
 
 async def test_a_run_ends_without_the_orchestrator_in_the_end(tmp_path: Path, temporal_address: str) -> None:
