@@ -15,7 +15,7 @@ from services.batch.calls import Layers, Stop, identity_of
 from services.batch.halves import Halves
 from services.batch.objects import read_records
 from services.batch.preparing import Preparer, object_name
-from services.batch.records import RunStore, failed, users_of
+from services.batch.records import RunStore, failed, succeeded, users_of
 from services.batch.reports import Close, Counts, End
 from services.batch.settings import WorkerSettings
 
@@ -86,7 +86,11 @@ class Closer:
                         )
                         alone = True
                 results = [
-                    failed(item, error, outcome.finished) for item, outcome in zip(prepared, outcomes, strict=True)
+                    # What a worker finished whose results nobody has is no failure: it was answered, and paid for.
+                    succeeded(item, outcome.finished, "")
+                    if outcome.finished.HasField("completion")
+                    else failed(item, error, outcome.finished)
+                    for item, outcome in zip(prepared, outcomes, strict=True)
                 ]
                 results += [failed(item, error) for item in items if not half and item.index not in states]
                 await self._store.write_results(ref, name, results, users_of(items))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tenth.orchestrator.v1 import orchestrator_pb2 as pb
 
-from mesh.errors import Code
+from mesh.errors import Code, TenthError
 from services.batch.calls import Layers, Stop, Stopped, patiently
 from services.batch.policy import Failure, pause_seconds
 from services.batch.settings import WorkerSettings
@@ -20,6 +21,7 @@ _BYTES_PER_CALL = 8 * 1024 * 1024
 """Most bytes of a call of several items: the answer has the prompts again, and both must fit into a message."""
 _UNCLEAR = (Code.INTERNAL, Code.UNKNOWN)
 """The orchestrator could not keep the ends it was told, for its disk is full, say: told again, nothing is lost."""
+_TRIES_WHEN_STOPPED = 5
 _MOST_TTL_SECONDS = 8 * 86_400 - 60
 _TTL_SLACK_SECONDS = 3600
 
@@ -60,24 +62,32 @@ class Halves:
     async def finish(
         self, items: Sequence[pb.CompletionToFinish], stop: Stop, patience_seconds: float | None = None
     ) -> list[pb.FinishOutcome]:
-        """The second half, item by item in order; those that may go better later are asked again a few times.
+        """The second half, item by item in order; those that may go better later are asked again.
 
-        ``patience_seconds``: how long the orchestrator is waited for, None: as the settings say.
-        Raises TenthError while the orchestrator stays away: what was answered would be lost without it.
+        ``patience_seconds``: how long the orchestrator is waited for, None: as the settings say. Raises TenthError
+        while it stays away, or can still not finish one of them: what was answered and paid for would be lost
+        otherwise. Told all over again, the others' ends come back as they were kept.
         """
         outcomes: list[pb.FinishOutcome] = [pb.FinishOutcome()] * len(items)
         places = list(range(len(items)))
-        for tried in range(1, self.settings.prepare_tries + 1):
+        seconds = self.settings.patience_seconds if patience_seconds is None else patience_seconds
+        until, tried = time.monotonic() + seconds, 0
+        while places:
             for part in _calls(items, places):
                 request = pb.FinishCompletionsRequest(items=[items[place] for place in part])
-                seconds = self.settings.patience_seconds if patience_seconds is None else patience_seconds
                 answer = await patiently(lambda: self._finish(request), seconds, stop, also=_UNCLEAR)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
                     outcomes[place] = outcome
             places = [place for place in places if outcomes[place].error.retryable]
-            if not places or tried == self.settings.prepare_tries:
+            if not places:
                 break
-            await asyncio.sleep(pause_seconds(Failure("UNAVAILABLE", "", None), tried, random.random()))  # noqa: S311
+            tried += 1
+            pause = pause_seconds(Failure("UNAVAILABLE", "", None), tried, random.random())  # noqa: S311
+            stopped = stop.is_set and (tried > _TRIES_WHEN_STOPPED or stop.seconds_left <= 0)
+            if stopped or time.monotonic() + pause > until:
+                error = outcomes[places[0]].error
+                raise TenthError(Code.UNAVAILABLE, error.reason, error.message, error.field)
+            await asyncio.sleep(pause)
         return outcomes
 
     async def _prepare(self, request: pb.PrepareCompletionsRequest) -> pb.PrepareCompletionsResponse:

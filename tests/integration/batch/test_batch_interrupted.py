@@ -11,8 +11,8 @@ import pytest
 
 from mesh.errors import Code, TenthError
 from services.batch.refs import CANCEL_SIGNAL, State
-from tests.integration.batch.batch_engine_rig import ask, engine, until
-from tests.integration.batch.batch_layers import PAID_MODEL, Layers
+from tests.integration.batch.batch_engine_rig import ask, engine, request_id, until
+from tests.integration.batch.batch_layers import PAID_MODEL, Layers, finished
 
 
 def away(*calls: str) -> Callable[[str, int], None]:
@@ -77,3 +77,17 @@ async def test_a_run_ends_without_the_orchestrator_in_the_end(tmp_path: Path, te
         progress = await asyncio.wait_for(handle.result(), 20)
         assert (progress.state, progress.failed) == (State.CANCELLED, 3)
         assert {one.result.error_reason for one in (await made.results(ref)).values()} == {"BATCH_CANCELLED"}
+
+
+async def test_what_a_lost_worker_has_finished_counts_at_the_end(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.on_call = away("limits")
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(3)])
+        handle = await made.start(ref)
+        await until(lambda: layers.calls["limits"] > 2)
+        layers.kept[request_id(ref, 1)] = finished(ask("q1"), "an answer", PAID_MODEL)
+        await handle.signal(CANCEL_SIGNAL)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.done, progress.failed) == (State.CANCELLED, 1, 2)
+        assert (await made.results(ref))[1].result.completion.message.parts[0].text == "an answer"
