@@ -12,7 +12,7 @@ from tenth.orchestrator.v1 import orchestrator_pb2 as pb
 
 from mesh.errors import Code, TenthError
 from services.batch.calls import Layers, Stop, Stopped, patiently
-from services.batch.policy import Failure, pause_seconds
+from services.batch.policy import Failure, limit_seconds, pause_seconds
 from services.batch.settings import WorkerSettings
 
 PER_CALL = 100
@@ -22,6 +22,8 @@ _BYTES_PER_CALL = 8 * 1024 * 1024
 _UNCLEAR = (Code.INTERNAL, Code.UNKNOWN)
 """The orchestrator could not keep the ends it was told, for its disk is full, say: told again, nothing is lost."""
 _TRIES_WHEN_STOPPED = 5
+_RATE_LIMITED = "RATE_LIMITED"
+"""The orchestrator's reason for a request that came too soon after others."""
 _MOST_TTL_SECONDS = 8 * 86_400 - 60
 _TTL_SLACK_SECONDS = 3600
 
@@ -38,24 +40,40 @@ class Halves:
     layers: Layers
     settings: WorkerSettings
 
-    async def prepare(self, items: Sequence[pb.CompletionToPrepare], stop: Stop) -> list[pb.PrepareOutcome]:
+    async def prepare(
+        self, items: Sequence[pb.CompletionToPrepare], stop: Stop, paced_seconds: float = 0.0
+    ) -> list[pb.PrepareOutcome]:
         """The first half, item by item in order; those that may go better later are asked again a few times.
 
+        ``paced_seconds``: as long those are asked again that only the tenant's limit of requests per minute holds back.
         Raises TenthError while the orchestrator stays away, Stopped when there is no time to ask again.
         """
         outcomes: list[pb.PrepareOutcome] = [pb.PrepareOutcome()] * len(items)
         places = list(range(len(items)))
-        for tried in range(1, self.settings.prepare_tries + 1):
+        until, tried, waited = time.monotonic() + paced_seconds, 0, 0
+        while places:
             for part in _calls(items, places):
                 request = pb.PrepareCompletionsRequest(items=[items[place] for place in part])
                 answer = await patiently(lambda: self._prepare(request), self.settings.patience_seconds, stop)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
                     outcomes[place] = outcome
-            places = [place for place in places if outcomes[place].error.retryable]
-            if not places or tried == self.settings.prepare_tries:
-                break
-            pause = pause_seconds(Failure("UNAVAILABLE", "", None), tried + 2, random.random())  # noqa: S311
-            if not await stop.sleep(pause):
+            again = [place for place in places if outcomes[place].error.retryable]
+            held = [place for place in again if outcomes[place].error.reason == _RATE_LIMITED]
+            others = [place for place in again if outcomes[place].error.reason != _RATE_LIMITED]
+            pause = 0.0
+            if held:
+                waited += 1
+                told = max(outcomes[place].error.retry_after.ToNanoseconds() / 1e9 for place in held)
+                pause = limit_seconds(told, len(held), waited, random.random())  # noqa: S311
+                if time.monotonic() + pause > until:
+                    held = []
+            if others:
+                tried += 1
+                pause = max(pause, pause_seconds(Failure("UNAVAILABLE", "", None), tried + 2, random.random()))  # noqa: S311
+                if tried >= self.settings.prepare_tries:
+                    others = []
+            places = sorted([*held, *others])
+            if places and not await stop.sleep(pause):
                 raise Stopped
         return outcomes
 

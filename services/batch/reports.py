@@ -90,6 +90,8 @@ class Prepare:
     deadline_seconds: float
     twins_wait: bool
     batch_prices: bool
+    paced_until_seconds: float = 0.0
+    """Until then (seconds since 1970) those wait that the tenant's limit of requests per minute holds back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from services.batch.driving import LaneDriver
     from services.batch.errors import Reason
-    from services.batch.planning import Margins, may_wait
+    from services.batch.planning import Margins, may_wait, pace_end
     from services.batch.refs import BATCH_WORKFLOW, CANCEL_SIGNAL, PROGRESS_MEMO, BatchRef, Progress, State
     from services.batch.reports import (
         Close,
@@ -124,12 +124,14 @@ class BatchWorkflow:
         driver.at_batch_prices = cheap >= pace.provider_least_seconds
         twins = round_ < _MOST_ROUNDS and may_wait(left, _TWINS_LEAST_SECONDS, margins)
         gate = asyncio.Semaphore(pace.prepare_parallel)
+        now, open_items = workflow.now().timestamp(), driver.facts.item_count - self._counts.ended
+        paced_until = pace_end(now, deadline, open_items, driver.online_rate(), margins)
 
         async def one(number: int) -> int:
             async with gate:
                 if driver.stopped:
                     return 0
-                asked = Prepare(self._ref, round_, number, deadline, twins, driver.at_batch_prices)
+                asked = Prepare(self._ref, round_, number, deadline, twins, driver.at_batch_prices, paced_until)
                 try:
                     prepared: Prepared | None = await driver.do_unless_stopped("prepare", asked, Prepared)
                 except ActivityError:

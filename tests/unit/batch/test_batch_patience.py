@@ -64,6 +64,34 @@ async def test_in_the_end_it_is_an_error() -> None:
     assert len(orchestrator.asked) == 2
 
 
+def limited() -> pb.PrepareOutcome:
+    outcome = pb.PrepareOutcome(error=pb.HalfError(reason="RATE_LIMITED", retryable=True))
+    outcome.error.retry_after.FromMilliseconds(2)
+    return outcome
+
+
+async def test_what_a_limit_per_minute_holds_back_is_no_failure() -> None:
+    """Each call lets one more item pass, and the second item is also refused for another passing reason."""
+
+    def one_each_time(number: int, name: str) -> pb.PrepareOutcome:
+        if name == "1":
+            return later()
+        return ready() if int(name) < 2 * number else limited()
+
+    orchestrator = Orchestrator(one_each_time)
+    outcomes = await halves(orchestrator, prepare_tries=2).prepare(items(30), Stop(1), 10.0)
+    assert [place for place, one in enumerate(outcomes) if one.WhichOneof("outcome") != "prepared"] == [1]
+    assert len(orchestrator.asked) == 15
+    assert sum("1" in names for names in orchestrator.asked) == 2, "other tries stay few"
+
+
+async def test_a_limit_is_waited_for_as_long_as_there_is_time() -> None:
+    orchestrator = Orchestrator(lambda _, __: limited())
+    (outcome,) = await halves(orchestrator).prepare(items(1), Stop(1), 0.05)
+    assert (outcome.error.reason, outcome.error.retryable) == ("RATE_LIMITED", True)
+    assert len(orchestrator.asked) > 2
+
+
 async def test_a_stop_makes_no_errors_of_what_could_wait() -> None:
     stop = Stop(1)
     stop.set()
