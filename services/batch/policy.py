@@ -162,8 +162,8 @@ def pause_seconds(failure: Failure, tried: int, jitter: float) -> float:
 def limit_seconds(told_seconds: float, held: int, waited: int, jitter: float) -> float:
     """How long to wait when a limit of requests per minute holds items back.
 
-    ``told_seconds``: until one more may pass, 0: not known; ``held``: how many are held back; ``waited``: how often they
-    were, this time included; ``jitter`` 0..1. Long enough for all of them, at most 20 s or as long as was told.
+    ``told_seconds``: until one more may pass, 0: not known; ``held``: how many are held back; ``waited``: how often
+    they were, this time included; ``jitter`` 0..1. Long enough for all of them, at most 20 s or as long as was told.
     """
     if told_seconds <= 0:
         return pause_seconds(Failure("RESOURCE_EXHAUSTED", "", None), waited + 2, jitter)

@@ -13,8 +13,8 @@ from services.batch.planning import (
     local_overflow,
     may_wait,
     measured_rate,
-    pace_end,
     online_start,
+    pace_end,
     plan,
     poll_seconds,
 )
