@@ -58,6 +58,12 @@ class BatchSettings(BaseSettings):
     follow_seconds: float = Field(
         default=1.0, gt=0, description="Time between looks for new results while a caller follows them, seconds"
     )
+    follow_longest_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="Longest time between such looks, when nothing came for a while, seconds",
+    )
 
     gather_item_count: int = Field(
         default=500, ge=1, le=10_000, description="Enqueued requests that make a batch at once"
