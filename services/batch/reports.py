@@ -139,6 +139,8 @@ class Planned:
     counts: Counts
     waiting: int
     words: list[str]
+    waiting_nano_usd: int = 0
+    """What was expected of those that wait; they are prepared, and counted, again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,7 @@ class BatchWorkflow:
             self._uncounted.append(f"nowhere-{round_}-")
             return ""
         self._count(planned.counts)
+        self._expected -= planned.waiting_nano_usd
         driver.waiting += planned.waiting
         driver.take(planned)
         return planned.stem
