@@ -23,7 +23,7 @@ from services.batch.calls import Layers, Stop, identity_of, patiently
 from services.batch.errors import Reason
 from services.batch.grouping import leaders, to_int8
 from services.batch.halves import Halves
-from services.batch.ordering import ChunkLimits, Entry, chunks, in_input_order, ordered, prefix_key
+from services.batch.ordering import ChunkLimits, Entry, chunks, in_input_order, items_of_chunk, ordered, prefix_key
 from services.batch.policy import (
     PROVIDER_LANES,
     LaneChoice,
@@ -193,7 +193,7 @@ class Planner:
         limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse],
         beat: Callable[[int], None],
     ) -> list[Group]:
-        small = ChunkLimits(self._settings.chunk_items, PIECE_BYTES)
+        small = ChunkLimits(items_of_chunk(self._settings.chunk_items, len(entries)), PIECE_BYTES)
         large = ChunkLimits(PIECE_ITEMS, PIECE_BYTES)
         sizes = {(entry.lane, entry.model): large for entry in entries if entry.lane in PROVIDER_LANES}
         groups: list[Group] = []

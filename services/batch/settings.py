@@ -36,7 +36,12 @@ class BatchSettings(BaseSettings):
         description="Begin of the names of task queues: PREFIX for control, PREFIX-LANE-MODEL for chunks",
     )
 
-    items_per_object: int = Field(default=500, ge=1, le=100_000, description="Items of one input object")
+    items_per_object: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="Items of one input object; a batch has at most 2,000 of these, a larger one is refused",
+    )
     max_item_count: int = Field(default=200_000, ge=1, description="Most items of a batch")
     max_batch_bytes: int = Field(default=2_000_000_000, ge=1, description="Most bytes of a batch's input")
     max_line_bytes: int = Field(default=16_000_000, ge=1, description="Most bytes of one line or item")
@@ -96,7 +101,12 @@ class WorkerSettings(BatchSettings):
     prepare_parallel: int = Field(default=2, ge=1, le=100, description="Input objects of a batch prepared at once")
     prepare_calls: int = Field(default=2, ge=1, le=32, description="Calls of 100 items at once for one input object")
     prepare_tries: int = Field(default=5, ge=1, le=100, description="Tries of an item that may be prepared later")
-    chunk_items: int = Field(default=64, ge=1, le=5000, description="Items of a chunk of the lanes local and online")
+    chunk_items: int = Field(
+        default=64,
+        ge=1,
+        le=5000,
+        description="Items of a chunk of the lanes local and online; more where a plan would have over 10,000 chunks",
+    )
     prefix_order: bool = Field(
         default=True, description="Run prompts that begin alike side by side; False: in the input's order"
     )
