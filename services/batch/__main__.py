@@ -46,7 +46,9 @@ async def serve(mesh: MeshSettings, settings: BatchSettings) -> None:
         retrying = Retrying(store, views, creation, time.time_ns)
         deletion = Deletion(store)
         queue = Queue(store, temporal, views, settings, time.time_ns)
-        results = Results(store, views, mesh.data_dir / "streams", settings.follow_seconds)
+        results = Results(
+            store, views, mesh.data_dir / "streams", settings.follow_seconds, settings.follow_longest_seconds
+        )
         sweeper = Sweeper(store, views, creation, deletion, queue, settings, time.time_ns)
         sweeping = asyncio.create_task(sweeper.run())
         stack.callback(sweeping.cancel)

@@ -93,7 +93,7 @@ class BatchActivities:
         self._runner = ChunkRunner(layers, settings, now)
         self._provider = ProviderLane(self._store, layers, settings, now)
         self._sharer = Sharer(self._store, layers, settings, self._preparer)
-        self._closer = Closer(self._store, layers, settings, self._preparer)
+        self._closer = Closer(self._store, layers, settings, self._preparer, now)
 
     @property
     def control(self) -> Sequence[Callable[..., Any]]:
@@ -108,7 +108,7 @@ class BatchActivities:
     @property
     def provider(self) -> Sequence[Callable[..., Any]]:
         """Those of the providers' lanes."""
-        return (self.submit_batch, self.poll_batch, self.collect_batch, self.cancel_batch)
+        return (self.submit_batch, self.find_batch, self.poll_batch, self.collect_batch, self.cancel_batch)
 
     @activity.defn(name="read_run")
     async def read_run(self, ref: BatchRef) -> RunFacts:
@@ -140,6 +140,8 @@ class BatchActivities:
                 near_same_least_seconds=settings.near_same_least_seconds,
                 heartbeat_seconds=settings.heartbeat_seconds,
                 history_events=settings.history_events,
+                provider_find_seconds=settings.provider_find_seconds,
+                close_seconds=settings.close_seconds,
             )
             return RunFacts(run.item_count, batch.object_count, deadline, list(batch.header.lanes), pace)
 
@@ -168,6 +170,11 @@ class BatchActivities:
         """Hand a batch to a provider."""
         number = activity.info().attempt
         return await self._do("submit", asked.ref, lambda stop, beat: self._provider.submit(asked, number, stop, beat))
+
+    @activity.defn(name="find_batch")
+    async def find_batch(self, asked: ProviderWork) -> Submitted:
+        """Whether a provider has a batch whose handing in was given up."""
+        return await self._do("find", asked.ref, lambda stop, beat: self._provider.find(asked, stop))
 
     @activity.defn(name="poll_batch")
     async def poll_batch(self, asked: AtProvider) -> Polled:

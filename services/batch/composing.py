@@ -21,7 +21,7 @@ from services.batch.batches import (
     write_one,
 )
 from services.batch.creating import first_run, write_open
-from services.batch.intake import request_digest
+from services.batch.intake import MAX_OBJECTS, request_digest
 from services.batch.objects import ObjectNotFound, ObjectStore, write_records
 from services.batch.refs import COMPOSE_ACTIVITY, BatchRef, Compose
 
@@ -83,7 +83,9 @@ class Composer:
         tenant_id, batch_id = what.tenant_id, what.batch_id
         now = self._now_ns()
         await write_open(self._store, tenant_id, batch_id, "", now)
-        groups = list(_groups(list(_items(queued)), self._items_per_object))
+        # No more objects than any batch may have, whatever the settings say.
+        size = max(self._items_per_object, -(-len(queued) // MAX_OBJECTS))
+        groups = list(_groups(list(_items(queued)), size))
         for number, group in enumerate(groups):
             await self._store.put(input_name(tenant_id, batch_id, number), write_records(group))
         users = list(dict.fromkeys(one.request.user_id for one in queued if one.request.user_id))
@@ -94,7 +96,7 @@ class Composer:
             may_assert_user=what.may_assert_user,
             header=batch_pb2.BatchHeader(request_id=batch_id),
             item_count=len(queued),
-            items_per_object=self._items_per_object,
+            items_per_object=size,
             object_count=len(groups),
             gathered=True,
             user_ids=users[:_MAX_USERS],

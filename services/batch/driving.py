@@ -307,6 +307,19 @@ class LaneDriver:
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         )
 
+    async def do_unless_stopped(self, name: str, asked: Any, kind: type[Any]) -> Any:
+        """Run an activity that a stop interrupts, also while it waits for a layer that is away; None then."""
+        doing = asyncio.create_task(self.do(name, asked, kind))
+        await workflow.wait_condition(lambda: doing.done() or self.stopped)
+        if not doing.done():
+            doing.cancel()
+        try:
+            return await doing
+        except (ActivityError, asyncio.CancelledError):
+            if not self.stopped:
+                raise
+            return None
+
 
 def _error(task: asyncio.Task[None]) -> BaseException | None:
     """What a task has failed with, if it has."""

@@ -93,16 +93,62 @@ class ProviderDriver:
         except (ActivityError, asyncio.CancelledError):
             if not self.driver.stopped and place not in self.driver.leaving:
                 raise
-            submitted = Submitted("", batch.left, "given up while it was handed in")
+            submitted = await self._lost(batch, work)
         batch.provider_batch_id, batch.begin_seconds = submitted.provider_batch_id, 0.0
         if submitted.provider_batch_id:
             return True
         workflow.logger.warning("%s is not at %s: %s", work.name, batch.lane, submitted.reason)
         if not submitted.item_count:
             batch.left = 0
-        elif not self.driver.stopped:
+        elif batch.left and not self.driver.stopped:
             self.driver.to_online(batch)
         return False
+
+    async def _lost(self, batch: Outside, work: ProviderWork) -> Submitted:
+        """What became of a batch whose handing in was given up: the provider may have taken it all the same.
+
+        What is left of it does not wait for that longer than the deadline allows.
+        """
+        finding = asyncio.create_task(self._find(work))
+        reserve = self.driver.facts.pace.reserve_seconds
+        seconds = self._last_moment(batch) - reserve - workflow.now().timestamp()
+        if not self.driver.stopped:
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(
+                    lambda: finding.done() or self.driver.stopped, timeout=timedelta(seconds=max(seconds, 0.01))
+                )
+            if not finding.done() and not self.driver.stopped:
+                self.driver.to_online(batch)
+        found = await finding
+        if found is None:
+            # Its attempts stay on the books at their worst case: too much, never too little.
+            workflow.logger.error("whether %s took %s is not known", batch.lane, work.name)
+            return Submitted("", batch.left, "given up while it was handed in")
+        if found.provider_batch_id and not batch.left:
+            # What it had runs elsewhere by now. Stopped, it costs less.
+            at = AtProvider(work, found.provider_batch_id)
+            await self._quietly("cancel_batch", at, batch.lane, bool)
+            workflow.logger.error("%s was found too late: what it had runs elsewhere", found.provider_batch_id)
+            return Submitted("", 0, "found too late")
+        return found
+
+    async def _find(self, work: ProviderWork) -> Submitted | None:
+        """Ask whether the provider has a batch, until it says; None: it does not say within the time for that."""
+        pace, asked = self.driver.facts.pace, 0
+        until = workflow.now().timestamp() + pace.provider_find_seconds
+        while (left := until - workflow.now().timestamp()) > 0 and not self.driver.renewing:
+            # Not at once: what broke off a moment ago may still be on its way.
+            pause = poll_seconds(asked, pace.poll_first_seconds, pace.poll_longest_seconds, left)
+            asked += 1
+            with contextlib.suppress(TimeoutError):
+                await workflow.wait_condition(lambda: self.driver.renewing, timeout=timedelta(seconds=pause))
+            try:
+                found: Submitted = await self.driver.do("find_batch", work, Submitted, lane=work.lane, tries=1)
+            except ActivityError as error:
+                workflow.logger.warning("%s is looked for in vain: %s", work.name, error.cause)
+                continue
+            return found
+        return None
 
     async def _poll(self, place: int, batch: Outside) -> Polled | None:
         """Until the provider's batch has ended; None when the workflow continues as new, or time is over."""

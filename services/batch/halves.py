@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tenth.orchestrator.v1 import orchestrator_pb2 as pb
 
-from mesh.errors import Code
+from mesh.errors import Code, TenthError
 from services.batch.calls import Layers, Stop, Stopped, patiently
-from services.batch.policy import Failure, pause_seconds
+from services.batch.policy import Failure, limit_seconds, pause_seconds
 from services.batch.settings import WorkerSettings
 
 PER_CALL = 100
@@ -20,6 +21,9 @@ _BYTES_PER_CALL = 8 * 1024 * 1024
 """Most bytes of a call of several items: the answer has the prompts again, and both must fit into a message."""
 _UNCLEAR = (Code.INTERNAL, Code.UNKNOWN)
 """The orchestrator could not keep the ends it was told, for its disk is full, say: told again, nothing is lost."""
+_TRIES_WHEN_STOPPED = 5
+_RATE_LIMITED = "RATE_LIMITED"
+"""The orchestrator's reason for a request that came too soon after others."""
 _MOST_TTL_SECONDS = 8 * 86_400 - 60
 _TTL_SLACK_SECONDS = 3600
 
@@ -36,45 +40,72 @@ class Halves:
     layers: Layers
     settings: WorkerSettings
 
-    async def prepare(self, items: Sequence[pb.CompletionToPrepare], stop: Stop) -> list[pb.PrepareOutcome]:
+    async def prepare(
+        self, items: Sequence[pb.CompletionToPrepare], stop: Stop, paced_seconds: float = 0.0
+    ) -> list[pb.PrepareOutcome]:
         """The first half, item by item in order; those that may go better later are asked again a few times.
 
+        ``paced_seconds``: as long those are asked again that only the tenant's limit of requests per minute holds back.
         Raises TenthError while the orchestrator stays away, Stopped when there is no time to ask again.
         """
         outcomes: list[pb.PrepareOutcome] = [pb.PrepareOutcome()] * len(items)
         places = list(range(len(items)))
-        for tried in range(1, self.settings.prepare_tries + 1):
+        until, tried, waited = time.monotonic() + paced_seconds, 0, 0
+        while places:
             for part in _calls(items, places):
                 request = pb.PrepareCompletionsRequest(items=[items[place] for place in part])
                 answer = await patiently(lambda: self._prepare(request), self.settings.patience_seconds, stop)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
                     outcomes[place] = outcome
-            places = [place for place in places if outcomes[place].error.retryable]
-            if not places or tried == self.settings.prepare_tries:
-                break
-            pause = pause_seconds(Failure("UNAVAILABLE", "", None), tried + 2, random.random())  # noqa: S311
-            if not await stop.sleep(pause):
+            again = [place for place in places if outcomes[place].error.retryable]
+            held = [place for place in again if outcomes[place].error.reason == _RATE_LIMITED]
+            others = [place for place in again if outcomes[place].error.reason != _RATE_LIMITED]
+            pause = 0.0
+            if held:
+                waited += 1
+                told = max(outcomes[place].error.retry_after.ToNanoseconds() / 1e9 for place in held)
+                pause = limit_seconds(told, len(held), waited, random.random())  # noqa: S311
+                if time.monotonic() + pause > until:
+                    held = []
+            if others:
+                tried += 1
+                pause = max(pause, pause_seconds(Failure("UNAVAILABLE", "", None), tried + 2, random.random()))  # noqa: S311
+                if tried >= self.settings.prepare_tries:
+                    others = []
+            places = sorted([*held, *others])
+            if places and not await stop.sleep(pause):
                 raise Stopped
         return outcomes
 
-    async def finish(self, items: Sequence[pb.CompletionToFinish], stop: Stop) -> list[pb.FinishOutcome]:
-        """The second half, item by item in order; those that may go better later are asked again a few times.
+    async def finish(
+        self, items: Sequence[pb.CompletionToFinish], stop: Stop, patience_seconds: float | None = None
+    ) -> list[pb.FinishOutcome]:
+        """The second half, item by item in order; those that may go better later are asked again.
 
-        Raises TenthError while the orchestrator stays away: what was answered would be lost without it.
+        ``patience_seconds``: how long the orchestrator is waited for, None: as the settings say. Raises TenthError
+        while it stays away, or can still not finish one of them: what was answered and paid for would be lost
+        otherwise. Told all over again, the others' ends come back as they were kept.
         """
         outcomes: list[pb.FinishOutcome] = [pb.FinishOutcome()] * len(items)
         places = list(range(len(items)))
-        for tried in range(1, self.settings.prepare_tries + 1):
+        seconds = self.settings.patience_seconds if patience_seconds is None else patience_seconds
+        until, tried = time.monotonic() + seconds, 0
+        while places:
             for part in _calls(items, places):
                 request = pb.FinishCompletionsRequest(items=[items[place] for place in part])
-                seconds = self.settings.patience_seconds
                 answer = await patiently(lambda: self._finish(request), seconds, stop, also=_UNCLEAR)  # noqa: B023
                 for place, outcome in zip(part, answer.outcomes, strict=True):
                     outcomes[place] = outcome
             places = [place for place in places if outcomes[place].error.retryable]
-            if not places or tried == self.settings.prepare_tries:
+            if not places:
                 break
-            await asyncio.sleep(pause_seconds(Failure("UNAVAILABLE", "", None), tried, random.random()))  # noqa: S311
+            tried += 1
+            pause = pause_seconds(Failure("UNAVAILABLE", "", None), tried, random.random())  # noqa: S311
+            stopped = stop.is_set and (tried > _TRIES_WHEN_STOPPED or stop.seconds_left <= 0)
+            if stopped or time.monotonic() + pause > until:
+                error = outcomes[places[0]].error
+                raise TenthError(Code.UNAVAILABLE, error.reason, error.message, error.field)
+            await asyncio.sleep(pause)
         return outcomes
 
     async def _prepare(self, request: pb.PrepareCompletionsRequest) -> pb.PrepareCompletionsResponse:

@@ -24,6 +24,8 @@ from services.batch.lines import LineFormatError, LineSplitter, check_custom_id,
 LANES = ("local", "openai", "anthropic", "online")
 MIN_WINDOW_SECONDS, MAX_WINDOW_SECONDS = 60, 7 * 86_400
 _MAX_GROUP_BYTES = 16_000_000
+MAX_OBJECTS = 2000
+"""Input objects of a batch: each costs its workflow some events, of which Temporal allows 50,000."""
 _MAX_USERS = 1000
 _ID_BYTES = 12
 _MAX_TEXT = 300
@@ -227,6 +229,9 @@ class Intake:
 
     async def _hand_on(self) -> None:
         if self._group and not self._error_count:
+            if self._groups >= MAX_OBJECTS:
+                most = MAX_OBJECTS * self._limits.items_per_object
+                raise too_large(f"more than {MAX_OBJECTS:,} input objects, of {most:,} items or 32 GB")
             await self._sink(self._groups, self._group)
             self._groups += 1
         self._group = []

@@ -212,9 +212,8 @@ class ChunkRunner:
 
         stays = [job for job in jobs if frame.repeated and not leaves(job)]
         if stays:
-            outcomes = await self._halves.prepare(
-                [self._again(job, [], frame, frame.at_batch_prices) for job in stays], stop
-            )
+            again = [self._again(job, [], frame, frame.at_batch_prices) for job in stays]
+            outcomes = await self._halves.prepare(again, stop, frame.deadline - self._now())
             for job, outcome in zip(stays, outcomes, strict=True):
                 same = outcome.prepared.generation.model == job.prepared.generation.model
                 if outcome.WhichOneof("outcome") != "prepared" or same:
@@ -223,13 +222,15 @@ class ChunkRunner:
             if frame.another_model:
                 job.excluded = [job.prepared.generation.model]
         moved = [job for job in jobs if not job.ended and leaves(job)]
-        outcomes = await self._halves.prepare([self._again(job, job.excluded, frame) for job in moved], stop)
+        again = [self._again(job, job.excluded, frame) for job in moved]
+        outcomes = await self._halves.prepare(again, stop, frame.deadline - self._now())
         for job, outcome in zip(moved, outcomes, strict=True):
             self._prepared(job, outcome, frame)
 
     async def _prepare_again(self, job: Job, excluded: list[str], frame: ChunkFrame, stop: Stop) -> bool:
         """Prepare the item without some models; False when it has ended thereby."""
-        (outcome,) = await self._halves.prepare([self._again(job, excluded, frame)], stop)
+        again = self._again(job, excluded, frame)
+        (outcome,) = await self._halves.prepare([again], stop, frame.deadline - self._now())
         job.excluded = excluded
         return self._prepared(job, outcome, frame)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 BLOCK_CHARACTERS = 512
 """About the 128 tokens of a block of the engine's prefix cache."""
+MOST_CHUNKS = 10_000
+"""Of a plan: a workflow that continues as a new one names them all, in one payload of at most 2 MB."""
 _DIGEST_BYTES = 6
 _MOST_BLOCKS = 48
 
@@ -101,6 +103,11 @@ def ordered(entries: Sequence[Entry]) -> list[Entry]:
 def in_input_order(entries: Iterable[Entry]) -> list[Entry]:
     """By lane and model; then as they were given."""
     return sorted(entries, key=lambda entry: (entry.lane, entry.model, entry.number))
+
+
+def items_of_chunk(wanted: int, item_count: int) -> int:
+    """Most items of one chunk: as wanted, but no more chunks than a workflow can hold."""
+    return max(wanted, -(-item_count // MOST_CHUNKS))
 
 
 def chunks(

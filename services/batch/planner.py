@@ -23,7 +23,7 @@ from services.batch.calls import Layers, Stop, identity_of, patiently
 from services.batch.errors import Reason
 from services.batch.grouping import leaders, to_int8
 from services.batch.halves import Halves
-from services.batch.ordering import ChunkLimits, Entry, chunks, in_input_order, ordered, prefix_key
+from services.batch.ordering import ChunkLimits, Entry, chunks, in_input_order, items_of_chunk, ordered, prefix_key
 from services.batch.policy import (
     PROVIDER_LANES,
     LaneChoice,
@@ -59,6 +59,8 @@ class _Draft:
     spill: Spill
     entries: list[Entry] = field(default_factory=list)
     indexes: array[int] = field(default_factory=lambda: array("Q"))
+    expected: array[int] = field(default_factory=lambda: array("q"))
+    """Their prices as expected, nano-USD."""
     shareable: array[int] = field(default_factory=lambda: array("Q"))
     contexts: dict[bytes, _Context] = field(default_factory=lambda: defaultdict(_Context))
     nowhere: list[int] = field(default_factory=list)
@@ -109,7 +111,8 @@ class Planner:
         words = [f"{number} items: {why}" for why, number in draft.words.most_common(20)]
         if late:
             words.append(f"{len(late)} items wait for one that means nearly the same")
-        return Planned(stem, groups, counts, len(late), words)
+        again = sum(draft.expected[number] for number in late)
+        return Planned(stem, groups, counts, len(late), words, again)
 
     async def _facts(
         self,
@@ -138,6 +141,7 @@ class Planner:
         if not choice.lane:
             draft.nowhere.append(draft.spill.append(record.SerializeToString()))
             draft.indexes.append(record.index)  # Numbers are places in the file.
+            draft.expected.append(prepared.expected_nano_usd)
             return
         share = may_share(prepared.cacheable, temperature(request))
         if share:
@@ -155,6 +159,7 @@ class Planner:
         content = record.SerializeToString()
         draft.spill.append(content)
         draft.indexes.append(record.index)
+        draft.expected.append(prepared.expected_nano_usd)
         generation = prepared.generation
         draft.entries.append(
             Entry(
@@ -188,7 +193,7 @@ class Planner:
         limits: dict[str, inference_pb2.GetProviderBatchLimitsResponse],
         beat: Callable[[int], None],
     ) -> list[Group]:
-        small = ChunkLimits(self._settings.chunk_items, PIECE_BYTES)
+        small = ChunkLimits(items_of_chunk(self._settings.chunk_items, len(entries)), PIECE_BYTES)
         large = ChunkLimits(PIECE_ITEMS, PIECE_BYTES)
         sizes = {(entry.lane, entry.model): large for entry in entries if entry.lane in PROVIDER_LANES}
         groups: list[Group] = []

@@ -62,6 +62,13 @@ def online_start(deadline: float, item_count: float, items_per_second: float, ma
     return deadline - margins.reserve_seconds - margins.safety_factor * item_count / max(items_per_second, 1e-9)
 
 
+def pace_end(now: float, deadline: float, item_count: int, items_per_second: float, margins: Margins) -> float:
+    """Until when items wait for a limit of requests per minute: what has passed must still run, so it is the latest
+    time at which all can begin online, but at least half of what is left.
+    """
+    return max(online_start(deadline, item_count, items_per_second, margins), (now + deadline) / 2)
+
+
 def local_overflow(now: float, deadline: float, load: LaneLoad, margins: Margins) -> int:
     """How many of a lane's items it will not get to before the deadline, at its rate and with the margins."""
     seconds = max(0.0, deadline - margins.reserve_seconds - now)

@@ -157,3 +157,14 @@ def pause_seconds(failure: Failure, tried: int, jitter: float) -> float:
     if failure.retry_after_seconds is not None:
         return failure.retry_after_seconds * (1 + 0.2 * jitter)
     return float(min(20.0, 0.2 * 2 ** min(tried - 1, 10))) * (0.5 + 0.5 * jitter)
+
+
+def limit_seconds(told_seconds: float, held: int, waited: int, jitter: float) -> float:
+    """How long to wait when a limit of requests per minute holds items back.
+
+    ``told_seconds``: until one more may pass, 0: not known; ``held``: how many are held back; ``waited``: how often
+    they were, this time included; ``jitter`` 0..1. Long enough for all of them, at most 20 s or as long as was told.
+    """
+    if told_seconds <= 0:
+        return pause_seconds(Failure("RESOURCE_EXHAUSTED", "", None), waited + 2, jitter)
+    return max(told_seconds, min(told_seconds * held, 20.0)) * (1 + 0.2 * jitter)

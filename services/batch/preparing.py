@@ -111,7 +111,7 @@ class Preparer:
             nonlocal through
             async with gate:
                 asked_of = [self._half(item, seconds, asked.batch_prices) for item in some]
-                outcomes = await self._halves.prepare(asked_of, stop)
+                outcomes = await self._halves.prepare(asked_of, stop, asked.paced_until_seconds - self._now())
                 through += len(some)
                 beat(through)
                 return outcomes

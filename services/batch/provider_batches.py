@@ -96,10 +96,30 @@ class ProviderLane:
                     log.warning("left out of a batch at %s: %s", work.lane, error)
                     refused.add(error.metadata["request_id"])
                     continue
-                async for records in self._pieces(work, done):
-                    events = [self._event(work, one, ledger_pb2.ATTEMPT_KIND_FAILED) for one in records]
-                    await self._record(events, stop)
+                await self._record_failed(work, done, stop)
                 return Submitted("", count, str(error))
+
+    async def find(self, work: ProviderWork, stop: Stop) -> Submitted:
+        """Whether the provider has a batch whose handing in was given up; without an id it certainly has none, and its
+        attempts are on the books as such. Raises TenthError while that cannot be told.
+        """
+        set_identity(identity_of(await self._store.batch(work.ref)))
+        done = (await self._store.tally(work.ref, [work.name])).indexes
+        count = 0
+        # Also those of users whose items were deleted since: they may have been handed in.
+        async for records in self._pieces(work, done, of_deleted_users=True):
+            count += len(records)
+        if not count:
+            return Submitted("", 0)
+        request = inference_pb2.FindProviderBatchRequest(
+            submission_id=_submission_id(work), model=work.model, item_count=count
+        )
+        request.begin_time.FromNanoseconds(int(work.begin_seconds * 1e9))
+        answer = await self._layers.providers.FindProviderBatch(request, timeout=self._settings.call_seconds)
+        if answer.HasField("batch"):
+            return Submitted(answer.batch.provider_batch_id, count)
+        await self._record_failed(work, done, stop)
+        return Submitted("", count, "it was never made there")
 
     async def poll(self, asked: AtProvider) -> Polled:
         """How far a batch is. Raises TenthError while the provider stays away."""
@@ -222,8 +242,7 @@ class ProviderLane:
     async def _parts(
         self, work: ProviderWork, done: set[int], first_call: bool, refused: Collection[str]
     ) -> AsyncIterator[inference_pb2.SubmitProviderBatchRequest]:
-        name = f"{work.ref.tenant_id}/{work.ref.batch_id}/{work.ref.run}/{work.name}/{work.submission}"
-        head = inference_pb2.ProviderBatchHead(submission_id=str(uuid.uuid5(_NAMESPACE, name)), model=work.model)
+        head = inference_pb2.ProviderBatchHead(submission_id=_submission_id(work), model=work.model)
         head.first_call = first_call
         head.begin_time.FromNanoseconds(int(work.begin_seconds * 1e9))
         yield inference_pb2.SubmitProviderBatchRequest(head=head)
@@ -264,11 +283,22 @@ class ProviderLane:
         event.event_time.FromNanoseconds(int(self._now() * 1e9))
         return event
 
+    async def _record_failed(self, work: ProviderWork, done: set[int], stop: Stop) -> None:
+        """Nothing of it was run."""
+        async for records in self._pieces(work, done, of_deleted_users=True):
+            events = [self._event(work, one, ledger_pb2.ATTEMPT_KIND_FAILED) for one in records]
+            await self._record(events, stop)
+
     async def _record(self, events: Sequence[ledger_pb2.AttemptEvent], stop: Stop) -> None:
         for part in _slices(events, _EVENTS_PER_CALL):
             request = ledger_pb2.RecordAttemptsRequest(events=part)
             call, seconds = self._layers.ledger.RecordAttempts, self._settings.call_seconds
             await patiently(lambda: call(request, timeout=seconds), self._settings.patience_seconds, stop)  # noqa: B023
+
+
+def _submission_id(work: ProviderWork) -> str:
+    name = f"{work.ref.tenant_id}/{work.ref.batch_id}/{work.ref.run}/{work.name}/{work.submission}"
+    return str(uuid.uuid5(_NAMESPACE, name))
 
 
 def _is_of_one_item(error: TenthError, refused: Collection[str]) -> bool:

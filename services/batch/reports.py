@@ -76,6 +76,8 @@ class Pace:
     near_same_least_seconds: float
     heartbeat_seconds: float
     history_events: int
+    provider_find_seconds: float = 3600.0
+    close_seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class Prepare:
     deadline_seconds: float
     twins_wait: bool
     batch_prices: bool
+    paced_until_seconds: float = 0.0
+    """Until then (seconds since 1970) those wait that the tenant's limit of requests per minute holds back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,8 @@ class Planned:
     counts: Counts
     waiting: int
     words: list[str]
+    waiting_nano_usd: int = 0
+    """What was expected of those that wait; they are prepared, and counted, again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +247,12 @@ class Close:
     reason: str
     message: str
     retryable: bool
+    until_seconds: float = 0.0
+    """After that (seconds since 1970) items get their ends without the orchestrator, if it is away; 0: never."""
+    uncounted: list[str] = field(default_factory=list)
+    """Beginnings of the names of results that nobody has counted yet."""
+    half_prepared: list[int] = field(default_factory=list)
+    """Input objects of which some items may hold reservations that no prepared object tells of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,24 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Results:
-    """Streams results. ``folder``: where temporary files may lie; ``follow_seconds``: between looks for new results."""
+    """Streams results. ``folder``: where temporary files may lie. ``follow_seconds``: between looks for new results;
+    while none come that grows, up to ``follow_longest_seconds``.
+    """
 
     def __init__(
-        self, store: ObjectStore, views: Views, folder: Path, follow_seconds: float, sleep: Sleep = asyncio.sleep
+        self,
+        store: ObjectStore,
+        views: Views,
+        folder: Path,
+        follow_seconds: float,
+        follow_longest_seconds: float,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._store = store
         self._views = views
         self._folder = folder
         self._follow_seconds = follow_seconds
+        self._follow_longest_seconds = follow_longest_seconds
         self._sleep = sleep
 
     async def stream(
@@ -45,6 +54,7 @@ class Results:
         for run in range(2, view.ref.run + 1):
             order.takes(run, await read_run_items(self._store, BatchRef(tenant_id, batch_id, run)) or ())
         seen: set[str] = set()
+        idle = 0
         with _Spill(self._folder) as spill:
             while True:
                 order.drop(await self._deleted(tenant_id, batch_id))
@@ -63,8 +73,10 @@ class Results:
                 # The end was known before the list was read: nothing can have come since.
                 if view.ended:
                     break
-                if not new:
-                    await self._sleep(self._follow_seconds)
+                idle = 0 if new else idle + 1
+                if idle:
+                    # Each look reads a list, objects and Temporal: one who waits for hours must not do so each second.
+                    await self._sleep(follow_pause(idle, self._follow_seconds, self._follow_longest_seconds))
                 try:
                     view = await self._views.look(tenant_id, batch_id)
                 except TenthError as error:
@@ -82,6 +94,11 @@ class Results:
     async def _deleted(self, tenant_id: str, batch_id: str) -> set[int]:
         deletions = await read_deletions(self._store, tenant_id, batch_id)
         return {index for deletion in deletions for index in deletion.indexes}
+
+
+def follow_pause(idle: int, first: float, longest: float) -> float:
+    """Seconds until the next look for results, after ``idle`` looks in a row that found none: 1.5 times each time."""
+    return min(first * 1.5 ** min(idle - 1, 40), max(first, longest))
 
 
 class Order:

@@ -36,7 +36,12 @@ class BatchSettings(BaseSettings):
         description="Begin of the names of task queues: PREFIX for control, PREFIX-LANE-MODEL for chunks",
     )
 
-    items_per_object: int = Field(default=500, ge=1, le=100_000, description="Items of one input object")
+    items_per_object: int = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="Items of one input object; a batch has at most 2,000 of these, a larger one is refused",
+    )
     max_item_count: int = Field(default=200_000, ge=1, description="Most items of a batch")
     max_batch_bytes: int = Field(default=2_000_000_000, ge=1, description="Most bytes of a batch's input")
     max_line_bytes: int = Field(default=16_000_000, ge=1, description="Most bytes of one line or item")
@@ -57,6 +62,12 @@ class BatchSettings(BaseSettings):
     )
     follow_seconds: float = Field(
         default=1.0, gt=0, description="Time between looks for new results while a caller follows them, seconds"
+    )
+    follow_longest_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="Longest time between such looks, when nothing came for a while, seconds",
     )
 
     gather_item_count: int = Field(
@@ -90,7 +101,12 @@ class WorkerSettings(BatchSettings):
     prepare_parallel: int = Field(default=2, ge=1, le=100, description="Input objects of a batch prepared at once")
     prepare_calls: int = Field(default=2, ge=1, le=32, description="Calls of 100 items at once for one input object")
     prepare_tries: int = Field(default=5, ge=1, le=100, description="Tries of an item that may be prepared later")
-    chunk_items: int = Field(default=64, ge=1, le=5000, description="Items of a chunk of the lanes local and online")
+    chunk_items: int = Field(
+        default=64,
+        ge=1,
+        le=5000,
+        description="Items of a chunk of the lanes local and online; more where a plan would have over 10,000 chunks",
+    )
     prefix_order: bool = Field(
         default=True, description="Run prompts that begin alike side by side; False: in the input's order"
     )
@@ -112,6 +128,14 @@ class WorkerSettings(BatchSettings):
         default=600.0, gt=0, description="How long a part that is down is waited for before the chunk is given back"
     )
 
+    close_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="How long an orchestrator that is away is waited for when a run ends, seconds; after that its "
+        "items get their ends without receipts, and what they have reserved is let go of when their reservations end",
+    )
+
     provider_least_seconds: float = Field(
         default=900.0, ge=0, description="With less time left no provider's batch is begun, seconds"
     )
@@ -124,6 +148,13 @@ class WorkerSettings(BatchSettings):
     provider_items: int = Field(default=10_000, ge=1, le=100_000, description="Most items of a provider's batch")
     provider_tries: int = Field(
         default=3, ge=1, le=10, description="How often what a provider did not run is handed in before it runs online"
+    )
+    provider_find_seconds: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="How long a provider that is away is asked whether it took a batch whose handing in was given up, "
+        "seconds; after that its attempts stay on the books at their worst case",
     )
     poll_first_seconds: float = Field(default=10.0, gt=0, description="First wait before a provider is asked, seconds")
     poll_longest_seconds: float = Field(default=600.0, gt=0, description="Longest wait between such calls, seconds")

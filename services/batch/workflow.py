@@ -18,7 +18,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from services.batch.driving import LaneDriver
     from services.batch.errors import Reason
-    from services.batch.planning import Margins, may_wait
+    from services.batch.planning import Margins, may_wait, pace_end
     from services.batch.refs import BATCH_WORKFLOW, CANCEL_SIGNAL, PROGRESS_MEMO, BatchRef, Progress, State
     from services.batch.reports import (
         Close,
@@ -52,6 +52,9 @@ class BatchWorkflow:
         self._shown = -1
         self._state = State.RUNNING
         self._driver: LaneDriver | None = None
+        self._uncounted: list[str] = []
+        """Beginnings of the names of results that activities may have written which were interrupted."""
+        self._half_prepared: list[int] = []
 
     @workflow.signal(name=CANCEL_SIGNAL)
     def cancel(self) -> None:
@@ -73,6 +76,7 @@ class BatchWorkflow:
         if self._cancelled:
             driver.stop()
         error: tuple[str, str] | None = None
+        timing = asyncio.create_task(self._stop_at_deadline(driver))
         try:
             if resume is not None:
                 self._resume(resume, driver)
@@ -80,7 +84,17 @@ class BatchWorkflow:
         except ActivityError as failed:
             error = _words(failed)
             workflow.logger.error("batch %s cannot go on: %s", ref.batch_id, error)
+        finally:
+            timing.cancel()
         return await self._end(driver, error)
+
+    @staticmethod
+    async def _stop_at_deadline(driver: LaneDriver) -> None:
+        """Whatever the run waits for just then."""
+        left = driver.facts.deadline_seconds - workflow.now().timestamp()
+        if left > 0:
+            await asyncio.sleep(left + 0.01)
+        driver.stop()
 
     async def _rounds(self, driver: LaneDriver, resume: Resume | None) -> None:
         round_, stem = (resume.round, resume.stem) if resume is not None else (1, "")
@@ -89,7 +103,10 @@ class BatchWorkflow:
         await self._drive(driver, round_, stem)
         while round_ < _MOST_ROUNDS and driver.waiting and not driver.stopped:
             asked = Share(self._ref, stem, driver.facts.object_count, round_)
-            shared: Shared = await driver.do("share", asked, Shared)
+            shared: Shared | None = await driver.do_unless_stopped("share", asked, Shared)
+            if shared is None:
+                self._uncounted.append("shared-0" if round_ == 1 else f"shared-r{round_}-")
+                return
             self._count(shared.counts)
             driver.waiting = 0
             if not shared.numbers or driver.stopped:
@@ -107,17 +124,23 @@ class BatchWorkflow:
         driver.at_batch_prices = cheap >= pace.provider_least_seconds
         twins = round_ < _MOST_ROUNDS and may_wait(left, _TWINS_LEAST_SECONDS, margins)
         gate = asyncio.Semaphore(pace.prepare_parallel)
+        now, open_items = workflow.now().timestamp(), driver.facts.item_count - self._counts.ended
+        paced_until = pace_end(now, deadline, open_items, driver.online_rate(), margins)
 
         async def one(number: int) -> int:
             async with gate:
                 if driver.stopped:
                     return 0
-                asked = Prepare(self._ref, round_, number, deadline, twins, driver.at_batch_prices)
+                asked = Prepare(self._ref, round_, number, deadline, twins, driver.at_batch_prices, paced_until)
                 try:
-                    prepared: Prepared = await driver.do("prepare", asked, Prepared)
+                    prepared: Prepared | None = await driver.do_unless_stopped("prepare", asked, Prepared)
                 except ActivityError:
                     driver.stop()
+                    self._left_half_prepared(round_, number)
                     raise
+                if prepared is None:
+                    self._left_half_prepared(round_, number)
+                    return 0
                 self._expected += prepared.expected_nano_usd
                 self._count(prepared.counts)
                 return prepared.waiting
@@ -130,11 +153,19 @@ class BatchWorkflow:
             return ""
         near = round_ == 1 and pace.near_same and may_wait(left, pace.near_same_least_seconds, margins)
         asked = MakePlan(self._ref, round_, driver.facts.object_count, deadline, cheap, driver.facts.lanes, near)
-        planned: Planned = await driver.do("plan", asked, Planned)
+        planned: Planned | None = await driver.do_unless_stopped("plan", asked, Planned)
+        if planned is None:
+            self._uncounted.append(f"nowhere-{round_}-")
+            return ""
         self._count(planned.counts)
+        self._expected -= planned.waiting_nano_usd
         driver.waiting += planned.waiting
         driver.take(planned)
         return planned.stem
+
+    def _left_half_prepared(self, round_: int, number: int) -> None:
+        self._uncounted.append(f"prepared-{round_}-{number:08d}")
+        self._half_prepared.append(number)
 
     async def _drive(self, driver: LaneDriver, round_: int, stem: str) -> None:
         await driver.run()
@@ -195,7 +226,9 @@ class BatchWorkflow:
                 reason, message = Reason.LANE_NOT_ALLOWED, "the provider did not run it, and no other lane is allowed"
             else:
                 reason, message = Reason.ITEM_LOST, "the run ended without a result of the item"
-            asked = Close(self._ref, driver.facts.object_count, str(reason), message, True)
+            until = workflow.now().timestamp() + driver.facts.pace.close_seconds
+            count = driver.facts.object_count
+            asked = Close(self._ref, count, str(reason), message, True, until, self._uncounted, self._half_prepared)
             try:
                 self._count(await driver.do("close", asked, Counts))
             except ActivityError as failed:

@@ -93,7 +93,7 @@ class AnthropicBatches:
         """Look for the batch that an earlier call has made, else make it. Raises PROVIDER_BATCH_UNCERTAIN."""
         tag = tag_of(submission.id)
         if not submission.first:
-            found = await self._find(submission, tag, upload.count)
+            found = await self._find(submission, upload.count, upload.count)
             if found is not None:
                 return found, True
 
@@ -104,6 +104,10 @@ class AnthropicBatches:
         made = _status(await self._object("post", _PATH, headers=headers, content=content, careful=True))
         self._known.add(made.id, tag)
         return made, False
+
+    async def find(self, submission: Submission, most_items: int) -> BatchStatus | None:
+        """Look for the batch that an earlier call has made. Raises PROVIDER_BATCH_UNCERTAIN."""
+        return await self._find(submission, 1, most_items)
 
     async def status(self, batch_id: str) -> BatchStatus:
         """How far it is; the API counts nothing before the end."""
@@ -158,12 +162,13 @@ class AnthropicBatches:
         except TenthError as failure:
             return ItemFailure(failure.reason, failure.message, True, meter.usage())
 
-    async def _find(self, submission: Submission, tag: str, count: int) -> BatchStatus | None:
-        """The batch of an earlier call; None: there is certainly none that the provider lists."""
-        doubtful = ""
+    async def _find(self, submission: Submission, least: int, most: int) -> BatchStatus | None:
+        """The batch of an earlier call, of ``least`` to ``most`` requests; None: there is certainly none that the
+        provider lists."""
+        tag, doubtful = tag_of(submission.id), ""
         async for batch in self._since(submission):
             status = _status(batch)
-            if status.items != count:
+            if not least <= status.items <= most:
                 continue
             whose = self._known.tag(status.id)
             if whose is None and status.state != "running":
@@ -177,8 +182,8 @@ class AnthropicBatches:
             raise TenthError(
                 Code.UNAVAILABLE,
                 Reason.PROVIDER_BATCH_UNCERTAIN,
-                f"the batch {doubtful} of as many requests was made since this submission was begun and runs: whose it "
-                "is can be told when it has ended",
+                f"the batch {doubtful} was made since this submission was begun, may be of as many requests, and runs: "
+                "whose it is can be told when it has ended",
                 metadata={"provider_batch_id": doubtful},
                 retry_after_seconds=_ASK_AGAIN_SECONDS,
             )

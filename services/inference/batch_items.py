@@ -149,6 +149,11 @@ class ProviderBatches(Protocol):
         """The batch, and whether an earlier call had made it."""
         ...
 
+    async def find(self, submission: Submission, most_items: int) -> BatchStatus | None:
+        """The batch that an earlier call made; None: there is none, or it was refused whole. ``most_items``: of the
+        submission. Raises PROVIDER_BATCH_UNCERTAIN where it cannot be told."""
+        ...
+
     async def status(self, batch_id: str) -> BatchStatus:
         """How far it is."""
         ...

@@ -110,6 +110,11 @@ class OpenAiBatches:
         running = status.state == "running" and not status.items
         return (replace(status, items=upload.count) if running else status), False
 
+    async def find(self, submission: Submission, most_items: int) -> BatchStatus | None:
+        """By its metadata, however many items it has."""
+        found = await self._find_batch(submission)
+        return None if found is None else _status(found)
+
     async def status(self, batch_id: str) -> BatchStatus:
         """How far it is."""
         return _status(await self._batch(batch_id))

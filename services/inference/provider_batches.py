@@ -50,9 +50,7 @@ class ProviderBatchServicer(inference_pb2_grpc.ProviderBatchServiceServicer):
         head = _head(await anext(stream, None))
         served, batches = self._batches(head.model, "head.model")
         submission = Submission(head.submission_id, head.begin_time.ToNanoseconds() / 1e9, head.first_call)
-        if submission.id in self._submitting:
-            said = f"the submission {submission.id} is running"
-            raise TenthError(Code.ABORTED, Reason.ATTEMPT_RUNNING, said, "head.submission_id")
+        self._check_not_running(submission.id, "head.submission_id")
         self._submitting.add(submission.id)
         try:
             upload = batches.provider.upload()
@@ -70,6 +68,26 @@ class ProviderBatchServicer(inference_pb2_grpc.ProviderBatchServiceServicer):
         finally:
             self._submitting.discard(submission.id)
         return inference_pb2.SubmitProviderBatchResponse(batch=batch_to_proto(head.model, status), found=found)
+
+    async def FindProviderBatch(
+        self, request: inference_pb2.FindProviderBatchRequest, context: Any
+    ) -> inference_pb2.FindProviderBatchResponse:
+        """Look for what a broken submission has left."""
+        current_identity()
+        _, batches = self._batches(request.model, "request.model")
+        _check_submission(request, "request")
+        if request.item_count < 1:
+            raise required("request.item_count")
+        self._check_not_running(request.submission_id, "request.submission_id")
+        submission = Submission(request.submission_id, request.begin_time.ToNanoseconds() / 1e9)
+        with self._calling(request.model, batches):
+            status = await batches.provider.find(submission, request.item_count)
+        # A call that came meanwhile may have made it since.
+        self._check_not_running(request.submission_id, "request.submission_id")
+        found = inference_pb2.FindProviderBatchResponse()
+        if status is not None:
+            found.batch.CopyFrom(batch_to_proto(request.model, status))
+        return found
 
     async def GetProviderBatch(
         self, request: inference_pb2.GetProviderBatchRequest, context: Any
@@ -141,6 +159,11 @@ class ProviderBatchServicer(inference_pb2_grpc.ProviderBatchServiceServicer):
         item = BatchItem(generation.request_id, generation.attempt, generation.estimated_input, tag)
         batches.provider.add(upload, generation, item)
 
+    def _check_not_running(self, submission_id: str, field: str) -> None:
+        if submission_id in self._submitting:
+            said = f"the submission {submission_id} is running"
+            raise TenthError(Code.ABORTED, Reason.ATTEMPT_RUNNING, said, field)
+
     def _named(self, model: str, batch_id: str) -> ServedBatches:
         current_identity()
         _, batches = self._batches(model, "request.model")
@@ -202,12 +225,18 @@ def _head(message: inference_pb2.SubmitProviderBatchRequest | None) -> inference
     if message is None or message.WhichOneof("part") != "head":
         raise required("head")
     head = message.head
-    if not head.submission_id:
-        raise required("head.submission_id")
-    try:
-        uuid.UUID(head.submission_id)
-    except ValueError:
-        raise invalid_argument("must be a UUID", field="head.submission_id") from None
-    if not head.HasField("begin_time"):
-        raise required("head.begin_time")
+    _check_submission(head, "head")
     return head
+
+
+def _check_submission(
+    message: inference_pb2.ProviderBatchHead | inference_pb2.FindProviderBatchRequest, field: str
+) -> None:
+    if not message.submission_id:
+        raise required(f"{field}.submission_id")
+    try:
+        uuid.UUID(message.submission_id)
+    except ValueError:
+        raise invalid_argument("must be a UUID", field=f"{field}.submission_id") from None
+    if not message.HasField("begin_time"):
+        raise required(f"{field}.begin_time")

@@ -309,7 +309,10 @@ class Halves:
 def half_error(error: TenthError) -> pb.HalfError:
     """An error as one item's outcome."""
     passing = error.code in _PASSING or error.reason == Reason.RATE_LIMITED
-    return pb.HalfError(reason=error.reason, message=error.message, field=error.field, retryable=passing)
+    told = pb.HalfError(reason=error.reason, message=error.message, field=error.field, retryable=passing)
+    if error.retry_after_seconds is not None:
+        told.retry_after.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+    return told
 
 
 def _defect() -> pb.HalfError:

@@ -271,6 +271,17 @@ class Layers:
         self._called("submit")
         return inference_pb2.SubmitProviderBatchResponse(batch=self._batch(name), found=found)
 
+    async def FindProviderBatch(
+        self, request: inference_pb2.FindProviderBatchRequest, context: Any
+    ) -> inference_pb2.FindProviderBatchResponse:
+        self._called("find")
+        assert request.HasField("begin_time")
+        name = f"batch-{request.submission_id}"
+        if name not in self.batches:
+            return inference_pb2.FindProviderBatchResponse()
+        assert len(self.batches[name].generations) <= request.item_count
+        return inference_pb2.FindProviderBatchResponse(batch=self._batch(name))
+
     async def GetProviderBatch(
         self, request: inference_pb2.GetProviderBatchRequest, context: Any
     ) -> inference_pb2.GetProviderBatchResponse:

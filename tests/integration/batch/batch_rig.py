@@ -165,6 +165,7 @@ async def batch_service(
         temporal_address=temporal_address,
         task_queue_prefix=queue_name,
         follow_seconds=0.02,
+        follow_longest_seconds=0.1,
         temporal_timeout_seconds=changes.pop("temporal_timeout_seconds", 5),
         **changes,
     )
@@ -176,7 +177,7 @@ async def batch_service(
     retrying = Retrying(store, views, creation, clock)
     deletion = Deletion(store)
     queue = Queue(store, temporal, views, settings, clock)
-    results = Results(store, views, tmp_path / "streams", settings.follow_seconds)
+    results = Results(store, views, tmp_path / "streams", settings.follow_seconds, settings.follow_longest_seconds)
     sweeper = Sweeper(store, views, creation, deletion, queue, settings, clock)
     servicer = BatchServicer(creation, views, results, retrying, deletion, queue, temporal)
     name = "tenth.batch.v1.BatchService"

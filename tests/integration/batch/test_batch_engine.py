@@ -99,6 +99,7 @@ async def test_nearly_the_same_waits_for_the_cache(tmp_path: Path, temporal_addr
         ref = await made.take_in([ask("a"), ask("a!"), ask("a?"), ask("b"), ask("a!!", system="other context")])
         progress = await made.run(ref)
         assert (progress.done, progress.cache_hits) == (5, 1)
+        assert progress.forecast_nano_usd == 4 * PRICE, "what is prepared again counts once"
         results = await made.results(ref)
         assert results[1].result.completion.message.parts[0].text == "small 1: a"
         assert results[2].result.completion.message.parts[0].text == "small 1: a?", "what the cache refuses runs"

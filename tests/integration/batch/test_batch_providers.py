@@ -219,3 +219,38 @@ async def test_what_is_at_a_provider_is_collected_when_a_cancel_meets_a_renewal(
         assert (progress.state, progress.done, progress.failed) == (State.CANCELLED, 2, 4)
         assert layers.calls["cancel"] == 1
         assert not layers.reserved
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["the provider has it", "the provider never had it"])
+async def test_a_submission_that_is_given_up_is_looked_for(tmp_path: Path, temporal_address: str, taken: bool) -> None:
+    layers = Layers()
+    layers.on_submit = half_and_no_more if taken else lambda batch: layers.batches.clear()
+    layers.on_call = lambda name, number: down(name) if name == "submit" or (name == "find" and number < 3) else None
+    async with engine(tmp_path, temporal_address, layers=layers) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(4)])
+        handle = await made.start(ref)
+        await until(lambda: layers.calls["submit"] >= 2)
+        await handle.signal(CANCEL_SIGNAL)
+        progress = await asyncio.wait_for(handle.result(), 20)
+        assert (progress.state, progress.done, progress.failed) == (State.CANCELLED, 2 * taken, 4 - 2 * taken)
+        assert layers.calls["cancel"] == taken
+        kinds = Counter(kind for index in range(4) for _, kind in layers.kinds(request_id(ref, index)))
+        assert kinds["STARTED"] == kinds["FINISHED"] + kinds["FAILED"] == 4, "nothing stays at its worst case"
+        assert kinds["FINISHED"] == 2 * taken
+        assert not layers.reserved
+
+
+async def test_a_submission_nobody_knows_of_keeps_no_batch_from_its_end(tmp_path: Path, temporal_address: str) -> None:
+    layers = Layers()
+    layers.on_call = lambda name, _: down(name) if name in ("submit", "find") else None
+    async with engine(
+        tmp_path, temporal_address, layers=layers, provider_find_seconds=1.0, online_items_per_second=20
+    ) as made:
+        ref = await made.take_in([ask(f"q{n}", model=PAID_MODEL) for n in range(40)], seconds=8)
+        progress = await made.run(ref)
+        assert (progress.state, progress.done, progress.lanes) == (State.DONE, 40, {"online": 40})
+        assert layers.calls["find"] >= 1
+
+
+def down(name: str) -> None:
+    raise TenthError(Code.UNAVAILABLE, "PROVIDER_UNREACHABLE", f"{name}: away", retry_after_seconds=0.1)

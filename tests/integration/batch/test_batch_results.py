@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tenth.batch.v1 import batch_pb2, stored_pb2
@@ -15,9 +16,12 @@ from mesh.auth import Identity
 from mesh.errors import Code, TenthError
 from mesh.testing import dial
 from services.batch import batches
-from services.batch.objects import read_records
+from services.batch.objects import read_records, write_records
+from services.batch.objects_directory import DirectoryStore
 from services.batch.refs import BatchRef
-from tests.integration.batch.batch_rig import Rig, batch_service, item, read, worker
+from services.batch.results import Results
+from services.batch.viewing import View, Views
+from tests.integration.batch.batch_rig import Rig, batch_service, item, read, result, worker
 
 
 @pytest.fixture
@@ -181,3 +185,24 @@ async def test_only_a_caller_that_may_name_users_deletes_their_items(rig: Rig) -
     with pytest.raises(TenthError) as error:
         await delete(rig, "")
     assert error.value.reason == "REQUIRED_FIELD"
+
+
+async def test_one_who_waits_looks_less_often_until_something_comes(tmp_path: Path) -> None:
+    ref, store, pauses = BatchRef("acme", "b"), DirectoryStore(tmp_path / "objects"), list[float]()
+    view = View(stored_pb2.StoredBatch(tenant_id="acme", batch_id="b", item_count=2), (), batch_pb2.Batch(), False)
+
+    class Played:
+        async def look(self, tenant_id: str, batch_id: str) -> View:
+            return replace(view, ended=len(pauses) >= 12)
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 9:
+            await store.put(batches.result_name(ref, "a"), write_records([result(0, "an answer")]))
+
+    results = Results(store, cast(Views, Played()), tmp_path / "streams", 1.0, 10.0, sleep)
+    got = [read(one) async for one in results.stream("acme", "b", in_input_order=False)]
+    assert got == [("q1", "an answer")]
+    assert pauses[:3] == [1.0, 1.5, 2.25]
+    assert pauses[6:9] == [10.0, 10.0, 10.0]
+    assert pauses[9:] == [1.0, 1.5, 2.25]

@@ -106,6 +106,13 @@ class BatchMesh:
     async def submit(self, submission: Submission) -> inference_pb2.SubmitProviderBatchResponse:
         return await self.stub.SubmitProviderBatch(submission.messages(), timeout=30)
 
+    async def find(self, submission: Submission) -> inference_pb2.FindProviderBatchResponse:
+        request = inference_pb2.FindProviderBatchRequest(
+            submission_id=submission.id, model=submission.model, item_count=len(submission.requests)
+        )
+        request.begin_time.FromNanoseconds(int(submission.begun * 1e9))
+        return await self.stub.FindProviderBatch(request, timeout=30)
+
     async def get(self, batch: inference_pb2.ProviderBatch) -> inference_pb2.ProviderBatch:
         request = inference_pb2.GetProviderBatchRequest(model=batch.model, provider_batch_id=batch.provider_batch_id)
         return (await self.stub.GetProviderBatch(request, timeout=10)).batch

@@ -131,6 +131,33 @@ async def test_a_batch_whose_answer_was_lost_is_found_again(tmp_path: Path) -> N
         assert set(mesh.ran(submission.requests)) == {1}
 
 
+@BOTH
+async def test_a_lost_batch_is_looked_for_and_none_is_made(tmp_path: Path, model: str) -> None:
+    async with batch_mesh(tmp_path) as mesh:
+        lost, never = Submission(model, ids(30)), Submission(model, ids(30))
+        assert not (await mesh.find(never)).HasField("batch")
+        mesh.plan(drop_creates=1, pause_after=2 if model == "claude" else 0)
+        with pytest.raises(TenthError):
+            await mesh.submit(lost)
+        with pytest.raises(TenthError) as caught:
+            await mesh.find(Submission(model, ids(30), id="no uuid"))
+        assert caught.value.field == "request.submission_id"
+        if model == "gpt":
+            found = (await mesh.find(lost)).batch
+        else:
+            with pytest.raises(TenthError) as caught:
+                await mesh.find(lost)
+            assert (caught.value.code.name, caught.value.reason) == ("UNAVAILABLE", "PROVIDER_BATCH_UNCERTAIN")
+            (run,) = mesh.sandbox.message_batches.batches.values()
+            run.cancel()
+            await run.task
+            found = (await mesh.find(lost)).batch
+        assert not (await mesh.find(never)).HasField("batch")
+        assert set(await mesh.outcomes(await mesh.reached(found))) == set(lost.requests)
+        made = mesh.sandbox.openai_batches.batches if model == "gpt" else mesh.sandbox.message_batches.batches
+        assert len(made) == 1
+
+
 async def test_an_uploaded_file_is_used_again_or_deleted(tmp_path: Path) -> None:
     async with batch_mesh(tmp_path) as mesh:
         files = mesh.sandbox.openai_batches.files

@@ -14,7 +14,7 @@ from tenth.batch.v1 import batch_pb2, stored_pb2
 from tenth.type.v1 import chat_pb2
 
 from mesh.errors import Code, TenthError
-from services.batch.intake import Intake, Limits, Taken, check_header
+from services.batch.intake import MAX_OBJECTS, Intake, Limits, Taken, check_header
 
 LIMITS = Limits(
     items_per_object=3,
@@ -176,6 +176,14 @@ async def test_a_batch_that_is_too_large_is_refused(changes: dict[str, int], cou
     with pytest.raises(TenthError) as error:
         await run.items(*(item(str(number)) for number in range(count)))
     assert (error.value.code, error.value.reason) == (Code.INVALID_ARGUMENT, "BATCH_TOO_LARGE")
+
+
+async def test_a_batch_of_too_many_small_objects_is_refused() -> None:
+    run = Run(limits=replace(LIMITS, items_per_object=1, max_item_count=10_000, max_batch_bytes=10_000_000))
+    with pytest.raises(TenthError) as error:
+        await run.items(*(item(str(number)) for number in range(MAX_OBJECTS + 1)))
+    assert error.value.reason == "BATCH_TOO_LARGE"
+    assert "2,000 input objects" in error.value.message
 
 
 async def test_an_empty_batch_is_refused() -> None:

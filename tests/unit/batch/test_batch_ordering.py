@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.batch.grouping import leaders, to_int8
 from services.batch.ordering import (
     BLOCK_CHARACTERS,
+    MOST_CHUNKS,
     ChunkLimits,
     Entry,
     chunks,
     in_input_order,
+    items_of_chunk,
     ordered,
     prefix_key,
     shared_length,
 )
+from services.batch.reports import Piece
 
 words = st.sampled_from(["a", "b", "c"])
 entries = st.lists(
@@ -115,3 +121,12 @@ def test_the_inputs_order_keeps_models_together_and_nothing_else(held: list[Entr
     plain = in_input_order(held)
     assert sorted(plain, key=lambda entry: entry.number) == sorted(held, key=lambda entry: entry.number)
     assert [(e.lane, e.model, e.number) for e in plain] == sorted((e.lane, e.model, e.number) for e in held)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "item_count", "size"), [(64, 500, 64), (1, 10_000, 1), (1, 200_000, 20), (1, 10_001, 2)]
+)
+def test_a_plan_has_no_more_chunks_than_a_workflow_can_name(wanted: int, item_count: int, size: int) -> None:
+    assert items_of_chunk(wanted, item_count) == size
+    longest = [Piece(f"3-12-{number:06d}", size, ["3-12-123456-anthropic"]) for number in range(MOST_CHUNKS)]
+    assert len(json.dumps([asdict(piece) for piece in longest])) < 1_500_000

@@ -64,6 +64,34 @@ async def test_in_the_end_it_is_an_error() -> None:
     assert len(orchestrator.asked) == 2
 
 
+def limited() -> pb.PrepareOutcome:
+    outcome = pb.PrepareOutcome(error=pb.HalfError(reason="RATE_LIMITED", retryable=True))
+    outcome.error.retry_after.FromMilliseconds(2)
+    return outcome
+
+
+async def test_what_a_limit_per_minute_holds_back_is_no_failure() -> None:
+    """Each call lets one more item pass, and the second item is also refused for another passing reason."""
+
+    def one_each_time(number: int, name: str) -> pb.PrepareOutcome:
+        if name == "1":
+            return later()
+        return ready() if int(name) < 2 * number else limited()
+
+    orchestrator = Orchestrator(one_each_time)
+    outcomes = await halves(orchestrator, prepare_tries=2).prepare(items(30), Stop(1), 10.0)
+    assert [place for place, one in enumerate(outcomes) if one.WhichOneof("outcome") != "prepared"] == [1]
+    assert len(orchestrator.asked) == 15
+    assert sum("1" in names for names in orchestrator.asked) == 2, "other tries stay few"
+
+
+async def test_a_limit_is_waited_for_as_long_as_there_is_time() -> None:
+    orchestrator = Orchestrator(lambda _, __: limited())
+    (outcome,) = await halves(orchestrator).prepare(items(1), Stop(1), 0.05)
+    assert (outcome.error.reason, outcome.error.retryable) == ("RATE_LIMITED", True)
+    assert len(orchestrator.asked) > 2
+
+
 async def test_a_stop_makes_no_errors_of_what_could_wait() -> None:
     stop = Stop(1)
     stop.set()
@@ -119,3 +147,42 @@ async def test_an_end_that_could_not_be_kept_is_told_again() -> None:
     (outcome,) = await made.finish([pb.CompletionToFinish()], Stop(1))
     assert outcome.WhichOneof("outcome") == "finished"
     assert told == 3
+
+
+class Struggling:
+    """Finishes the first item at once and the second one from some call on."""
+
+    def __init__(self, until: int) -> None:
+        self._until = until
+        self.asked: list[list[str]] = []
+
+    async def FinishCompletions(self, request: pb.FinishCompletionsRequest, **_: float) -> Any:
+        self.asked.append([item.request.request_id for item in request.items])
+        late = pb.FinishOutcome(error=pb.HalfError(reason="LEDGER_AWAY", message="away", retryable=True))
+        done = pb.FinishOutcome(finished=pb.FinishedCompletion())
+        wait = len(self.asked) < self._until
+        outcomes = [late if wait and item.request.request_id == "1" else done for item in request.items]
+        return pb.FinishCompletionsResponse(outcomes=outcomes)
+
+
+def answered() -> list[pb.CompletionToFinish]:
+    return [pb.CompletionToFinish(request=item.request) for item in items(2)]
+
+
+async def test_an_answer_that_was_paid_for_is_finished_however_often_it_takes() -> None:
+    played = Struggling(4)
+    made = Halves(cast(Layers, type("Played", (), {"halves": played})()), WorkerSettings(prepare_tries=2))
+    outcomes = await made.finish(answered(), Stop(1))
+    assert [outcome.WhichOneof("outcome") for outcome in outcomes] == ["finished", "finished"]
+    assert played.asked == [["0", "1"], ["1"], ["1"], ["1"]]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_what_cannot_be_finished_is_no_failed_item(stopped: bool) -> None:
+    made = Halves(cast(Layers, type("Played", (), {"halves": Struggling(10**6)})()), WorkerSettings())
+    stop = Stop(0)
+    if stopped:
+        stop.set()
+    with pytest.raises(TenthError) as caught:
+        await made.finish(answered(), stop, None if stopped else 0.3)
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "LEDGER_AWAY")

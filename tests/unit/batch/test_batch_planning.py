@@ -14,6 +14,7 @@ from services.batch.planning import (
     may_wait,
     measured_rate,
     online_start,
+    pace_end,
     plan,
     poll_seconds,
 )
@@ -106,3 +107,9 @@ def test_a_rate_is_measured_when_there_is_something_to_measure() -> None:
     assert measured_rate(7, 1.0, 2.0) == 2.0
     assert measured_rate(80, 10.0, 2.0) == 8.0
     assert measured_rate(80, 0.0, 2.0) == 2.0
+
+
+def test_a_limit_is_waited_for_only_while_what_passed_can_still_run() -> None:
+    margins = Margins(2.0, 60.0)
+    assert pace_end(0, 10_000, 1000, 1.0, margins) == 7940
+    assert pace_end(0, 10_000, 100_000, 1.0, margins) == 5000, "at least half of what is left"

@@ -234,3 +234,9 @@ def test_what_may_go_better_later(code: Code, reason: str, retryable: bool) -> N
         "request.policy",
         retryable,
     )
+
+
+def test_how_long_a_limit_holds_is_told() -> None:
+    told = half_error(TenthError(Code.RESOURCE_EXHAUSTED, "RATE_LIMITED", "later", retry_after_seconds=1.5))
+    assert told.retry_after.ToMilliseconds() == 1500
+    assert not half_error(TenthError(Code.UNAVAILABLE, "AWAY", "away")).HasField("retry_after")

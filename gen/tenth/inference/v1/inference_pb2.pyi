@@ -714,6 +714,66 @@ class SubmitProviderBatchResponse(_message.Message):
 Global___SubmitProviderBatchResponse: _TypeAlias = SubmitProviderBatchResponse  # noqa: Y015
 
 @_typing.final
+class FindProviderBatchRequest(_message.Message):
+    """Asks for the batch of a submission."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMISSION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    submission_id: _builtins.str
+    """As in the submission's head. Required."""
+    model: _builtins.str
+    """As in the submission's head. Required."""
+    item_count: _builtins.int
+    """Most generations that the submission had, 1 or more: a larger batch cannot be it. Required."""
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """As in the submission's head. Required."""
+
+    def __init__(
+        self,
+        *,
+        submission_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        item_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "item_count", b"item_count", "model", b"model", "submission_id", b"submission_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindProviderBatchRequest: _TypeAlias = FindProviderBatchRequest  # noqa: Y015
+
+@_typing.final
+class FindProviderBatchResponse(_message.Message):
+    """What was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> Global___ProviderBatch:
+        """The batch; absent: the provider has none of this submission, or one that it refused whole. Nothing of it runs."""
+
+    def __init__(
+        self,
+        *,
+        batch: Global___ProviderBatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindProviderBatchResponse: _TypeAlias = FindProviderBatchResponse  # noqa: Y015
+
+@_typing.final
 class GetProviderBatchRequest(_message.Message):
     """Asks for a batch."""
 

@@ -206,6 +206,11 @@ class ProviderBatchServiceStub:
                 request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchRequest.SerializeToString,
                 response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchResponse.FromString,
                 _registered_method=True)
+        self.FindProviderBatch = channel.unary_unary(
+                '/tenth.inference.v1.ProviderBatchService/FindProviderBatch',
+                request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.FindProviderBatchRequest.SerializeToString,
+                response_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.FindProviderBatchResponse.FromString,
+                _registered_method=True)
         self.GetProviderBatch = channel.unary_unary(
                 '/tenth.inference.v1.ProviderBatchService/GetProviderBatch',
                 request_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.GetProviderBatchRequest.SerializeToString,
@@ -237,6 +242,14 @@ class ProviderBatchServiceServicer:
         """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
         submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
         UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindProviderBatch(self, request, context):
+        """Looks for the batch that a broken SubmitProviderBatch may have made, and makes none. UNAVAILABLE while that cannot be
+        told: the provider is away, or (PROVIDER_BATCH_UNCERTAIN) runs a batch that may be it. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,6 +291,11 @@ def add_ProviderBatchServiceServicer_to_server(servicer, server):
                     servicer.SubmitProviderBatch,
                     request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchRequest.FromString,
                     response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchResponse.SerializeToString,
+            ),
+            'FindProviderBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindProviderBatch,
+                    request_deserializer=tenth_dot_inference_dot_v1_dot_inference__pb2.FindProviderBatchRequest.FromString,
+                    response_serializer=tenth_dot_inference_dot_v1_dot_inference__pb2.FindProviderBatchResponse.SerializeToString,
             ),
             'GetProviderBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.GetProviderBatch,
@@ -329,6 +347,33 @@ class ProviderBatchService:
             '/tenth.inference.v1.ProviderBatchService/SubmitProviderBatch',
             tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchRequest.SerializeToString,
             tenth_dot_inference_dot_v1_dot_inference__pb2.SubmitProviderBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindProviderBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tenth.inference.v1.ProviderBatchService/FindProviderBatch',
+            tenth_dot_inference_dot_v1_dot_inference__pb2.FindProviderBatchRequest.SerializeToString,
+            tenth_dot_inference_dot_v1_dot_inference__pb2.FindProviderBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

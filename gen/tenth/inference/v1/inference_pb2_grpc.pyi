@@ -101,6 +101,10 @@ class ProviderBatchServiceStub:
     submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
     UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
     """
+    FindProviderBatch: _grpc.UnaryUnaryMultiCallable[_inference_pb2.FindProviderBatchRequest, _inference_pb2.FindProviderBatchResponse]
+    """Looks for the batch that a broken SubmitProviderBatch may have made, and makes none. UNAVAILABLE while that cannot be
+    told: the provider is away, or (PROVIDER_BATCH_UNCERTAIN) runs a batch that may be it. Idempotent.
+    """
     GetProviderBatch: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetProviderBatchRequest, _inference_pb2.GetProviderBatchResponse]
     """How far a batch is."""
     StreamProviderBatchResults: _grpc.UnaryStreamMultiCallable[_inference_pb2.StreamProviderBatchResultsRequest, _inference_pb2.StreamProviderBatchResultsResponse]
@@ -123,6 +127,10 @@ class ProviderBatchServiceAsyncStub(ProviderBatchServiceStub):
     """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
     submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
     UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+    """
+    FindProviderBatch: _aio.UnaryUnaryMultiCallable[_inference_pb2.FindProviderBatchRequest, _inference_pb2.FindProviderBatchResponse]  # type: ignore[assignment]
+    """Looks for the batch that a broken SubmitProviderBatch may have made, and makes none. UNAVAILABLE while that cannot be
+    told: the provider is away, or (PROVIDER_BATCH_UNCERTAIN) runs a batch that may be it. Idempotent.
     """
     GetProviderBatch: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetProviderBatchRequest, _inference_pb2.GetProviderBatchResponse]  # type: ignore[assignment]
     """How far a batch is."""
@@ -149,6 +157,16 @@ class ProviderBatchServiceServicer(metaclass=_abc_1.ABCMeta):
         """Hands generations of one model to its provider as one batch. The first message is the head. Idempotent by
         submission_id as far as the provider allows: a batch that an earlier, broken call has made is found and returned.
         UNSUPPORTED for a model whose provider has no batch interface; INVALID_FIELD names the generation that is wrong.
+        """
+
+    @_abc_1.abstractmethod
+    def FindProviderBatch(
+        self,
+        request: _inference_pb2.FindProviderBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.FindProviderBatchResponse, _abc.Awaitable[_inference_pb2.FindProviderBatchResponse]]:
+        """Looks for the batch that a broken SubmitProviderBatch may have made, and makes none. UNAVAILABLE while that cannot be
+        told: the provider is away, or (PROVIDER_BATCH_UNCERTAIN) runs a batch that may be it. Idempotent.
         """
 
     @_abc_1.abstractmethod

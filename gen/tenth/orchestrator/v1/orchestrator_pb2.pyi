@@ -932,6 +932,7 @@ class HalfError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The reason."""
     message: _builtins.str
@@ -940,6 +941,10 @@ class HalfError(_message.Message):
     """The field that is wrong, if one is."""
     retryable: _builtins.bool
     """True when the same may succeed later: a part is down, a limit holds for now."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """With RATE_LIMITED and the like: how long until one more request may pass. Absent: not known."""
+
     def __init__(
         self,
         *,
@@ -947,10 +952,11 @@ class HalfError(_message.Message):
         message: _builtins.str = ...,
         field: _builtins.str = ...,
         retryable: _builtins.bool = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason", "retry_after", b"retry_after", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
