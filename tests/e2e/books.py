@@ -23,14 +23,20 @@ def holds(receipt: receipt_pb2.Receipt) -> bool:
     return receipt.baseline_nano_usd - saved + receipt.overhead_nano_usd == receipt.actual_nano_usd
 
 
-async def report(mesh: Mesh) -> ledger_pb2.SpendRow:
-    """The ledger's total."""
-    async with Rpc(mesh.connection) as rpc:
-        reply = await rpc.call(
-            "ledger", ledger_pb2_grpc.LedgerReadServiceStub, "GetSpendReport", ledger_pb2.GetSpendReportRequest()
-        )
-    assert isinstance(reply, ledger_pb2.GetSpendReportResponse)
-    return reply.rows[0] if reply.rows else ledger_pb2.SpendRow()
+async def report(mesh: Mesh, requests: int = 0, seconds: float = 30.0) -> ledger_pb2.SpendRow:
+    """The ledger's total, once it has so many requests: receipts of hits hold no reservation that shows as open."""
+    until = time.monotonic() + seconds
+    while True:
+        async with Rpc(mesh.connection) as rpc:
+            reply = await rpc.call(
+                "ledger", ledger_pb2_grpc.LedgerReadServiceStub, "GetSpendReport", ledger_pb2.GetSpendReportRequest()
+            )
+        assert isinstance(reply, ledger_pb2.GetSpendReportResponse)
+        total = reply.rows[0] if reply.rows else ledger_pb2.SpendRow()
+        if total.request_count >= requests:
+            return total
+        assert time.monotonic() < until, f"{requests - total.request_count} receipts do not come"
+        await asyncio.sleep(0.25)
 
 
 async def status(mesh: Mesh) -> ledger_pb2.GetBooksStatusResponse:

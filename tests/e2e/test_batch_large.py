@@ -100,7 +100,7 @@ async def test_a_thousand_items_in_two_languages_survive_a_kill(tmp_path: Path) 
         await books.quiet(mesh)
         told = [one.receipt for one in results]
         check(batch, told)
-        total = await books.report(mesh)
+        total = await books.report(mesh, ITEMS)
         assert (total.request_count, total.baseline_nano_usd) == (ITEMS, batch.baseline_nano_usd)
         # A generation that the killed worker had in hand comes to its receipt after the answer: the ledger has it, and
         # nothing else beside the report.

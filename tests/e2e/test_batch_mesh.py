@@ -92,7 +92,7 @@ async def check_books(mesh: Mesh, client: Client, lines: list[dict[str, Any]], b
     receipts = await books.final_receipts(client, [line["tenth"]["request_id"] for line in lines])
     assert len({receipt.facts.request_id for receipt in receipts}) == ITEMS
     assert all(books.holds(receipt) for receipt in receipts)
-    total = await books.report(mesh)
+    total = await books.report(mesh, ITEMS)
     assert total.request_count == ITEMS
     assert total.actual_nano_usd == sum(receipt.actual_nano_usd for receipt in receipts) == batch.actual_nano_usd
     assert total.baseline_nano_usd == batch.baseline_nano_usd

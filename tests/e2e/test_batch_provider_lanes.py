@@ -60,7 +60,7 @@ async def test_both_providers_answer_at_batch_prices(tmp_path: Path) -> None:
         lanes = {lane.lane: lane.item_count for lane in batch.lanes}
         assert lanes == {"openai": ITEMS // 2, "anthropic": ITEMS // 2}, batch
         await books.quiet(mesh)
-        total = await books.report(mesh)
+        total = await books.report(mesh, ITEMS)
         assert (total.request_count, total.actual_nano_usd) == (ITEMS, batch.actual_nano_usd)
         # Half of the online price is saved, on the books as in the batch.
         batch_saving = next(one.saving_nano_usd for one in batch.savings if one.layer == receipt_pb2.LAYER_BATCH)
