@@ -22,7 +22,7 @@ from typing import Any
 from bench import batch_kills, batch_local, batch_memory, batch_overhead, batch_plots
 from bench.batch_mesh import BatchFailedError
 from bench.kept import NOT_ASKED, keep
-from bench.pictures import draw
+from bench.pictures import draw_all
 from bench.result import Result, arguments
 from tenth_client import TenthClientError
 from tenth_client.batch_layer import missing_batch_layer
@@ -65,10 +65,7 @@ def main() -> int:
         if said:
             result.skipped.append(said)
     if options.plots is not None:
-        for name, picture in batch_plots.pictures(result.metrics).items():
-            said = draw(options.plots / f"batch_{name}.png", picture)
-            if said:
-                result.skipped.append(f"batch_{name}.png: {said}")
+        result.skipped += draw_all(options.plots, "batch", batch_plots.pictures(result.metrics))
     result.write(options.json)
     return 0 if measured else 1
 

@@ -28,7 +28,7 @@ from typing import Any
 from bench import inference_life, inference_plots, inference_schemes, inference_stream
 from bench.inference_engine import EngineError, EngineOptions
 from bench.kept import NOT_ASKED, keep
-from bench.pictures import draw
+from bench.pictures import draw_all
 from bench.result import Result, arguments
 from mesh.errors import TenthError
 from services.inference.serving import read_catalog
@@ -144,10 +144,7 @@ def main() -> int:
         if said:
             result.skipped.append(said)
     if options.plots is not None:
-        for name, picture in inference_plots.pictures(result.metrics).items():
-            said = draw(options.plots / f"inference_{name}.png", picture)
-            if said:
-                result.skipped.append(f"inference_{name}.png: {said}")
+        result.skipped += draw_all(options.plots, "inference", inference_plots.pictures(result.metrics))
     result.write(options.json)
     return 0 if measured else 1
 

@@ -35,3 +35,9 @@ def draw(file: Path, picture: Mapping[str, Any]) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(png)
     return ""
+
+
+def draw_all(folder: Path, prefix: str, pictures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Write pictures by name as PREFIX_NAME.png. Returns which are missing and why, for a result's ``skipped``."""
+    said = {f"{prefix}_{name}.png": draw(folder / f"{prefix}_{name}.png", each) for name, each in pictures.items()}
+    return [f"{file}: {why}" for file, why in said.items() if why]

@@ -107,8 +107,7 @@ class AnthropicBackend(ProviderBackend):
 
     def _call(self, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any], dict[str, str]]:
         """Path, body and headers of the request. Raises UNSUPPORTED for a parameter that is refused."""
-        headers = {"authorization": f"Bearer {self._client.key() or 'none'}"}
-        return _PATH, self.body(generation, stream=stream), headers
+        return _PATH, self.body(generation, stream=stream), self._client.bearer()
 
 
 def _read(blocks: BlockReader, body: dict[str, Any]) -> Delta | None:

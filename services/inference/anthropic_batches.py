@@ -8,7 +8,7 @@ may have been made before is made again only when every batch of as many request
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -101,7 +101,7 @@ class AnthropicBatches:
             return {"content": upload.pieces()}
 
         headers = {"content-type": "application/json", "content-length": str(upload.size)}
-        made = _status(await self._object("post", _PATH, headers=headers, content=content, careful=True))
+        made = _status(await self._client.fetch("post", _PATH, headers=headers, content=content, careful=True))
         self._known.add(made.id, tag)
         return made, False
 
@@ -112,7 +112,7 @@ class AnthropicBatches:
     async def status(self, batch_id: str) -> BatchStatus:
         """How far it is; the API counts nothing before the end."""
         try:
-            return _status(await self._object("get", _path(batch_id)))
+            return _status(await self._client.fetch("get", _path(batch_id)))
         except TenthError as error:
             raise not_found(error, batch_id) from error
 
@@ -123,7 +123,10 @@ class AnthropicBatches:
             raise not_ended(batch_id)
         lines = ResultLines(batch_id)
         try:
-            async with self._client.call("get", _path(batch_id, "/results"), self._headers()) as (response, until):
+            async with self._client.call("get", _path(batch_id, "/results"), self._client.bearer()) as (
+                response,
+                until,
+            ):
                 async for item, line in lines.read(response, until):
                     yield ItemResult(item, self._outcome(item, line))
         except TenthError as error:
@@ -133,7 +136,7 @@ class AnthropicBatches:
     async def cancel(self, batch_id: str) -> BatchStatus:
         """Ask for it; a batch that is over stays as it is."""
         try:
-            return _status(await self._object("post", _path(batch_id, "/cancel")))
+            return _status(await self._client.fetch("post", _path(batch_id, "/cancel")))
         except TenthError as error:
             if error.metadata.get("http_status") in ("400", "409"):
                 return await self.status(batch_id)
@@ -193,7 +196,10 @@ class AnthropicBatches:
         """The tag in the first of our custom ids in an ended batch's results; empty: it is of nobody here."""
         lines = ResultLines(batch_id)
         try:
-            async with self._client.call("get", _path(batch_id, "/results"), self._headers()) as (response, until):
+            async with self._client.call("get", _path(batch_id, "/results"), self._client.bearer()) as (
+                response,
+                until,
+            ):
                 async for item, _ in lines.read(response, until):
                     return item.tag
         except TenthError as error:
@@ -205,7 +211,7 @@ class AnthropicBatches:
         """The batches, newest first, back to when the submission was begun."""
         after: dict[str, str] = {}
         while True:
-            page = await self._object("get", _PATH, {"limit": "100", **after})
+            page = await self._client.fetch("get", _PATH, {"limit": "100", **after})
             data = page.get("data")
             batches = [each for each in data if isinstance(each, dict)] if isinstance(data, list) else []
             for each in batches:
@@ -216,23 +222,6 @@ class AnthropicBatches:
             if not page.get("has_more") or not batches:
                 return
             after = {"after_id": str(batches[-1].get("id"))}
-
-    async def _object(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        content: Callable[[], Mapping[str, Any]] | None = None,
-        *,
-        careful: bool = False,
-    ) -> dict[str, Any]:
-        named = {**self._headers(), **(headers or {})}
-        async with self._client.call(method, path, named, query, content, careful=careful) as (response, until):
-            return await sse.whole(response, until)
-
-    def _headers(self) -> dict[str, Any]:
-        return {"authorization": f"Bearer {self._client.key() or 'none'}"}
 
 
 def _path(batch_id: str, below: str = "") -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class OpenAiBatches:
             "metadata": {_KEY: submission.id},
         }
         try:
-            batch = await self._object("post", "/batches", content=lambda: {"body": body}, careful=True)
+            batch = await self._client.fetch("post", "/batches", content=lambda: {"body": body}, careful=True)
         except TenthError as error:
             http_status = int(error.metadata.get("http_status", 0))
             if 400 <= http_status < 500 and http_status != 429:
@@ -132,7 +132,7 @@ class OpenAiBatches:
             if isinstance(file_id, str) and file_id:
                 path = f"/files/{quote(file_id, safe='')}/content"
                 try:
-                    async with self._client.call("get", path, self._headers()) as (response, until):
+                    async with self._client.call("get", path, self._client.bearer()) as (response, until):
                         async for item, line in lines.read(response, until):
                             yield ItemResult(item, self._outcome(item, line))
                 except TenthError as error:
@@ -144,7 +144,7 @@ class OpenAiBatches:
     async def cancel(self, batch_id: str) -> BatchStatus:
         """Ask for it; a batch that is over refuses and stays as it is."""
         try:
-            return _status(await self._object("post", f"/batches/{quote(batch_id, safe='')}/cancel"))
+            return _status(await self._client.fetch("post", f"/batches/{quote(batch_id, safe='')}/cancel"))
         except TenthError as error:
             if error.metadata.get("http_status") in ("400", "409"):
                 return await self.status(batch_id)
@@ -198,7 +198,7 @@ class OpenAiBatches:
         """A list's objects, newest first, back to when the submission was begun."""
         after: dict[str, str] = {}
         while True:
-            page = await self._object("get", path, {**query, **after})
+            page = await self._client.fetch("get", path, {**query, **after})
             data = page.get("data")
             objects = [each for each in data if isinstance(each, dict)] if isinstance(data, list) else []
             for each in objects:
@@ -217,37 +217,22 @@ class OpenAiBatches:
             file = (_file_name(submission), upload.rewound(), "application/jsonl")
             return {"body": form, "files": [("file", file)]}
 
-        made = await self._object("post", "/files", headers={"content-type": "multipart/form-data"}, content=content)
+        made = await self._client.fetch(
+            "post", "/files", headers={"content-type": "multipart/form-data"}, content=content
+        )
         return str(made.get("id") or "")
 
     async def _delete_file(self, file_id: str) -> None:
         try:
-            await self._object("delete", f"/files/{quote(file_id, safe='')}")
+            await self._client.fetch("delete", f"/files/{quote(file_id, safe='')}")
         except TenthError as error:
             log.warning("the file %s stays at the provider until it expires: %s", file_id, error)
 
     async def _batch(self, batch_id: str) -> dict[str, Any]:
         try:
-            return await self._object("get", f"/batches/{quote(batch_id, safe='')}")
+            return await self._client.fetch("get", f"/batches/{quote(batch_id, safe='')}")
         except TenthError as error:
             raise not_found(error, batch_id) from error
-
-    async def _object(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        headers: Mapping[str, Any] | None = None,
-        content: Callable[[], Mapping[str, Any]] | None = None,
-        *,
-        careful: bool = False,
-    ) -> dict[str, Any]:
-        named = {**self._headers(), **(headers or {})}
-        async with self._client.call(method, path, named, query, content, careful=careful) as (response, until):
-            return await sse.whole(response, until)
-
-    def _headers(self) -> dict[str, Any]:
-        return {"authorization": f"Bearer {self._client.key() or 'none'}"}
 
 
 def _file_name(submission: Submission) -> str:

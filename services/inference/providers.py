@@ -21,6 +21,7 @@ import httpx2
 
 from mesh import deadlines
 from mesh.errors import Code, TenthError
+from services.inference import sse
 from services.inference.errors import PROVIDER_STATUS, TOO_LONG, Reason
 from services.inference.policy import Generation, Meter
 from services.inference.retries import backoff_seconds, retry_after_seconds, spread_seconds
@@ -120,6 +121,10 @@ class ProviderClient:
         """Close the connections."""
         await self._sdk.client.close()
 
+    def bearer(self) -> dict[str, str]:
+        """The headers that carry the key where a provider takes it as a bearer's."""
+        return {"authorization": f"Bearer {self.key() or 'none'}"}
+
     @asynccontextmanager
     async def answer(
         self,
@@ -192,6 +197,21 @@ class ProviderClient:
                     yield response, until
                 finally:
                     await response.aclose()
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        content: Callable[[], Mapping[str, Any]] | None = None,
+        *,
+        careful: bool = False,
+    ) -> dict[str, Any]:
+        """The JSON object that a ``call`` with the bearer's key is answered with."""
+        named = {**self.bearer(), **(headers or {})}
+        async with self.call(method, path, named, query, content, careful=careful) as (response, until):
+            return await sse.whole(response, until)
 
     def _options(self, headers: Mapping[str, Any], query: Mapping[str, str] | None) -> dict[str, Any]:
         return {"headers": {**headers, self._sdk.raw_header: "stream"}, "params": dict(query or {})}
