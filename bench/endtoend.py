@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import endtoend_arms as arms
 from bench import endtoend_deploy as deploy
 from bench import endtoend_report as report
-from bench.endtoend_litellm import LiteLlm, configuration
+from bench.endtoend_litellm import HttpAsker, body_of, configuration, direct_body
 from bench.endtoend_mesh import CONCURRENCY, MOST_AT_ONCE, Running, Station
 from bench.endtoend_play import Outcome, codes_of
 from bench.endtoend_rows import MAIN, OMNIS, Reader, Rows
@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--mix", default=",".join(MIXES), help="which mixes, by comma (default: all)")
     parser.add_argument("--models-dir", type=Path, default=Path(".models"))
     parser.add_argument("--litellm", type=Path, default=Path(".venv-litellm"), help="environment with litellm[proxy]")
+    parser.add_argument("--only-mixes", action="store_true", help="no ablation, frontier, timing or peer")
     parser.add_argument("--outcomes", type=Path, help="write every request's outcome here, JSON lines")
     options = parser.parse_args()
     result = Result("endtoend", options.quick)
@@ -73,9 +74,10 @@ async def measure(result: Result, options: argparse.Namespace) -> None:
     if not times:
         result.skipped.append("azure_llm_conv: no file; requests arrive evenly")
     report.assume(result, rows, mixes, streams, CLOCK, PER_SECOND)
-    plans = arms.plan(
-        mixes, streams, ablation=max(count // 4, min(count, 40)), frontier=count // 5, latency=min(80, count // 4)
-    )
+    ablation, frontier, latency = max(count // 4, min(count, 40)), count // 5, min(80, count // 4)
+    if options.only_mixes:
+        ablation, frontier, latency = 0, 0, 0
+    plans = arms.plan(mixes, streams, ablation, frontier, latency)
     with tempfile.TemporaryDirectory(prefix="tenth-endtoend-") as folder:
         runs, record = await play(result, plans, streams, rows, options, Path(folder))
     if options.outcomes is not None:
@@ -121,14 +123,29 @@ async def play(
             differences = await running.ledger_differences()
             result.add(f"ledger/ours/nano_usd_off_{catalog}", float(differences), "nano-USD", len(tenants))
             if catalog == MAIN:
-                theirs = [each for each in plans if each.name.endswith(("/ours", "/latency"))]
-                for name, (stream_of, outcomes) in (
-                    await peer(result, running, theirs, codes_of(asks), options)
-                ).items():
-                    streamed[name], found[name] = stream_of, {outcome.index: outcome for outcome in outcomes}
+                ends = () if options.only_mixes else ("/ours", "/latency")
+                theirs = [each for each in plans if each.name.endswith(ends)]
+                for name, (asked, outcomes) in {
+                    **await direct(running, theirs, codes_of(asks)),
+                    **await peer(result, running, theirs, codes_of(asks), options),
+                }.items():
+                    streamed[name], found[name] = asked, {outcome.index: outcome for outcome in outcomes}
         prompts |= station.prompts()
     runs = {name: Run(asked, [found[name][a.index] for a in asked], prompts) for name, asked in streamed.items()}
     return runs, record
+
+
+async def direct(
+    running: Running, plans: Sequence[arms.RunPlan], codes: Mapping[str, str]
+) -> dict[str, tuple[Sequence[Arrival], list[Outcome]]]:
+    """The strong model asked with nothing between, at the pace of the plans that have one; by name."""
+    asker, found = HttpAsker(f"http://{running.mesh.address('sandbox')}/v1", codes, direct_body), {}
+    for each in plans:
+        if each.paced:
+            await running.forget()
+            outcomes = await asker.play(each.stream, "", MOST_AT_ONCE, PER_SECOND)
+            found[each.name.replace("/latency", "/direct_latency")] = (each.stream, outcomes)
+    return found
 
 
 async def peer(
@@ -141,6 +158,8 @@ async def peer(
     """LiteLLM's proxy on the streams of these plans, where it is installed; by name."""
     sandbox = f"http://{running.mesh.address('sandbox')}/v1"
     folder = running.mesh.data_dir / "litellm"
+    if not plans:
+        return {}
     proxy = await start_litellm(
         options.litellm, sandbox, free_ports(["litellm"])["litellm"], folder, configuration(sandbox)
     )
@@ -148,7 +167,7 @@ async def peer(
         result.skipped.append(f"litellm: not installed in {options.litellm}")
         return {}
     result.assumptions["litellm"] = litellm_version(options.litellm)
-    client, found = LiteLlm(proxy.url, codes), {}
+    client, found = HttpAsker(f"{proxy.url}/v1", codes, body_of), {}
     try:
         for each in plans:
             await running.forget()
