@@ -61,7 +61,7 @@ async def test_concurrent_texts_make_one_batch_and_equal_ones_are_embedded_once(
 
 
 async def test_order_duplicates_and_memory(encoder: FakeEncoder) -> None:
-    embedder = Embedder(encoder, "fake", memory_count=2)
+    embedder = Embedder(encoder, "fake", batch_count=4, memory_count=2)
     result = await embedder.embed(["aaa", "b", "aaa", "cc"])
     assert [vector[0] for vector in result.vectors] == [3, 1, 3, 2]
     assert embedder.remembered("cc")
@@ -91,6 +91,23 @@ async def test_a_caller_that_leaves_does_not_take_the_text_from_others(encoder: 
     await asyncio.gather(leaver, return_exceptions=True)
     encoder.gate.set()
     assert (await stayer).vectors[0][0] == 4
+    await embedder.close()
+
+
+async def test_questions_go_before_passages(encoder: FakeEncoder) -> None:
+    embedder = Embedder(encoder, "fake")
+    encoder.gate.clear()
+    tasks = [asyncio.create_task(embedder.embed(["first"]))]
+    await asyncio.sleep(0.02)
+    tasks.append(asyncio.create_task(embedder.embed(["passage one", "passage two", "asked as well"], patient=True)))
+    await asyncio.sleep(0.02)
+    tasks.append(asyncio.create_task(embedder.embed(["question"])))
+    tasks.append(asyncio.create_task(embedder.embed(["asked as well"])))
+    await asyncio.sleep(0.02)
+    encoder.gate.set()
+    await asyncio.gather(*tasks)
+    order = [text for batch in encoder.batches for text in batch]
+    assert order == ["first", "question", "asked as well", "passage one", "passage two"]
     await embedder.close()
 
 
