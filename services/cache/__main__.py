@@ -42,10 +42,12 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         stack.callback(telemetry.close)
         # One BLAS thread: more of them fight the model's own on the same cores.
         stack.enter_context(threadpool_limits(1))
-        encoder = load_encoder(settings.models_dir, settings.embedder, settings.embedder_precision)
+        encoder = load_encoder(
+            settings.models_dir, settings.embedder, settings.embedder_precision, settings.embed_thread_count
+        )
         embedder = Embedder(
             encoder, settings.embedder, settings.embed_batch_count, settings.embed_memory_count,
-            settings.embed_queue_count,
+            settings.embed_queue_count, settings.embed_thread_count,
         )  # fmt: skip
         stack.push_async_callback(embedder.close)
         store = make_store(settings, mesh.data_dir, embedder.dimension)

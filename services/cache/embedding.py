@@ -67,9 +67,18 @@ class Embedder:
     """Embeds texts in one fixed form. Close it to stop its thread."""
 
     def __init__(
-        self, encoder: Encoder, name: str, batch_count: int = 1, memory_count: int = 4096, queue_count: int = 8192
+        self,
+        encoder: Encoder,
+        name: str,
+        batch_count: int = 1,
+        memory_count: int = 4096,
+        queue_count: int = 8192,
+        thread_count: int = 1,
     ) -> None:
-        """``batch_count``: most texts at once. ONNX Runtime on few threads is no faster with several."""
+        """``batch_count``: most texts at once; ONNX Runtime on few threads is no faster with several.
+
+        ``thread_count`` is the encoder's: each is taken to work as long as the first.
+        """
         self.version = f"{name}@{_FORM}-{encoder.precision}"
         self.dimension = encoder.dimension
         self.reads_korean = encoder.reads_korean()
@@ -79,6 +88,7 @@ class Embedder:
         self._batch_count = batch_count
         self._memory_count = memory_count
         self._queue_count = queue_count
+        self._thread_count = thread_count
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
         self._memory: OrderedDict[str, Vector] = OrderedDict()
         self._waiting: OrderedDict[str, asyncio.Future[tuple[Vector, int]]] = OrderedDict()
@@ -173,7 +183,7 @@ class Embedder:
     def _encode(self, texts: list[str]) -> tuple[Vector, int]:
         started = time.thread_time_ns()
         vectors = self._encoder.encode(texts)
-        return vectors, (time.thread_time_ns() - started) // 1000
+        return vectors, (time.thread_time_ns() - started) * self._thread_count // 1000
 
     def _remember(self, text: str, vector: Vector) -> None:
         self._memory[text] = vector
@@ -181,7 +191,7 @@ class Embedder:
             self._memory.popitem(last=False)
 
 
-def load_encoder(models_dir: Path, name: str, precision: str = "int8") -> Encoder:
+def load_encoder(models_dir: Path, name: str, precision: str = "int8", thread_count: int = 1) -> Encoder:
     """The encoder of a model folder: its ONNX graph where there is one, else sentence-transformers itself.
 
     ``precision`` is ``int8`` or ``fp32``; a folder without an int8 graph is served in fp32, and the encoder says so.
@@ -197,10 +207,10 @@ def load_encoder(models_dir: Path, name: str, precision: str = "int8") -> Encode
             if (folder / GRAPHS[choice]).is_file():
                 from services.cache.onnx import OnnxEncoder
 
-                return OnnxEncoder(folder, choice)
+                return OnnxEncoder(folder, choice, thread_count)
         from services.cache.sentence_transformers import SentenceTransformersEncoder
 
-        return SentenceTransformersEncoder(folder)
+        return SentenceTransformersEncoder(folder, thread_count)
     except Exception as error:
         # A broken graph, a torn file, an absent library: each runtime has errors of its own for them.
         raise TenthError(

@@ -26,6 +26,8 @@ class OnnxEncoder:
         # One thread a process: several pools on few cores slow each other many times over.
         options.intra_op_num_threads = thread_count
         options.inter_op_num_threads = 1
+        # Threads that wait for each other sleep: what they would burn is the other services' on the same cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The arena would keep the largest batch's memory for ever.
         options.enable_cpu_mem_arena = False
         self._session = onnxruntime.InferenceSession(
