@@ -42,9 +42,7 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         stack.callback(telemetry.close)
         # One BLAS thread: more of them fight the model's own on the same cores.
         stack.enter_context(threadpool_limits(1))
-        encoder = load_encoder(
-            settings.models_dir, settings.embedder, settings.embedder_precision, settings.embed_thread_count
-        )
+        encoder = load_encoder(settings.models_dir, settings.embedder, settings.embedder_precision)
         embedder = Embedder(
             encoder, settings.embedder, settings.embed_batch_count, settings.embed_memory_count,
             settings.embed_queue_count, settings.embed_thread_count,

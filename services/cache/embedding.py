@@ -1,4 +1,4 @@
-"""The one embedder of the mesh: a local sentence encoder on a thread of its own.
+"""The one embedder of the mesh: a local sentence encoder on threads of its own.
 
 Texts that arrive while a batch runs form the next batch, so that a lone request never waits for company. Questions go
 before passages: somebody waits for a question with nothing else to do, and passages come by the dozen. Vectors of
@@ -39,7 +39,7 @@ def has_direction(vector: Sequence[float]) -> bool:
 
 
 class Encoder(Protocol):
-    """A loaded model. Called from the embedder's thread, but for ``fits``."""
+    """A loaded model. Called from the embedder's threads, from several at once; ``fits`` from any."""
 
     dimension: int
     precision: str
@@ -64,7 +64,7 @@ class Embedded:
 
 
 class Embedder:
-    """Embeds texts in one fixed form. Close it to stop its thread."""
+    """Embeds texts in one fixed form. Close it to stop its threads."""
 
     def __init__(
         self,
@@ -75,10 +75,7 @@ class Embedder:
         queue_count: int = 8192,
         thread_count: int = 1,
     ) -> None:
-        """``batch_count``: most texts at once; ONNX Runtime on few threads is no faster with several.
-
-        ``thread_count`` is the encoder's: each is taken to work as long as the first.
-        """
+        """``batch_count``: most texts that a thread embeds at once; ONNX Runtime is no faster with several."""
         self.version = f"{name}@{_FORM}-{encoder.precision}"
         self.dimension = encoder.dimension
         self.reads_korean = encoder.reads_korean()
@@ -89,15 +86,15 @@ class Embedder:
         self._memory_count = memory_count
         self._queue_count = queue_count
         self._thread_count = thread_count
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+        self._threads = ThreadPoolExecutor(thread_count, thread_name_prefix="embedder")
         self._memory: OrderedDict[str, Vector] = OrderedDict()
         self._waiting: OrderedDict[str, asyncio.Future[tuple[Vector, int]]] = OrderedDict()
         self._patient: OrderedDict[str, asyncio.Future[tuple[Vector, int]]] = OrderedDict()
         self._running: dict[str, asyncio.Future[tuple[Vector, int]]] = {}
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def embed(self, texts: Sequence[str], *, patient: bool = False) -> Embedded:
-        """Embed texts; ``patient`` ones after all that are not. Raises RESOURCE_EXHAUSTED when too many wait already."""
+        """Embed texts, ``patient`` ones after the others. Raises RESOURCE_EXHAUSTED when too many wait already."""
         pending: dict[str, asyncio.Future[tuple[Vector, int]]] = {}
         own: set[str] = set()
         found: dict[str, Vector] = {}
@@ -134,11 +131,11 @@ class Embedder:
         return len(text) <= 12 or self._encoder.fits(text)
 
     async def close(self) -> None:
-        """Finish what runs and stop the thread."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Finish what runs and stop the threads."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _enqueue(self, text: str, *, patient: bool) -> asyncio.Future[tuple[Vector, int]]:
         count = len(self._waiting) + len(self._patient)
@@ -151,18 +148,19 @@ class Embedder:
             )
         future: asyncio.Future[tuple[Vector, int]] = asyncio.get_running_loop().create_future()
         (self._patient if patient else self._waiting)[text] = future
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        self._workers = {worker for worker in self._workers if not worker.done()}
+        if len(self._workers) < self._thread_count:
+            self._workers.add(asyncio.create_task(self._work()))
         return future
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while queue := self._waiting or self._patient:
             count = min(self._batch_count, len(queue))
-            self._running = dict(queue.popitem(last=False) for _ in range(count))
-            batch = self._running
+            batch = dict(queue.popitem(last=False) for _ in range(count))
+            self._running |= batch
             try:
-                vectors, micros = await loop.run_in_executor(self._thread, self._encode, list(batch))
+                vectors, micros = await loop.run_in_executor(self._threads, self._encode, list(batch))
             except asyncio.CancelledError:
                 for future in (*batch.values(), *self._waiting.values(), *self._patient.values()):
                     future.cancel()
@@ -174,7 +172,8 @@ class Embedder:
                     future.exception()  # Marks it as seen: all who asked may be gone.
                 continue
             finally:
-                self._running = {}
+                for text in batch:
+                    del self._running[text]
             for (text, future), vector in zip(batch.items(), vectors, strict=True):
                 self._remember(text, vector)
                 if not future.done():
@@ -183,7 +182,7 @@ class Embedder:
     def _encode(self, texts: list[str]) -> tuple[Vector, int]:
         started = time.thread_time_ns()
         vectors = self._encoder.encode(texts)
-        return vectors, (time.thread_time_ns() - started) * self._thread_count // 1000
+        return vectors, (time.thread_time_ns() - started) // 1000
 
     def _remember(self, text: str, vector: Vector) -> None:
         self._memory[text] = vector
@@ -191,7 +190,7 @@ class Embedder:
             self._memory.popitem(last=False)
 
 
-def load_encoder(models_dir: Path, name: str, precision: str = "int8", thread_count: int = 1) -> Encoder:
+def load_encoder(models_dir: Path, name: str, precision: str = "int8") -> Encoder:
     """The encoder of a model folder: its ONNX graph where there is one, else sentence-transformers itself.
 
     ``precision`` is ``int8`` or ``fp32``; a folder without an int8 graph is served in fp32, and the encoder says so.
@@ -207,10 +206,10 @@ def load_encoder(models_dir: Path, name: str, precision: str = "int8", thread_co
             if (folder / GRAPHS[choice]).is_file():
                 from services.cache.onnx import OnnxEncoder
 
-                return OnnxEncoder(folder, choice, thread_count)
+                return OnnxEncoder(folder, choice)
         from services.cache.sentence_transformers import SentenceTransformersEncoder
 
-        return SentenceTransformersEncoder(folder, thread_count)
+        return SentenceTransformersEncoder(folder)
     except Exception as error:
         # A broken graph, a torn file, an absent library: each runtime has errors of its own for them.
         raise TenthError(
