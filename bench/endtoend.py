@@ -24,7 +24,7 @@ from bench.endtoend_mesh import CONCURRENCY, MOST_AT_ONCE, Running, Station
 from bench.endtoend_play import Outcome, codes_of
 from bench.endtoend_rows import MAIN, OMNIS, Reader, Rows
 from bench.endtoend_sums import Run
-from bench.endtoend_workload import MIXES, Arrival, arrival_times, read_mix, stream
+from bench.endtoend_workload import MIXES, Arrival, arrival_times, read_mix, stream, unasked
 from bench.mesh import cpu_seconds
 from bench.peers import litellm_version, start_litellm
 from bench.result import Result, arguments
@@ -35,6 +35,8 @@ from tenth_client.local import free_ports
 
 DATA = Path("../shared/data")
 QUICK_REQUESTS = 120
+TIMED = 120
+"""Requests of each mix that are timed, at most."""
 CLOCK = 0.02
 """Seconds of ours for each of the models' own."""
 PER_SECOND = 3.0
@@ -74,12 +76,14 @@ async def measure(result: Result, options: argparse.Namespace) -> None:
     if not times:
         result.skipped.append("azure_llm_conv: no file; requests arrive evenly")
     report.assume(result, rows, mixes, streams, CLOCK, PER_SECOND)
-    ablation, frontier, latency = max(count // 4, min(count, 40)), count // 5, min(80, count // 4)
     if options.only_mixes:
-        ablation, frontier, latency = 0, 0, 0
-    plans = arms.plan(mixes, streams, ablation, frontier, latency)
+        plans = arms.plan(mixes, streams, 0, 0, {})
+    else:
+        rest, most = unasked(rows.asks, streams.values()), min(TIMED, count // 4)
+        timed = {name: stream(mix, rest, most, times, options.seed + 1) for name, mix in mixes.items()}
+        plans = arms.plan(mixes, streams, max(count // 4, min(count, 40)), count // 5, timed)
     with tempfile.TemporaryDirectory(prefix="tenth-endtoend-") as folder:
-        runs, record = await play(result, plans, streams, rows, options, Path(folder))
+        runs, record = await play(result, plans, rows, options, Path(folder))
     if options.outcomes is not None:
         write_outcomes(options.outcomes, runs)
     report.add(result, runs, record, mixes, options.seed)
@@ -90,13 +94,12 @@ async def measure(result: Result, options: argparse.Namespace) -> None:
 async def play(
     result: Result,
     plans: Sequence[arms.RunPlan],
-    streams: Mapping[str, Sequence[Arrival]],
     rows: Rows,
     options: argparse.Namespace,
     folder: Path,
 ) -> tuple[dict[str, Run], Record]:
     """Every planned run through the mesh of each catalogue; what was asked of both stands in one run."""
-    asks = list({key(a.ask.question): a.ask for each in streams.values() for a in each}.values())
+    asks = list({key(a.ask.question): a.ask for each in plans for a in each.stream}.values())
     record = Record(CLOCK, deploy.SPEEDS, {key(ask.question): ask.recorded() for ask in asks})
     write_record(folder / "recorded.jsonl", record)
     absent = missing_batch_layer()

@@ -155,7 +155,8 @@ def test_every_layer_is_measured_alone_and_missing() -> None:
 def test_every_run_has_a_tenant_of_its_own() -> None:
     streams = {name: [Arrival(0, 0.0, HARD, ""), Arrival(1, 1.0, SUPPORT, "")] for name in (ABLATED, "even")}
     mixes = {name: Mix(name, {"reasoning": 1.0}, 0.98) for name in streams}
-    runs = plan(mixes, streams, ablation=2, frontier=2, latency=2)
+    runs = plan(mixes, streams, ablation=2, frontier=2, timed=streams)
+    assert sum(each.paced for each in runs) == 2
     assert len({each.arm.tenant for each in runs}) == len(runs) == len({each.name for each in runs})
     assert all(each.ask.correct for run in runs if "frontier" in run.name for each in run.stream)
 
