@@ -19,12 +19,12 @@ from pathlib import Path
 from bench import endtoend_arms as arms
 from bench import endtoend_deploy as deploy
 from bench import endtoend_report as report
-from bench.endtoend_litellm import LiteLlm, configuration
+from bench.endtoend_litellm import HttpAsker, body_of, configuration, direct_body
 from bench.endtoend_mesh import CONCURRENCY, MOST_AT_ONCE, Running, Station
 from bench.endtoend_play import Outcome, codes_of
 from bench.endtoend_rows import MAIN, OMNIS, Reader, Rows
 from bench.endtoend_sums import Run
-from bench.endtoend_workload import MIXES, Arrival, arrival_times, read_mix, stream
+from bench.endtoend_workload import MIXES, Arrival, arrival_times, read_mix, stream, unasked
 from bench.mesh import cpu_seconds
 from bench.peers import litellm_version, start_litellm
 from bench.result import Result, arguments
@@ -35,6 +35,8 @@ from tenth_client.local import free_ports
 
 DATA = Path("../shared/data")
 QUICK_REQUESTS = 120
+TIMED = 120
+"""Requests of each mix that are timed, at most."""
 CLOCK = 0.02
 """Seconds of ours for each of the models' own."""
 PER_SECOND = 3.0
@@ -49,6 +51,7 @@ def main() -> int:
     parser.add_argument("--mix", default=",".join(MIXES), help="which mixes, by comma (default: all)")
     parser.add_argument("--models-dir", type=Path, default=Path(".models"))
     parser.add_argument("--litellm", type=Path, default=Path(".venv-litellm"), help="environment with litellm[proxy]")
+    parser.add_argument("--only-mixes", action="store_true", help="no ablation, frontier, timing or peer")
     parser.add_argument("--outcomes", type=Path, help="write every request's outcome here, JSON lines")
     options = parser.parse_args()
     result = Result("endtoend", options.quick)
@@ -73,11 +76,14 @@ async def measure(result: Result, options: argparse.Namespace) -> None:
     if not times:
         result.skipped.append("azure_llm_conv: no file; requests arrive evenly")
     report.assume(result, rows, mixes, streams, CLOCK, PER_SECOND)
-    plans = arms.plan(
-        mixes, streams, ablation=max(count // 4, min(count, 40)), frontier=count // 5, latency=min(80, count // 4)
-    )
+    if options.only_mixes:
+        plans = arms.plan(mixes, streams, 0, 0, {})
+    else:
+        rest, most = unasked(rows.asks, streams.values()), min(TIMED, count // 4)
+        timed = {name: stream(mix, rest, most, times, options.seed + 1) for name, mix in mixes.items()}
+        plans = arms.plan(mixes, streams, max(count // 4, min(count, 40)), count // 5, timed)
     with tempfile.TemporaryDirectory(prefix="tenth-endtoend-") as folder:
-        runs, record = await play(result, plans, streams, rows, options, Path(folder))
+        runs, record = await play(result, plans, rows, options, Path(folder))
     if options.outcomes is not None:
         write_outcomes(options.outcomes, runs)
     report.add(result, runs, record, mixes, options.seed)
@@ -88,13 +94,12 @@ async def measure(result: Result, options: argparse.Namespace) -> None:
 async def play(
     result: Result,
     plans: Sequence[arms.RunPlan],
-    streams: Mapping[str, Sequence[Arrival]],
     rows: Rows,
     options: argparse.Namespace,
     folder: Path,
 ) -> tuple[dict[str, Run], Record]:
     """Every planned run through the mesh of each catalogue; what was asked of both stands in one run."""
-    asks = list({key(a.ask.question): a.ask for each in streams.values() for a in each}.values())
+    asks = list({key(a.ask.question): a.ask for each in plans for a in each.stream}.values())
     record = Record(CLOCK, deploy.SPEEDS, {key(ask.question): ask.recorded() for ask in asks})
     write_record(folder / "recorded.jsonl", record)
     absent = missing_batch_layer()
@@ -121,14 +126,29 @@ async def play(
             differences = await running.ledger_differences()
             result.add(f"ledger/ours/nano_usd_off_{catalog}", float(differences), "nano-USD", len(tenants))
             if catalog == MAIN:
-                theirs = [each for each in plans if each.name.endswith(("/ours", "/latency"))]
-                for name, (stream_of, outcomes) in (
-                    await peer(result, running, theirs, codes_of(asks), options)
-                ).items():
-                    streamed[name], found[name] = stream_of, {outcome.index: outcome for outcome in outcomes}
+                ends = () if options.only_mixes else ("/ours", "/latency")
+                theirs = [each for each in plans if each.name.endswith(ends)]
+                for name, (asked, outcomes) in {
+                    **await direct(running, theirs, codes_of(asks)),
+                    **await peer(result, running, theirs, codes_of(asks), options),
+                }.items():
+                    streamed[name], found[name] = asked, {outcome.index: outcome for outcome in outcomes}
         prompts |= station.prompts()
     runs = {name: Run(asked, [found[name][a.index] for a in asked], prompts) for name, asked in streamed.items()}
     return runs, record
+
+
+async def direct(
+    running: Running, plans: Sequence[arms.RunPlan], codes: Mapping[str, str]
+) -> dict[str, tuple[Sequence[Arrival], list[Outcome]]]:
+    """The strong model asked with nothing between, at the pace of the plans that have one; by name."""
+    asker, found = HttpAsker(f"http://{running.mesh.address('sandbox')}/v1", codes, direct_body), {}
+    for each in plans:
+        if each.paced:
+            await running.forget()
+            outcomes = await asker.play(each.stream, "", MOST_AT_ONCE, PER_SECOND)
+            found[each.name.replace("/latency", "/direct_latency")] = (each.stream, outcomes)
+    return found
 
 
 async def peer(
@@ -141,6 +161,8 @@ async def peer(
     """LiteLLM's proxy on the streams of these plans, where it is installed; by name."""
     sandbox = f"http://{running.mesh.address('sandbox')}/v1"
     folder = running.mesh.data_dir / "litellm"
+    if not plans:
+        return {}
     proxy = await start_litellm(
         options.litellm, sandbox, free_ports(["litellm"])["litellm"], folder, configuration(sandbox)
     )
@@ -148,7 +170,7 @@ async def peer(
         result.skipped.append(f"litellm: not installed in {options.litellm}")
         return {}
     result.assumptions["litellm"] = litellm_version(options.litellm)
-    client, found = LiteLlm(proxy.url, codes), {}
+    client, found = HttpAsker(f"{proxy.url}/v1", codes, body_of), {}
     try:
         for each in plans:
             await running.forget()

@@ -30,16 +30,23 @@ class RunPlan:
 
 
 def plan(
-    mixes: Mapping[str, Mix], streams: Mapping[str, Sequence[Arrival]], ablation: int, frontier: int, latency: int
+    mixes: Mapping[str, Mix],
+    streams: Mapping[str, Sequence[Arrival]],
+    ablation: int,
+    frontier: int,
+    timed: Mapping[str, Sequence[Arrival]],
 ) -> list[RunPlan]:
-    """All runs, in order; ``ablation``, ``frontier`` and ``latency`` bound the requests of theirs, 0: none."""
+    """All runs, in order; ``ablation`` and ``frontier`` bound the requests of theirs, 0: none.
+
+    ``timed`` are the streams that are timed, of questions that no other run asks: what the mesh remembers of a text,
+    such as its vector, it has to make for them.
+    """
     runs = []
     for name, stream in streams.items():
         target = mixes[name].quality_target
         runs.append(RunPlan(f"{name}/ours", _arm(name, "ours", target), (), stream))
         runs.append(RunPlan(f"{name}/baseline", _arm(name, "baseline", target, batch=False), SWITCHES, stream))
-        if latency:
-            asked = [arrival for arrival in stream if arrival.ask.workload != "bulk"][:latency]
+        if asked := [arrival for arrival in timed.get(name, ()) if arrival.ask.workload != "bulk"]:
             runs.append(RunPlan(f"{name}/latency", _arm(name, "latency", target), (), with_repeats(asked), paced=True))
     if ABLATED in streams and ablation:
         part, target = streams[ABLATED][:ablation], mixes[ABLATED].quality_target

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -66,12 +66,14 @@ def _router(name: str, simple: str, medium: str, strong: str) -> dict[str, Any]:
     }
 
 
-class LiteLlm:
-    """Asks a running proxy."""
+class HttpAsker:
+    """Asks a running proxy, or with ``direct_body`` the models themselves."""
 
-    def __init__(self, url: str, codes: Mapping[str, str]) -> None:
+    def __init__(self, url: str, codes: Mapping[str, str], body: Callable[[Ask, str], dict[str, Any]]) -> None:
+        """``url`` ends before ``/chat/completions``; ``body`` makes the request of an ask in a namespace of caches."""
         self._url = url
         self._codes = codes
+        self._body = body
         self._prices = {**prices(MAIN), **prices(OMNIS)}
 
     async def play(
@@ -96,10 +98,10 @@ class LiteLlm:
         return sorted(found, key=lambda each: each.index)
 
     async def _one(self, http: aiohttp.ClientSession, arrival: Arrival, namespace: str) -> Outcome:
-        body = body_of(arrival.ask, namespace)
+        body = self._body(arrival.ask, namespace)
         started = time.perf_counter()
         try:
-            url = f"{self._url}/v1/chat/completions"
+            url = f"{self._url}/chat/completions"
             async with http.post(url, json=body, headers={"authorization": f"Bearer {KEY}"}) as reply:
                 if reply.status != 200:
                     return Outcome(arrival.index, error=f"HTTP {reply.status}")
@@ -152,6 +154,13 @@ def body_of(ask: Ask, namespace: str) -> dict[str, Any]:
         "max_tokens": MAX_OUTPUT_TOKENS,
         "cache": {"namespace": namespace},
     }
+
+
+def direct_body(ask: Ask, namespace: str) -> dict[str, Any]:
+    """The request as it goes to the strong model with nothing between."""
+    body = body_of(ask, namespace)
+    del body["cache"]
+    return body | {"model": STRONG[ask.catalog]}
 
 
 def prices(catalog: str) -> dict[str, tuple[float, float, float]]:

@@ -49,9 +49,11 @@ class Outcome:
     output_tokens: int = 0
     batch: bool = False
     why: str = ""
+    """What the router said."""
     looked: str = ""
     """What the cache said."""
-    """What the router said."""
+    hops: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds that the request waited for each."""
     milliseconds: float = 0.0
     """From the call to the answer; 0 for what went into a batch."""
 
@@ -195,6 +197,7 @@ class Player:
             output_tokens=facts.usage.output_token_count,
             batch=facts.batch,
             why=next((hop.reason for hop in facts.hops if hop.name == "router"), ""),
+            hops={hop.name: hop.duration.ToNanoseconds() / 1e6 for hop in facts.hops},
             looked=next((hop.reason for hop in facts.hops if hop.name == "cache"), ""),
             milliseconds=milliseconds,
         )

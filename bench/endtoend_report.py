@@ -12,6 +12,7 @@ import yaml
 from bench import endtoend_plots as plots
 from bench.endtoend_arms import ABLATED, FRONTIERS, TARGETS, frontier_name
 from bench.endtoend_deploy import HERE, SPEEDS
+from bench.endtoend_play import Outcome
 from bench.endtoend_rows import MAIN, OMNIS, Rows
 from bench.endtoend_sums import LAYERS, OPUS, Run, add_latency, add_run, cumulative, shortfall
 from bench.endtoend_warming import add_warming
@@ -65,23 +66,34 @@ def assume(
 def add(result: Result, runs: Mapping[str, Run], record: Record, mixes: Mapping[str, Mix], seed: int) -> None:
     """All figures."""
     for name, run in runs.items():
-        if not name.rpartition("/")[2].startswith(("frontier_", "latency", "litellm_")):
+        if not name.rpartition("/")[2].startswith(("frontier_", "latency", "litellm_", "direct_")):
             add_run(result, name, run, seed)
     for mix in mixes:
         ours, baseline = runs.get(f"{mix}/ours"), runs.get(f"{mix}/baseline")
         if ours is None or baseline is None:
             continue
-        for system, name in (("ours", "latency"), ("litellm", "litellm_latency")):
+        straight = runs.get(f"{mix}/direct_latency")
+        beyond = beyond_model(straight, record) if straight is not None else {}
+        for system, name in (("ours", "latency"), ("litellm", "litellm_latency"), ("direct", "direct_latency")):
             timed = runs.get(f"{mix}/{name}")
             if timed is not None:
-                waited = {each.index: record.seconds(each.model, each.output_tokens) * 1000 for each in timed.outcomes}
-                add_latency(result, f"{mix}/{system}", timed, waited)
+                played = {each.index: _played(each, record) for each in timed.outcomes}
+                add_latency(result, f"{mix}/{system}", timed, played, beyond if system != "direct" else None)
         _add_against_sent(result, mix, ours, baseline, seed)
         if mix in FRONTIERS:
             _add_frontier(result, mix, runs, seed)
     if f"{ABLATED}/full" in runs:
         _add_ablation(result)
     add_warming(result, {name.partition("/")[0]: run for name, run in runs.items() if name.endswith("/ours")})
+
+
+def beyond_model(straight: Run, record: Record) -> dict[int, float]:
+    """What requests that went straight to their model took beyond its modelled time, ms by index."""
+    return {each.index: each.milliseconds - _played(each, record) for each in straight.outcomes if not each.error}
+
+
+def _played(outcome: Outcome, record: Record) -> float:
+    return record.seconds(outcome.model, outcome.output_tokens) * 1000
 
 
 def draw(result: Result, runs: Mapping[str, Run], folder: Path) -> None:

@@ -86,19 +86,32 @@ def add_quality(result: Result, name: str, qualities: Sequence[Quality | None], 
         _put(result, f"{name}/quality_ratio", ratio(ours, base, resamples(len(known), RESAMPLES, seed)), len(known))
 
 
-def add_latency(result: Result, name: str, run: Run, waited: Mapping[int, float]) -> None:
-    """What the mesh adds to the model's own time, by how the request was answered; ``waited`` is that, ms, by index."""
+def add_latency(
+    result: Result, name: str, run: Run, played: Mapping[int, float], direct: Mapping[int, float] | None = None
+) -> None:
+    """What a system adds to the model's time, by how the request was answered.
+
+    ``played``: the model's modelled time, ms, by index. ``direct``: what the same request takes beyond that when the
+    model is asked with nothing between (connection, and the sandbox's own work on a long prompt); none of a hit.
+    """
     added: dict[str, list[float]] = {}
+    hops: dict[str, list[float]] = {}
     for arrival, each in zip(run.stream, run.outcomes, strict=True):
         kind = HIT_KINDS.get(each.hit)
-        if kind and not each.error and each.milliseconds:
-            own = 0.0 if each.hit else waited[each.index]
-            added.setdefault(kind, []).append(each.milliseconds - own)
-            if not each.hit:  # Passages are embedded before they are cut, which takes longer than all the rest.
-                added.setdefault(f"{kind}_{arrival.ask.workload}", []).append(each.milliseconds - own)
+        if not kind or each.error or not each.milliseconds:
+            continue
+        own = 0.0 if each.hit else played[each.index] + (direct or {}).get(each.index, 0.0)
+        added.setdefault(kind, []).append(each.milliseconds - own)
+        if not each.hit:  # Passages are embedded before they are cut, which takes longer than all the rest.
+            added.setdefault(f"{kind}_{arrival.ask.workload}", []).append(each.milliseconds - own)
+            for hop, milliseconds in each.hops.items():
+                hops.setdefault(hop, []).append(milliseconds - (own if hop == "inference" else 0.0))
     for kind, found in sorted(added.items()):
         result.add(f"{name}/added_p50_ms_{kind}", percentile(found, 0.5), "ms", len(found))
         result.add(f"{name}/added_p95_ms_{kind}", percentile(found, 0.95), "ms", len(found))
+    for hop, found in hops.items():
+        result.add(f"{name}/hop_p50_ms_{hop}", percentile(found, 0.5), "ms", len(found))
+        result.add(f"{name}/hop_p95_ms_{hop}", percentile(found, 0.95), "ms", len(found))
 
 
 def whatif_costs(outcomes: Sequence[Outcome], whatif: WhatIf) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def endtoend_tables(result: Mapping[str, Any]) -> str:
 
 
 def sheets(result: Mapping[str, Any]) -> list[Sheet]:
-    """Mixes, layers, workloads, ablation, frontier, latency, checks; those without rows were not measured."""
+    """Mixes, layers, workloads, ablation, frontier, latency, hops, checks; those without rows were not measured."""
     figures = Figures(result)
     return [
         mixes(result),
@@ -40,6 +40,7 @@ def sheets(result: Mapping[str, Any]) -> list[Sheet]:
         ablation(figures),
         frontier(figures),
         latency(figures),
+        hops(figures),
         checks(figures),
     ]
 
@@ -166,19 +167,33 @@ def frontier(figures: Figures) -> Sheet:
 
 
 def latency(figures: Figures) -> Sheet:
-    """What is added to the model's own time, by how the request was answered."""
+    """What is added to the model's time as a direct caller has it, by how the request was answered."""
     rows = []
     for mix in names(figures):
         kinds = [*_KINDS, *(f"miss_{workload}" for workload in WORKLOADS)]
         for kind in kinds:
             cells: list[str] = []
-            for system in ("ours", "litellm"):
+            for system in ("ours", "litellm", "direct"):
                 median, late = (f"{mix}/{system}/added_{share}_ms_{kind}" for share in ("p50", "p95"))
                 cells += [_ms(figures.value(median)), _ms(figures.value(late)), figures.n(median)]
             if any(cells):
                 rows.append((mix, _KINDS.get(kind) or f"miss, {kind.removeprefix('miss_')}", *cells))
-    titles = ("added ms: mix", "answered by", "p50", "p95", "of", "LiteLLM p50", "p95", "of")
+    titles = (
+        "added ms: mix", "answered by", "p50", "p95", "of", "LiteLLM p50", "p95", "of",
+        "model asked directly, beyond its modelled time, p50", "p95", "of",
+    )  # fmt: skip
     return Sheet("latency", titles, 2, rows)
+
+
+def hops(figures: Figures) -> Sheet:
+    """What a miss waits for, one after the other."""
+    names_of = ("cache", "router", "compressor", "ledger", "inference")
+    rows = []
+    for mix in names(figures):
+        medians = [figures.value(f"{mix}/ours/hop_p50_ms_{hop}") for hop in names_of]
+        if any(value is not None for value in medians):
+            rows.append((mix, *(_ms(value) for value in medians)))
+    return Sheet("hops", ("a miss waits, p50 ms: mix", *names_of[:-1], "inference, without the model"), 1, rows)
 
 
 def checks(figures: Figures) -> Sheet:

@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -86,6 +86,12 @@ def stream(mix: Mix, asks: Mapping[str, Sequence[Ask]], count: int, times: Seque
         Arrival(index, float(next(clock)), ask, f"customer-{chosen.randrange(10**6)}" if _of_person(ask) else "")
         for index, ask in enumerate(picked)
     ]
+
+
+def unasked(asks: Mapping[str, Sequence[Ask]], streams: Iterable[Sequence[Arrival]]) -> dict[str, Sequence[Ask]]:
+    """The rows whose question is in none of the streams; all rows of a workload that has no others."""
+    taken = {arrival.ask.question for each in streams for arrival in each}
+    return {name: [row for row in rows if row.question not in taken] or rows for name, rows in asks.items()}
 
 
 def arrival_times(data: Path, count: int, seed: int) -> list[float]:

@@ -60,7 +60,7 @@ def page(results: Results) -> str:
     tables = {sheet.name: sheet for sheet in sheets(result)}
     drawn = pictures(result["metrics"])
     body = [_section("claim", [_cards(result), f"<p>{both(QUALITY)}</p>"])]
-    for name in ("mixes", "layers", "workloads", "ablation", "frontier", "warming", "latency"):
+    for name in ("mixes", "layers", "workloads", "ablation", "frontier", "warming", "latency", "hops"):
         parts = drawn.get(name, []) + ([html(tables[name])] if name in tables and tables[name].rows else [])
         body += [_section(name, parts)] if parts else []
     body.append(_section("claims", [html(claims(results))]))

@@ -18,6 +18,7 @@ from bench.batch_tables import batch_tables
 from bench.cache_tables import cache_tables
 from bench.claims import claims_table
 from bench.compressor_tables import compressor_tables
+from bench.endtoend_seeds_table import seeds_table
 from bench.endtoend_tables import endtoend_tables
 from bench.inference_tables import inference_tables
 from bench.router_tables import router_tables
@@ -213,6 +214,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "inference": inference_tables,
     "batch": batch_tables,
     "endtoend": endtoend_tables,
+    "endtoend_seeds": seeds_table,
 }
 """The tables by benchmark."""
 

@@ -1,7 +1,8 @@
 """Runs the items of a chunk through inference, many at once: the lanes local and online.
 
 Each item goes its own way: it waits for a full queue, tries a model that is down once more, is then prepared again for
-another one, and fails typed at last. What is answered goes through the second half in calls of up to a hundred.
+another one, and fails typed at last. What is answered goes through the second half every two seconds, so that a kill
+repeats little.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mesh.errors import Code, TenthError
 from mesh.status import detail
 from services.batch.calls import Layers, Stop, Stopped, failure_of, half_error
 from services.batch.errors import Reason
-from services.batch.halves import PER_CALL, Halves, reservation_seconds
+from services.batch.halves import Halves, reservation_seconds
 from services.batch.policy import LOCAL, ONLINE, Next, after_failure, attempt_number, is_full, pause_seconds
 from services.batch.records import failed, succeeded
 from services.batch.settings import WorkerSettings
@@ -122,7 +123,7 @@ class ChunkRunner:
                 await asyncio.wait(awaited, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 if stop.is_set and stop.seconds_left <= 0:
                     break
-                if len(ready) >= PER_CALL or everything.done():
+                if ready:  # What is finished is not asked again when this process is killed.
                     results += await self._finish(ready, stop)
         finally:
             stopping.cancel()

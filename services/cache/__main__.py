@@ -45,7 +45,7 @@ async def serve(mesh: MeshSettings, settings: CacheSettings) -> None:
         encoder = load_encoder(settings.models_dir, settings.embedder, settings.embedder_precision)
         embedder = Embedder(
             encoder, settings.embedder, settings.embed_batch_count, settings.embed_memory_count,
-            settings.embed_queue_count,
+            settings.embed_queue_count, settings.embed_thread_count,
         )  # fmt: skip
         stack.push_async_callback(embedder.close)
         store = make_store(settings, mesh.data_dir, embedder.dimension)

@@ -320,8 +320,8 @@ class AnswerCache:
         return self._now()
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
-        """Embed texts in the one fixed form."""
-        return await self._embedder.embed(texts)
+        """Embed texts in the one fixed form, after the questions that are looked up."""
+        return await self._embedder.embed(texts, patient=True)
 
     async def delete(
         self,

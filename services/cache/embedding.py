@@ -1,7 +1,8 @@
-"""The one embedder of the mesh: a local sentence encoder on a thread of its own.
+"""The one embedder of the mesh: a local sentence encoder on threads of its own.
 
-Texts that arrive while a batch runs form the next batch, so that concurrency makes batches and a lone request never
-waits for company. Vectors of recent texts are kept: a lookup and the store that follows it embed once.
+Texts that arrive while a batch runs form the next batch, so that a lone request never waits for company. Questions go
+before passages: somebody waits for a question with nothing else to do, and passages come by the dozen. Vectors of
+recent texts are kept: a lookup and the store that follows it embed once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def has_direction(vector: Sequence[float]) -> bool:
 
 
 class Encoder(Protocol):
-    """A loaded model. Called from the embedder's thread, but for ``fits``."""
+    """A loaded model. Called from the embedder's threads, from several at once; ``fits`` from any."""
 
     dimension: int
     precision: str
@@ -63,11 +64,18 @@ class Embedded:
 
 
 class Embedder:
-    """Embeds texts in one fixed form. Close it to stop its thread."""
+    """Embeds texts in one fixed form. Close it to stop its threads."""
 
     def __init__(
-        self, encoder: Encoder, name: str, batch_count: int = 32, memory_count: int = 4096, queue_count: int = 8192
+        self,
+        encoder: Encoder,
+        name: str,
+        batch_count: int = 1,
+        memory_count: int = 4096,
+        queue_count: int = 8192,
+        thread_count: int = 1,
     ) -> None:
+        """``batch_count``: most texts that a thread embeds at once; ONNX Runtime is no faster with several."""
         self.version = f"{name}@{_FORM}-{encoder.precision}"
         self.dimension = encoder.dimension
         self.reads_korean = encoder.reads_korean()
@@ -77,14 +85,16 @@ class Embedder:
         self._batch_count = batch_count
         self._memory_count = memory_count
         self._queue_count = queue_count
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+        self._thread_count = thread_count
+        self._threads = ThreadPoolExecutor(thread_count, thread_name_prefix="embedder")
         self._memory: OrderedDict[str, Vector] = OrderedDict()
         self._waiting: OrderedDict[str, asyncio.Future[tuple[Vector, int]]] = OrderedDict()
+        self._patient: OrderedDict[str, asyncio.Future[tuple[Vector, int]]] = OrderedDict()
         self._running: dict[str, asyncio.Future[tuple[Vector, int]]] = {}
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
 
-    async def embed(self, texts: Sequence[str]) -> Embedded:
-        """Embed texts. Raises RESOURCE_EXHAUSTED when too many wait already."""
+    async def embed(self, texts: Sequence[str], *, patient: bool = False) -> Embedded:
+        """Embed texts, ``patient`` ones after the others. Raises RESOURCE_EXHAUSTED when too many wait already."""
         pending: dict[str, asyncio.Future[tuple[Vector, int]]] = {}
         own: set[str] = set()
         found: dict[str, Vector] = {}
@@ -96,10 +106,12 @@ class Embedder:
                 self._memory.move_to_end(text)
                 found[text] = known
                 continue
-            shared = self._running.get(text) or self._waiting.get(text)
+            shared = self._running.get(text) or self._waiting.get(text) or self._patient.get(text)
             if shared is None:
-                shared = self._enqueue(text)
+                shared = self._enqueue(text, patient=patient)
                 own.add(text)
+            elif not patient and text in self._patient:
+                self._waiting[text] = self._patient.pop(text)
             pending[text] = shared
         micros = 0
         for text, future in pending.items():
@@ -119,36 +131,38 @@ class Embedder:
         return len(text) <= 12 or self._encoder.fits(text)
 
     async def close(self) -> None:
-        """Finish what runs and stop the thread."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Finish what runs and stop the threads."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _enqueue(self, text: str) -> asyncio.Future[tuple[Vector, int]]:
-        if len(self._waiting) >= self._queue_count:
+    def _enqueue(self, text: str, *, patient: bool) -> asyncio.Future[tuple[Vector, int]]:
+        count = len(self._waiting) + len(self._patient)
+        if count >= self._queue_count:
             raise TenthError(
                 Code.RESOURCE_EXHAUSTED,
                 Reason.EMBED_QUEUE_FULL,
-                f"{len(self._waiting)} texts wait for the embedder",
+                f"{count} texts wait for the embedder",
                 retry_after_seconds=1.0,
             )
         future: asyncio.Future[tuple[Vector, int]] = asyncio.get_running_loop().create_future()
-        self._waiting[text] = future
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        (self._patient if patient else self._waiting)[text] = future
+        self._workers = {worker for worker in self._workers if not worker.done()}
+        if len(self._workers) < self._thread_count:
+            self._workers.add(asyncio.create_task(self._work()))
         return future
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            count = min(self._batch_count, len(self._waiting))
-            self._running = dict(self._waiting.popitem(last=False) for _ in range(count))
-            batch = self._running
+        while queue := self._waiting or self._patient:
+            count = min(self._batch_count, len(queue))
+            batch = dict(queue.popitem(last=False) for _ in range(count))
+            self._running |= batch
             try:
-                vectors, micros = await loop.run_in_executor(self._thread, self._encode, list(batch))
+                vectors, micros = await loop.run_in_executor(self._threads, self._encode, list(batch))
             except asyncio.CancelledError:
-                for future in (*batch.values(), *self._waiting.values()):
+                for future in (*batch.values(), *self._waiting.values(), *self._patient.values()):
                     future.cancel()
                 raise
             except Exception as error:
@@ -158,7 +172,8 @@ class Embedder:
                     future.exception()  # Marks it as seen: all who asked may be gone.
                 continue
             finally:
-                self._running = {}
+                for text in batch:
+                    del self._running[text]
             for (text, future), vector in zip(batch.items(), vectors, strict=True):
                 self._remember(text, vector)
                 if not future.done():

@@ -21,7 +21,10 @@ class CacheSettings(BaseSettings):
     embedder_precision: Literal["int8", "fp32"] = Field(
         default="int8", description="What it multiplies in; entries of one precision are not found with the other"
     )
-    embed_batch_count: int = Field(default=8, ge=1, le=512, description="Most texts embedded at once, 1..512")
+    embed_batch_count: int = Field(default=1, ge=1, le=512, description="Most texts embedded at once, 1..512")
+    embed_thread_count: int = Field(
+        default=2, ge=1, le=64, description="Threads that embed, each a text of its own, 1..64"
+    )
     embed_memory_count: int = Field(default=4096, ge=0, description="Recent texts whose vectors are kept in memory")
     embed_queue_count: int = Field(default=8192, ge=1, description="Most texts waiting for the embedder")
 

@@ -16,6 +16,14 @@ log = logging.getLogger("tenth.compressor.embeddings")
 
 _MAX_TEXTS = 512
 _MAX_CHARS = 32_768
+_SECONDS_PER_BYTE = 1e-4
+"""Until the cache has answered once: multilingual-e5-small in int8 on one thread, English and Korean alike."""
+_USED_SHARE = 0.8
+"""Of the timeout, that texts are expected to take at most."""
+_LEARNED_SHARE = 0.3
+"""Of what is expected, that comes from the newest answer."""
+_LATE_FACTOR = 1.25
+"""A late answer takes longer than the timeout, by nobody knows how much."""
 
 Vector = tuple[float, ...]
 
@@ -50,6 +58,19 @@ class Embeddings:
         self._kept: OrderedDict[bytes, Vector] = OrderedDict()
         self._embedder = ""
         self._paused_until = 0.0
+        self._seconds_per_byte = _SECONDS_PER_BYTE
+
+    def affordable(self, texts: Sequence[str]) -> int:
+        """How many of these texts, from the first, the cache will probably embed in time: one at least.
+
+        Judged by bytes and by how long the cache took lately: whoever asks for more waits for nothing.
+        """
+        left = self._timeout_seconds * _USED_SHARE / self._seconds_per_byte
+        for count, text in enumerate(texts):
+            left -= _size(text)
+            if left < 0:
+                return max(1, count)
+        return len(texts)
 
     def missing(self, texts: Sequence[str]) -> int:
         """How many of these texts have no vector here."""
@@ -90,17 +111,27 @@ class Embeddings:
             return [], "", 0, f"{len(texts)} chunks are more than are embedded at once"
         if self._now() < self._paused_until:
             return [], "", 0, "the cache failed a moment ago"
-        request = cache_pb2.EmbedRequest(texts=texts)
+        request, size = cache_pb2.EmbedRequest(texts=texts), sum(map(_size, texts))
+        began = self._now()
         try:
             response = await self._stub.Embed(request, timeout=self._timeout_seconds)
         except TenthError as error:
             self._paused_until = self._now() + self._pause_seconds
             late = error.code is Code.DEADLINE_EXCEEDED
+            if late and size:
+                self._seconds_per_byte = max(self._seconds_per_byte, self._timeout_seconds / size) * _LATE_FACTOR
             return [], "", 0, f"the cache is {'late' if late else 'down'} ({error.reason})"
+        # Texts that the cache remembers cost nothing, and teach nothing.
+        if size and response.compute_micros:
+            self._seconds_per_byte += _LEARNED_SHARE * ((self._now() - began) / size - self._seconds_per_byte)
         found, micros = response.embeddings, response.compute_micros
         if len(found) != len(texts) or len({item.embedder for item in found}) != 1:
             return [], "", micros, "the cache gave another number of vectors"
         return [tuple(item.values) for item in found], found[0].embedder, micros, ""
+
+
+def _size(text: str) -> int:
+    return len(text[:_MAX_CHARS].encode("utf-8", "surrogatepass"))
 
 
 def _key(text: str) -> bytes:

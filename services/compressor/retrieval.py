@@ -200,9 +200,9 @@ def selection(prepared: Prepared, kept: Mask, *, cut_records: bool) -> Selection
 
 
 def worth_embedding(prepared: Prepared, most: int) -> list[int]:
-    """Places of the chunks to embed when vectors are dear, in order: those that words alone leave in the running."""
+    """Places of the chunks to embed when vectors are dear, the best first: those that words leave in the running."""
     order = np.argsort(-prepared.ranked.chunks, kind="stable")
-    return sorted(int(place) for place in order[:most] if int(place) not in prepared.repeats)
+    return [int(place) for place in order[:most] if int(place) not in prepared.repeats]
 
 
 def _within(prepared: Prepared, budget_tokens: int) -> Mask:

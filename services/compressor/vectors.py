@@ -1,7 +1,7 @@
 """Which vectors a prompt's strategies get: of the question, the chunks, old messages. Never waited for long.
 
-Vectors are kept by text. Of texts without one only so many are embedded for a request as fit its time: of more chunks
-those that words put first, of more messages none.
+Vectors are kept by text. Of texts without one only so many are embedded for a request as fit its time, by how long the
+cache took lately: of more chunks those that words put first, of more messages none.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class PromptVectors:
             for message in prompt.messages
             if messages and message.role != SYSTEM and any(message.texts)
         }
-        with_messages = bool(told) and self._embeddings.missing([*texts, *told.values()]) <= self._most_new
+        with_messages = bool(told) and self._fit([*texts, *told.values()])
         if not (chunks or with_messages):
             return Found(failure="too many messages without a vector" if told else "", compute_micros=spent)
         if with_messages:
@@ -127,14 +127,20 @@ class PromptVectors:
     def _worth_a_vector(self, prompt: Prompt) -> list[int]:
         every = list(range(len(prompt.chunks)))
         new = [at for at in every if self._embeddings.missing([prompt.chunks[at]])]
-        if len(new) <= self._most_new:
+        if self._fit([prompt.chunks[at] for at in new]):
             return every
         by_words = prepare(
             self._memory_for(prompt).prepare(prompt.chunks), query_of(prompt.messages), None, self._fitted
         )
-        first = set(worth_embedding(by_words, self._most_new))
         unseen = set(new)
+        wanted = [at for at in worth_embedding(by_words, self._most_new) if at in unseen]
+        first = set(wanted[: self._embeddings.affordable([prompt.chunks[at] for at in wanted])])
         return [at for at in every if at in first or at not in unseen]
+
+    def _fit(self, texts: Sequence[str]) -> bool:
+        """True if those that have no vector can be embedded in a request's time."""
+        new = [text for text in dict.fromkeys(texts) if self._embeddings.missing([text])]
+        return len(new) <= self._most_new and self._embeddings.affordable(new) == len(new)
 
 
 def rows_of(vectors: Sequence[Vector | None], size: int) -> list[Sequence[float]]:

@@ -25,6 +25,9 @@ def small_result(*, quick: bool = False) -> Result:
             result.add(f"{of}overhead", 0.00001, "ratio", 2000)
         result.add(f"{mix}/ours/added_p50_ms_miss", 31.4, "ms", 80)
         result.add(f"{mix}/ours/added_p95_ms_miss", 140.6, "ms", 80)
+        result.add(f"{mix}/direct/added_p50_ms_miss", 2.5, "ms", 80)
+        for hop, milliseconds in (("cache", 8.1), ("router", 2.2), ("inference", 5.4)):
+            result.add(f"{mix}/ours/hop_p50_ms_{hop}", milliseconds, "ms", 80)
         result.add(f"{mix}/ours/rag_cost_ratio", 0.271, "ratio", 200)
         result.add(f"{mix}/ours/saved_until_100", 0.4, "ratio", 20)
         result.add(f"{mix}/ours/hits_until_100", 0.1, "ratio", 20)

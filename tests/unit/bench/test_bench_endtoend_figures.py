@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from bench.endtoend_arms import ABLATED, SWITCHES, ablations, plan, with_repeats
-from bench.endtoend_litellm import body_of, cost, prices
+from bench.endtoend_litellm import body_of, cost, direct_body, prices
 from bench.endtoend_play import Arm, Outcome, request_of
 from bench.endtoend_quality import Quality, kept, quality_of
 from bench.endtoend_rows import MAIN, STRONG, WEAK, Ask
+from bench.endtoend_seeds import combine
+from bench.endtoend_seeds_table import seeds_table
 from bench.endtoend_sums import OPUS, Run, add_latency, add_run, cumulative, shortfall, whatif_costs
 from bench.endtoend_workload import Arrival, Mix
-from bench.result import Result
+from bench.result import Metrics, Result
 from services.compressor.datasets import Case
 
 SUPPORT = Ask("support", "1", "t", ({"role": "user", "content": "Where is my card?"},), "aaaaaa", {"*": 10})
@@ -86,6 +88,44 @@ def test_latency_is_what_the_mesh_adds_to_the_model() -> None:
     assert "m/ours/added_p50_ms_exact_hit" not in result.metrics
 
 
+def test_what_the_model_takes_when_asked_directly_is_not_the_meshs() -> None:
+    stream = [Arrival(at, 0.0, SUPPORT, "") for at in range(2)]
+    miss = replace(MISS, index=1, milliseconds=110.0, hops={"cache": 3.0, "inference": 106.5})
+    run = Run(stream, [replace(HIT, milliseconds=4.0), miss], {})
+    result = Result("endtoend", quick=False)
+    add_latency(result, "m/ours", run, {0: 100.0, 1: 100.0}, {0: 2.5, 1: 2.5})
+    values = {name: metric["value"] for name, metric in result.metrics.items()}
+    assert values["m/ours/added_p50_ms_miss"] == pytest.approx(7.5)
+    assert values["m/ours/added_p50_ms_semantic_hit"] == 4.0, "a hit asks no model"
+    assert values["m/ours/hop_p50_ms_cache"] == 3.0
+    assert values["m/ours/hop_p50_ms_inference"] == pytest.approx(4.0)
+
+
+def test_who_asks_directly_asks_the_strong_model() -> None:
+    body = direct_body(RAG, "anything")
+    assert body["model"] == STRONG[MAIN]
+    assert "cache" not in body
+    assert "Ada Lovelace" in body["messages"][-1]["content"]
+
+
+def test_seeds_differ_by_less_than_the_narrowest_interval_or_not() -> None:
+    def metrics(cost: float, low: float, high: float) -> Metrics:
+        result = Result("endtoend", quick=False)
+        result.add("m/ours/cost_ratio", cost, "ratio", 600, (low, high))
+        result.add("m/ours/failed", 0, "count", 600)
+        return result.metrics
+
+    result = Result("endtoend_seeds", quick=False)
+    combine(result, {7: metrics(0.05, 0.03, 0.07), 8: metrics(0.08, 0.05, 0.12)})
+    assert result.metrics["m/spread/cost_ratio"]["value"] == pytest.approx(0.03)
+    assert result.metrics["m/narrowest_interval/cost_ratio"]["value"] == pytest.approx(0.04)
+    assert result.metrics["m/seed_8/cost_ratio"]["ci95"] == [0.05, 0.12]
+    result.assumptions["seeds"] = [7, 8]
+    table = seeds_table(result.as_json())
+    assert "| m | cost of the baseline's | 0.050 [0.030, 0.070] | 0.080 [0.050, 0.120] | 0.030 | 0.040 | yes |" in table
+    assert "over all of these runs: 0." in table
+
+
 def test_the_what_if_prices_the_strong_models_tokens_anew() -> None:
     strong = replace(
         MISS, baseline_input_tokens=1000, input_tokens=800, cached_tokens=300, output_tokens=100, batch=True
@@ -115,7 +155,8 @@ def test_every_layer_is_measured_alone_and_missing() -> None:
 def test_every_run_has_a_tenant_of_its_own() -> None:
     streams = {name: [Arrival(0, 0.0, HARD, ""), Arrival(1, 1.0, SUPPORT, "")] for name in (ABLATED, "even")}
     mixes = {name: Mix(name, {"reasoning": 1.0}, 0.98) for name in streams}
-    runs = plan(mixes, streams, ablation=2, frontier=2, latency=2)
+    runs = plan(mixes, streams, ablation=2, frontier=2, timed=streams)
+    assert sum(each.paced for each in runs) == 2
     assert len({each.arm.tenant for each in runs}) == len(runs) == len({each.name for each in runs})
     assert all(each.ask.correct for run in runs if "frontier" in run.name for each in run.stream)
 

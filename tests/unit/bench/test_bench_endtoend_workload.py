@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.endtoend_rows import Ask, code_of
-from bench.endtoend_workload import MIXES, Mix, read_mix, stream
+from bench.endtoend_workload import MIXES, Arrival, Mix, read_mix, stream, unasked
 
 
 def _ask(workload: str, number: int, topic: str = "", *, servable: bool = True, correct: float | None = None) -> Ask:
@@ -82,6 +82,18 @@ def test_the_same_seed_gives_the_same_stream() -> None:
     one, same, other = (stream(mix, _rows(), 100, [], seed) for seed in (7, 7, 8))
     assert one == same
     assert [each.ask for each in one] != [each.ask for each in other]
+
+
+def test_what_is_timed_was_not_asked_before() -> None:
+    rows = _rows()
+    asked = stream(Mix("m", {"support": 0.5, "rag": 0.5}, 0.9), rows, 200, [], 7)
+    rest = unasked(rows, [asked])
+    assert not {each.ask.question for each in asked} & {
+        row.question for name in ("support", "rag") for row in rest[name]
+    }
+    assert len(rest["rag"]) == 200
+    every = [Arrival(at, 0.0, row, "") for at, row in enumerate(rows["bulk"])]
+    assert unasked(rows, [every])["bulk"] == rows["bulk"], "none is left, so all may come"
 
 
 def test_arrivals_take_the_traces_times() -> None:

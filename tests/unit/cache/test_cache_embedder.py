@@ -23,11 +23,14 @@ class FakeEncoder:
         self.precision = precision
         self.korean = korean
         self.batches: list[list[str]] = []
+        self.running = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def encode(self, texts: Sequence[str]) -> Vector:
+        self.running += 1
         self.gate.wait(5)
+        self.running -= 1
         self.batches.append(list(texts))
         if "bad" in texts:
             raise ValueError("bad")
@@ -61,7 +64,7 @@ async def test_concurrent_texts_make_one_batch_and_equal_ones_are_embedded_once(
 
 
 async def test_order_duplicates_and_memory(encoder: FakeEncoder) -> None:
-    embedder = Embedder(encoder, "fake", memory_count=2)
+    embedder = Embedder(encoder, "fake", batch_count=4, memory_count=2)
     result = await embedder.embed(["aaa", "b", "aaa", "cc"])
     assert [vector[0] for vector in result.vectors] == [3, 1, 3, 2]
     assert embedder.remembered("cc")
@@ -91,6 +94,37 @@ async def test_a_caller_that_leaves_does_not_take_the_text_from_others(encoder: 
     await asyncio.gather(leaver, return_exceptions=True)
     encoder.gate.set()
     assert (await stayer).vectors[0][0] == 4
+    await embedder.close()
+
+
+async def test_questions_go_before_passages(encoder: FakeEncoder) -> None:
+    embedder = Embedder(encoder, "fake")
+    encoder.gate.clear()
+    tasks = [asyncio.create_task(embedder.embed(["first"]))]
+    await asyncio.sleep(0.02)
+    tasks.append(asyncio.create_task(embedder.embed(["passage one", "passage two", "asked as well"], patient=True)))
+    await asyncio.sleep(0.02)
+    tasks.append(asyncio.create_task(embedder.embed(["question"])))
+    tasks.append(asyncio.create_task(embedder.embed(["asked as well"])))
+    await asyncio.sleep(0.02)
+    encoder.gate.set()
+    await asyncio.gather(*tasks)
+    order = [text for batch in encoder.batches for text in batch]
+    assert order == ["first", "question", "asked as well", "passage one", "passage two"]
+    await embedder.close()
+
+
+async def test_threads_take_a_text_each_and_none_is_forgotten(encoder: FakeEncoder) -> None:
+    embedder = Embedder(encoder, "fake", thread_count=2)
+    encoder.gate.clear()
+    tasks = [asyncio.create_task(embedder.embed([f"{'a' * (index + 1)}"])) for index in range(3)]
+    await asyncio.sleep(0.02)
+    assert encoder.running == 2
+    encoder.gate.set()
+    assert [int((await task).vectors[0][0]) for task in tasks] == [1, 2, 3]
+    for index in range(50):
+        # Asked in the very moment in which the threads' workers have run out of texts.
+        assert (await asyncio.wait_for(embedder.embed([f"again {index}"]), 5)).vectors
     await embedder.close()
 
 
