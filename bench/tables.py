@@ -22,6 +22,7 @@ from bench.endtoend_seeds_table import seeds_table
 from bench.endtoend_tables import endtoend_tables
 from bench.inference_tables import inference_tables
 from bench.router_tables import router_tables
+from bench.soak_table import soak_table
 
 DOCUMENT = Path("docs/benchmarks.md")
 RESULTS = Path("bench/results")
@@ -212,6 +213,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "router": router_tables,
     "compressor": compressor_tables,
     "inference": inference_tables,
+    "inference_soak": soak_table,
     "batch": batch_tables,
     "endtoend": endtoend_tables,
     "endtoend_seeds": seeds_table,
