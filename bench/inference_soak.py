@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -32,10 +33,12 @@ from tenth.type.v1 import chat_pb2
 from bench.pictures import HEIGHT, WIDTH, draw
 from bench.result import Result, arguments, percentile
 from bench.soak_service import MODEL, Soaked, soaked
-from mesh.errors import TenthError
+from mesh.errors import Reason, TenthError
 
 KILLS_SHARE = 0.4
 """The part of the time in which the process is killed."""
+_LOG_CHARS = 200_000
+"""Of the service's log, shown when there was an error that nobody foresaw."""
 GRACE_SECONDS = 2.0
 """A request may be open so long after its deadline, no longer."""
 SETTINGS = {
@@ -220,6 +223,8 @@ async def run(minutes: float, concurrency: int, seed: int, models: Path) -> tupl
             listed = await target.stub.ListServedModels(inference_pb2.ListServedModelsRequest(), timeout=10)
             stuck = sum(model.running_count for model in listed.models)
         # The service has delivered its records and ended; the ledger was closed after it.
+        if any(asked.outcome == Reason.INTERNAL for asked in soak.asked.values()):
+            print((Path(folder) / "log").read_text("utf-8", errors="replace")[-_LOG_CHARS:], file=sys.stderr)
         return soak, {"open_at_end": float(stuck), **compare(soak, target)}
 
 
