@@ -2,8 +2,9 @@
 
 ``python -m bench.proof [--data DIR] [--full]``. The reduced form (``--quick`` of ``bench.endtoend``) goes into the page
 alone, from a file beside the committed results: it is never quoted. With ``--full`` the result becomes
-bench/results/endtoend.json, its pictures those of docs/images, and docs/benchmarks.md and the READMEs are written from
-it. Without the evaluation data the demo's workload is played, and the page says so.
+bench/results/endtoend.json, that of three seeds stands beside it, the pictures are those of docs/images, and
+docs/benchmarks.md and the READMEs are written from them. Without the evaluation data the demo's workload is played, and
+the page says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bench.report import OUT
 
 DATA = Path("../shared/data")
 REDUCED = Path(".data/bench/endtoend.json")
+SEEDS = RESULT.with_name("endtoend_seeds.json")
 DEMO = Path("demo/report.json")
 IMAGES = Path("docs/images")
 
@@ -50,6 +52,7 @@ def steps(data: Path, *, data_there: bool, full: bool, quoted: bool) -> list[lis
     elif full:
         found = [
             ["bench.endtoend", "--data", str(data), "--json", str(RESULT), "--plots", str(IMAGES)],
+            ["bench.endtoend_seeds", "--data", str(data), "--json", str(SEEDS)],
             ["bench.report"],
         ]
     else:

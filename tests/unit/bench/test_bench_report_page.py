@@ -131,7 +131,12 @@ def test_warming_goes_through_the_result() -> None:
     [
         (True, False, False, ["bench.endtoend", "bench.report"]),
         (True, False, True, ["bench.endtoend", "bench.report", "bench.tables", "bench.headline"]),
-        (True, True, False, ["bench.endtoend", "bench.report", "bench.tables", "bench.headline"]),
+        (
+            True,
+            True,
+            False,
+            ["bench.endtoend", "bench.endtoend_seeds", "bench.report", "bench.tables", "bench.headline"],
+        ),
         (False, False, False, ["tenth_client.demo", "bench.report"]),
     ],
 )
