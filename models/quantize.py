@@ -37,7 +37,7 @@ from services.inference.model_folder import (
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "int8": ("smoothquant-gptq", "gptq", "round-to-nearest"),
-    "int4": ("awq", "gptq", "round-to-nearest"),
+    "int4": ("awq-gptq", "awq", "gptq", "round-to-nearest"),
     "fp8": ("dynamic",),
 }
 """The recipes of each scheme, the default first."""
@@ -56,7 +56,7 @@ class QuantizeError(Exception):
 @dataclass(frozen=True, slots=True)
 class Job:
     """One quantization. ``calibration`` None: the model writes the texts itself. ``group`` 0: chosen by the model's
-    shape; ``most_texts`` 0: by the runner, for a file and for the machine that writes."""
+    shape; ``most_texts`` and ``most_tokens`` (of each text) 0: chosen by the runner."""
 
     source: Path
     target: Path
@@ -65,7 +65,7 @@ class Job:
     calibration: Path | None = None
     group: int = 0
     most_texts: int = 0
-    most_tokens: int = 512
+    most_tokens: int = 0
     seed: int = 0
 
 
@@ -203,7 +203,12 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="for calibration (default: 256 of a file; the model writes 64 on a CPU, 256 on a GPU)",
     )
-    result.add_argument("--most-tokens", type=int, default=512, help="of each text (default: %(default)s)")
+    result.add_argument(
+        "--most-tokens",
+        type=int,
+        default=0,
+        help="of each text (default: 512 of a file or where a GPU writes them, 256 where a CPU does)",
+    )
     result.add_argument("--seed", type=int, default=0, help="of the texts that the model writes (default: %(default)s)")
     result.add_argument("--models-dir", type=Path, default=Path(os.environ.get("TENTH_MODELS_DIR", ".models")))
     return result

@@ -4,12 +4,12 @@ A file by itself: that environment has nothing of this project (models/quantize_
 
     source, target     folders; target is made
     scheme             int8 | int4
-    recipe             smoothquant-gptq | gptq | awq
+    recipe             int8: smoothquant-gptq | gptq; int4: awq-gptq | awq | gptq
     group              int4: weights that share a scale, by input columns
     texts              JSON lines: a string, {"text": ...}, or {"messages": [...]} which gets the chat template;
                        "": the model writes its own
-    most_texts         texts that are used at most, from the first; its own: how many it writes; 0: by the machine
-    most_tokens        tokens of a text that are used at most; its own: tokens of each
+    most_texts         texts that are used at most, from the first; its own: how many it writes; 0: the default
+    most_tokens        tokens of a text that are used at most; its own: tokens of each; 0: the default
     prompts            a JSON list of what a user might say first, which some of its own texts answer
     seed               of its own texts
 
@@ -19,6 +19,7 @@ Writes progress to standard output, one line each, and the versions that did it 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import random
 import sys
@@ -27,14 +28,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_FILE_TEXTS = 256
-_OWN_TEXTS = {"cpu": 64, "cuda": 256}
+_FILE_TEXTS = (256, 512)
+_OWN_TEXTS = {"cpu": (64, 256), "cuda": (256, 512)}
+"""How many texts, and of how many tokens. On a CPU the time to write a token grows with those before it."""
 _AT_ONCE = 64
 """Texts written together: a step of a small model reads its weights once for all of them."""
 _WARM, _WARM_TOKENS = 1.5, 10
 """The temperature of a text's first token, which falls to 1 over so many tokens: different beginnings, then the model's
 own distribution. The schedule is that of self-calibration (Williams et al. 2024, arXiv 2410.17170)."""
-_SAY_EVERY = 128
+_SAY_EVERY = 64
+_AWQ_GRID, _AWQ_TEXTS = 10, 16
+"""Scalings that AWQ tries for each layer (llm-compressor's default is 20), and texts that it compares them on: each
+trial runs the layer on all of them, nearly all of the time AWQ takes. The means of the activations are of all texts."""
 
 
 def main(job_file: str) -> int:
@@ -51,20 +56,22 @@ def main(job_file: str) -> int:
     set_seed(job["seed"])
     tokenizer = AutoTokenizer.from_pretrained(job["source"], local_files_only=True)
     own = not job["texts"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    texts, length = _OWN_TEXTS[device] if own else _FILE_TEXTS
+    texts, length = job["most_texts"] or texts, job["most_tokens"] or length
     rows: list[dict[str, list[int]]] = []
     if not own:
         try:
-            rows = calibration(Path(job["texts"]), tokenizer, job["most_texts"] or _FILE_TEXTS, job["most_tokens"])
+            rows = calibration(Path(job["texts"]), tokenizer, texts, length)
         except ValueError as error:
             print(f"calibration: {error}", file=sys.stderr)
             return 3
     model = AutoModelForCausalLM.from_pretrained(job["source"], dtype="auto", local_files_only=True)
     started = time.monotonic()
     if own:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))
-        begun = starts(prompts, tokenizer, job["most_texts"] or _OWN_TEXTS[device], random.Random(job["seed"]))
-        rows = own_texts(model.to(device), begun, job["most_tokens"])
+        draw = random.Random(job["seed"])  # noqa: S311  (no secret depends on it)
+        rows = own_texts(model.to(device), starts(prompts, tokenizer, texts, draw), length)
         model.to("cpu")  # llm-compressor moves layer by layer itself.
     tokens = sum(len(row["input_ids"]) for row in rows)
     written = f", written by the model in {time.monotonic() - started:.0f} s" if own else ""
@@ -74,7 +81,7 @@ def main(job_file: str) -> int:
         model=model,
         dataset=Dataset.from_list(rows),
         recipe=modifiers(job["scheme"], job["recipe"], job["group"]),
-        max_seq_length=job["most_tokens"],
+        max_seq_length=length,
         num_calibration_samples=len(rows),
         shuffle_calibration_samples=False,
     )
@@ -212,14 +219,20 @@ def modifiers(scheme: str, recipe: str, group: int) -> list[Any]:
         # 0.8 moves most of an activation's outliers into the weights: SmoothQuant (arXiv 2211.10438), section 5.
         smooth = [SmoothQuantModifier(smoothing_strength=0.8)] if recipe == "smoothquant-gptq" else []
         return [*smooth, GPTQModifier(targets=["Linear"], scheme="W8A8", ignore=ignore)]
-    # AWQ gains by zero points; GPTQ's kernels on GPU are fastest without.
     weights = QuantizationArgs(
-        num_bits=4, type="int", strategy="group", group_size=group, symmetric=recipe != "awq", dynamic=False
+        num_bits=4, type="int", strategy="group", group_size=group, symmetric=False, dynamic=False
     )
     groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
-    if recipe == "awq":
-        return [AWQModifier(duo_scaling=True), QuantizationModifier(config_groups=groups, ignore=ignore)]
-    return [GPTQModifier(config_groups=groups, ignore=ignore)]
+
+    class FewTextsAWQModifier(AWQModifier):  # type: ignore[misc]  # llm-compressor's classes have no types here
+        def _run_samples(self, module: Any) -> list[Any]:
+            batches = itertools.islice(iter(self._parent_args_cache[module]), _AWQ_TEXTS)
+            found = [module(**batch) for batch in batches]
+            return [output[0] if isinstance(output, tuple) else output for output in found]
+
+    rounding = QuantizationModifier if recipe == "awq" else GPTQModifier
+    smooth = [FewTextsAWQModifier(n_grid=_AWQ_GRID)] if recipe.startswith("awq") else []
+    return [*smooth, rounding(config_groups=groups, ignore=ignore)]
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_a_model_that_no_group_divides_is_told_to_use_int8(source: Path) -> None
 
 
 def test_recipes_belong_to_schemes() -> None:
-    assert [recipe_of(scheme, "") for scheme in ("int8", "int4", "fp8")] == ["smoothquant-gptq", "awq", "dynamic"]
+    assert [recipe_of(scheme, "") for scheme in ("int8", "int4", "fp8")] == ["smoothquant-gptq", "awq-gptq", "dynamic"]
     with pytest.raises(QuantizeError, match="no recipe 'awq' for fp8; there are: dynamic"):
         recipe_of("fp8", "awq")
 
