@@ -96,6 +96,7 @@ def test_the_model_writes_full_texts_on_from_their_beginnings(model: Any, capsys
 
 def test_texts_are_written_in_parts(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("models.quantize_runner._AT_ONCE", 2)
-    rows = own_texts(model, [[1, at] for at in (3, 4, 5)], 6)
-    assert [row["input_ids"][:2] for row in rows] == [[1, 3], [1, 4], [1, 5]]
+    rows = own_texts(model, [[1, 3, 3, 3], [1, 4], [1, 5, 5]], 6)
+    assert [row["input_ids"][:2] for row in rows] == [[1, 3], [1, 4], [1, 5]], "in the order of the beginnings"
+    assert rows[0]["input_ids"][:4] == [1, 3, 3, 3]
     assert {len(row["input_ids"]) for row in rows} == {6}
