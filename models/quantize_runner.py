@@ -66,7 +66,8 @@ def main(job_file: str) -> int:
         except ValueError as error:
             print(f"calibration: {error}", file=sys.stderr)
             return 3
-    model = AutoModelForCausalLM.from_pretrained(job["source"], dtype="auto", local_files_only=True)
+    # Typed as Any: the library's decorators hide what `to` takes.
+    model: Any = AutoModelForCausalLM.from_pretrained(job["source"], dtype="auto", local_files_only=True)
     started = time.monotonic()
     if own:
         prompts = json.loads(Path(job["prompts"]).read_text("utf-8"))
