@@ -9,7 +9,7 @@ from typing import Any
 from bench.inference_schemes import BASE, SCHEMES
 from bench.pictures import layered
 
-_COLOURS = ("#8a8f98", "#1f6feb", "#9c36b5", "#d9480f", "#f59f00")
+_COLOURS = ("#8a8f98", "#1f6feb", "#9c36b5", "#d9480f", "#f59f00", "#2b8a3e")
 _SPEED = re.compile(r"(\w+)/vllm/tokens_per_s_c(\d+)")
 
 

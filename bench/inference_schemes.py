@@ -55,6 +55,12 @@ SCHEMES = (
         f"{MODEL}-int4-gptq",
         f"tenth model quantize {MODEL} --scheme int4 --recipe gptq",
     ),
+    Scheme(
+        "int4_awq_gptq",
+        "int4 W4A16, AWQ and GPTQ",
+        f"{MODEL}-int4-awq-gptq",
+        f"tenth model quantize {MODEL} --scheme int4 --recipe awq-gptq",
+    ),
 )
 
 

@@ -197,7 +197,8 @@ def _schemes_said(said: Mapping[str, Any]) -> str:
 def _perplexity_said(said: Mapping[str, Any]) -> str:
     texts = "; ".join(f"{name.replace('_', ' ')}: {text}" for name, text in said["texts"].items())
     calibrated = "; ".join(
-        f"{key} on {made['calibration_texts']} texts ({made['calibration_tokens']:,} tokens) of {made['calibration']}"
+        f"{key} on {made['calibration_texts']} texts ({made['calibration_tokens']:,} tokens) "
+        f"{'that the model wrote' if made['calibration'] == 'self' else 'of ' + made['calibration']}"
         for key, made in said["made_by"].items()
         if made and "calibration" in made
     )

@@ -24,7 +24,7 @@ from typing import Any
 from models import quantize_env
 from models.folders import STAMP, folder_of
 from models.round_to_nearest import quantize as round_to_nearest
-from models.texts import CALIBRATION
+from models.texts import PROMPTS
 from services.inference.model_folder import (
     FolderError,
     Scheme,
@@ -37,7 +37,7 @@ from services.inference.model_folder import (
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "int8": ("smoothquant-gptq", "gptq", "round-to-nearest"),
-    "int4": ("awq", "gptq", "round-to-nearest"),
+    "int4": ("awq-gptq", "awq", "gptq", "round-to-nearest"),
     "fp8": ("dynamic",),
 }
 """The recipes of each scheme, the default first."""
@@ -45,7 +45,8 @@ DATA_FREE = ("round-to-nearest", "dynamic")
 _GROUPS = (128, 32)
 """int4: a scale for so many columns. 128 is what kernels are fastest with; models that it does not divide are small
 ones, which lose least with 32."""
-_SEED = 0
+SELF = "self"
+"""What the stamp says of calibration texts that the model wrote itself."""
 
 
 class QuantizeError(Exception):
@@ -54,16 +55,18 @@ class QuantizeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One quantization. ``group`` 0: chosen by the model's shape."""
+    """One quantization. ``calibration`` None: the model writes the texts itself. ``group`` 0: chosen by the model's
+    shape; ``most_texts`` and ``most_tokens`` (of each text) 0: chosen by the runner."""
 
     source: Path
     target: Path
     scheme: str
     recipe: str
-    calibration: Path = CALIBRATION
+    calibration: Path | None = None
     group: int = 0
-    most_texts: int = 256
-    most_tokens: int = 512
+    most_texts: int = 0
+    most_tokens: int = 0
+    seed: int = 0
 
 
 def quantize(job: Job, say: Callable[[str], None], venv: Path) -> None:
@@ -148,10 +151,11 @@ def _calibrated(
         "scheme": job.scheme,
         "recipe": job.recipe,
         "group": group,
-        "texts": str(job.calibration.absolute()),
+        "texts": str(job.calibration.absolute()) if job.calibration else "",
         "most_texts": job.most_texts,
         "most_tokens": job.most_tokens,
-        "seed": _SEED,
+        "prompts": str(PROMPTS.absolute()),
+        "seed": job.seed,
     }
     (scratch / "job.json").write_text(json.dumps(wanted), "utf-8")
     runner = Path(__file__).with_name("quantize_runner.py")
@@ -177,9 +181,7 @@ def _calibrated(
         why = words[-1] if words else f"status {child.returncode}"
         raise QuantizeError(f"llm-compressor did not finish {job.recipe} of {job.source.name}: {why}")
     facts: dict[str, Any] = json.loads(last)
-    shipped = job.calibration == CALIBRATION
-    facts["calibration"] = "models/texts/calibration.jsonl" if shipped else job.calibration.name
-    return facts
+    return {**facts, "calibration": job.calibration.name if job.calibration else SELF, "seed": job.seed}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -190,11 +192,24 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--recipe", default="", help="; ".join(f"{key}: {', '.join(of)}" for key, of in RECIPES.items())
     )
-    result.add_argument("--calibration", type=Path, default=CALIBRATION, help="JSON lines of text or messages")
+    result.add_argument(
+        "--calibration", type=Path, help="JSON lines of text or messages (default: the model writes its own)"
+    )
     result.add_argument("--output", type=Path, help="the new folder (default: MODEL-SCHEME-RECIPE beside the model)")
     result.add_argument("--group", type=int, default=0, help="int4: columns for a scale (default: 128, else 32)")
-    result.add_argument("--most-texts", type=int, default=256, help="of the calibration file (default: %(default)s)")
-    result.add_argument("--most-tokens", type=int, default=512, help="of each text (default: %(default)s)")
+    result.add_argument(
+        "--most-texts",
+        type=int,
+        default=0,
+        help="for calibration (default: 256 of a file; the model writes 64 on a CPU, 256 on a GPU)",
+    )
+    result.add_argument(
+        "--most-tokens",
+        type=int,
+        default=0,
+        help="of each text (default: 512 of a file or where a GPU writes them, 256 where a CPU does)",
+    )
+    result.add_argument("--seed", type=int, default=0, help="of the texts that the model writes (default: %(default)s)")
     result.add_argument("--models-dir", type=Path, default=Path(os.environ.get("TENTH_MODELS_DIR", ".models")))
     return result
 
@@ -205,12 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = folder_of(options.model, options.models_dir)
         recipe = recipe_of(options.scheme, options.recipe)
-        if recipe not in DATA_FREE and not options.calibration.is_file():
+        if recipe not in DATA_FREE and options.calibration and not options.calibration.is_file():
             raise QuantizeError(f"there is no calibration file {options.calibration}")
         target = options.output or source.with_name(f"{source.name}-{options.scheme}-{recipe}")
         job = Job(
             source, target, options.scheme, recipe, options.calibration,
-            options.group, options.most_texts, options.most_tokens,
+            options.group, options.most_texts, options.most_tokens, options.seed,
         )  # fmt: skip
         quantize(job, lambda line: print(line, flush=True), quantize_env.default_directory())
     except (QuantizeError, FolderError, quantize_env.EnvironmentFailed, OSError, ValueError) as error:

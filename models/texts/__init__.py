@@ -1,16 +1,16 @@
-"""Texts of our own: one to measure a model on, some to calibrate a quantization, some questions with known answers."""
+"""Texts of our own: one to measure a model on, prompts for calibrating a quantization, questions with known answers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-CALIBRATION = Path(__file__).with_name("calibration.jsonl")
-"""Conversations, a JSON line each: what llm-compressor is shown when the user names no file."""
+PROMPTS = Path(__file__).with_name("prompts.json")
+"""What users say first, English and Korean in turn: a model that writes its own calibration texts answers them."""
 
 
 def held_out() -> str:
-    """English prose, letters, code and a dialogue; about 1,700 tokens. None of it is in the calibration texts."""
+    """English prose, letters, code and a dialogue; about 1,700 tokens. None of it answers a prompt."""
     return Path(__file__).with_name("held_out.txt").read_text("utf-8")
 
 

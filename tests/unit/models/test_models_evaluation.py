@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import evaluate, evaluation
 from models.evaluation import Reading, agreement, compared, windows
 from models.folders import STAMP, folder_of, stamp_of
-from models.texts import CALIBRATION, held_out, questions
+from models.texts import PROMPTS, held_out, questions
 from services.inference.model_folder import EVALUATION, FolderError, read_evaluation
 
 
@@ -60,10 +60,13 @@ def test_the_file_is_what_the_gate_reads(tmp_path: Path) -> None:
 
 
 def test_the_shipped_texts() -> None:
-    calibration = [json.loads(line) for line in CALIBRATION.read_text("utf-8").splitlines()]
-    assert all([message["role"] for message in item["messages"]] == ["user", "assistant"] for item in calibration)
-    for item in calibration:
-        assert item["messages"][1]["content"] not in held_out(), "what calibrates does not measure"
+    prompts: list[str] = json.loads(PROMPTS.read_text("utf-8"))
+    korean = [any("가" <= letter <= "힣" for letter in prompt) for prompt in prompts]
+    assert korean == [False, True] * (len(prompts) // 2)
+    assert len(set(prompts)) == len(prompts)
+    for prompt in prompts:
+        assert prompt not in held_out(), "what calibrates does not measure"
+        assert prompt not in dict(questions())
     assert len({question for question, _ in questions()}) == len(questions())
     assert evaluate.right(["Paris, of course"] + ["I do not know"] * (len(questions()) - 1)).count(True) == 1
     assert all(word == word.lower() for _, accept in questions() for word in accept)

@@ -71,7 +71,7 @@ def test_a_model_that_no_group_divides_is_told_to_use_int8(source: Path) -> None
 
 
 def test_recipes_belong_to_schemes() -> None:
-    assert [recipe_of(scheme, "") for scheme in ("int8", "int4", "fp8")] == ["smoothquant-gptq", "awq", "dynamic"]
+    assert [recipe_of(scheme, "") for scheme in ("int8", "int4", "fp8")] == ["smoothquant-gptq", "awq-gptq", "dynamic"]
     with pytest.raises(QuantizeError, match="no recipe 'awq' for fp8; there are: dynamic"):
         recipe_of("fp8", "awq")
 
@@ -161,7 +161,13 @@ def fake_compressor(source: Path, script: str) -> Path:
     return source.parent / "venv"
 
 
-def test_the_calibrated_recipes_run_in_the_other_environment(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "says", "texts"),
+    [(Path("mine.jsonl"), "mine.jsonl", "mine.jsonl"), (None, "self", "")],
+)
+def test_the_calibrated_recipes_run_in_the_other_environment(
+    source: Path, monkeypatch: pytest.MonkeyPatch, given: Path | None, says: str, texts: str
+) -> None:
     script = """
     cp "$3" job-seen.json; mkdir made; cp {source}/config.json {source}/model.safetensors made/
     cp "$3" {keep}; echo "calibration: 2 texts"; echo "12:00 | INFO | noise"
@@ -171,10 +177,11 @@ def test_the_calibrated_recipes_run_in_the_other_environment(source: Path, monke
     fake_compressor(source, script)
     monkeypatch.chdir(source.parent)
     venv = Path("venv")  # As the default: relative to where the command was called.
-    quantize.quantize(job(source, scheme="int4", recipe="awq", calibration=Path("mine.jsonl")), said.append, venv)
+    quantize.quantize(job(source, scheme="int4", recipe="awq", calibration=given, seed=7), said.append, venv)
     made = source.with_name("made")
     stamp = json.loads((made / STAMP).read_text())
-    assert (stamp["versions"], stamp["group"], stamp["calibration"]) == ({"llmcompressor": "9"}, 32, "mine.jsonl")
+    assert (stamp["versions"], stamp["group"]) == ({"llmcompressor": "9"}, 32)
+    assert (stamp["calibration"], stamp["seed"], stamp["calibration_texts"]) == (says, 7, 2)
     assert said[0] == "calibration: 2 texts"
     assert not any("noise" in line for line in said)
     seen = json.loads((source.parent / "seen.json").read_text())
@@ -182,8 +189,10 @@ def test_the_calibrated_recipes_run_in_the_other_environment(source: Path, monke
         "int4",
         "awq",
         32,
-        str(Path("mine.jsonl").absolute()),
+        str(Path(texts).absolute()) if texts else "",
     )
+    assert seen["seed"] == 7
+    assert json.loads(Path(seen["prompts"]).read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
