@@ -48,18 +48,23 @@ SCHEMES = (
         f"{MODEL}-int8-smoothquant-gptq",
         f"tenth model quantize {MODEL} --scheme int8 --recipe smoothquant-gptq",
     ),
-    Scheme("int4", "int4 W4A16, AWQ", f"{MODEL}-int4-awq", f"tenth model quantize {MODEL} --scheme int4 --recipe awq"),
+    Scheme(
+        "int4",
+        "int4 W4A16, AWQ and GPTQ",
+        f"{MODEL}-int4-awq-gptq",
+        f"tenth model quantize {MODEL} --scheme int4",
+    ),
+    Scheme(
+        "int4_awq",
+        "int4 W4A16, AWQ",
+        f"{MODEL}-int4-awq",
+        f"tenth model quantize {MODEL} --scheme int4 --recipe awq",
+    ),
     Scheme(
         "int4_gptq",
         "int4 W4A16, GPTQ",
         f"{MODEL}-int4-gptq",
         f"tenth model quantize {MODEL} --scheme int4 --recipe gptq",
-    ),
-    Scheme(
-        "int4_awq_gptq",
-        "int4 W4A16, AWQ and GPTQ",
-        f"{MODEL}-int4-awq-gptq",
-        f"tenth model quantize {MODEL} --scheme int4 --recipe awq-gptq",
     ),
 )
 

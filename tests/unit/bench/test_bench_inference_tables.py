@@ -53,15 +53,15 @@ def test_schemes_stand_in_a_row_each_and_absent_ones_say_so() -> None:
     result.add("int8/vllm/perplexity_ratio", 1.028, "ratio", 32767, (1.02, 1.035))
     for end, value in (("", 1.1), ("_low", 1.05), ("_high", 1.2)):
         result.add(f"int8/vllm/tokens_ratio_c32{end}", value, "ratio", 3)
-    result.skipped = ["int4: no folder m-int4-awq; `tenth model quantize` makes it"]
+    result.skipped = ["int4: no folder m-int4-awq-gptq; `tenth model quantize` makes it"]
     lines = tables(result)
     said = "int8 W8A8, round to nearest, no data"
     assert f"| {said} | 163 | 0.606 | 1400 | 15.11 | 1.028 [1.020, 1.035] |  |  | 8.0 |" in lines
     assert f"| {said} | 10 | 80 | 320 | 640 | 3 |" in lines
     assert f"| {said} |  |  | 1.10x (1.05 to 1.20) |  |  |  |  |" in lines
-    assert "| int4 W4A16, AWQ | absent |  |  |  |  |  |  |  |" in lines
+    assert "| int4 W4A16, AWQ and GPTQ | absent |  |  |  |  |  |  |  |" in lines
     assert not [line for line in lines if line.startswith("| int4 W4A16, GPTQ")]
-    assert "Not measured: int4: no folder m-int4-awq; `tenth model quantize` makes it." in lines
+    assert "Not measured: int4: no folder m-int4-awq-gptq; `tenth model quantize` makes it." in lines
 
 
 def test_streams_and_cancelling() -> None:
