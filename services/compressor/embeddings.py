@@ -18,6 +18,7 @@ _MAX_TEXTS = 512
 _MAX_CHARS = 32_768
 _SECONDS_PER_BYTE = 1e-4
 """Until the cache has answered once: multilingual-e5-small in int8 on one thread, English and Korean alike."""
+_LEAST_SECONDS_PER_BYTE = 1e-9
 _USED_SHARE = 0.8
 """Of the timeout, that texts are expected to take at most."""
 _LEARNED_SHARE = 0.3
@@ -123,7 +124,8 @@ class Embeddings:
             return [], "", 0, f"the cache is {'late' if late else 'down'} ({error.reason})"
         # Texts that the cache remembers cost nothing, and teach nothing.
         if size and response.compute_micros:
-            self._seconds_per_byte += _LEARNED_SHARE * ((self._now() - began) / size - self._seconds_per_byte)
+            taken = max((self._now() - began) / size, _LEAST_SECONDS_PER_BYTE)
+            self._seconds_per_byte += _LEARNED_SHARE * (taken - self._seconds_per_byte)
         found, micros = response.embeddings, response.compute_micros
         if len(found) != len(texts) or len({item.embedder for item in found}) != 1:
             return [], "", micros, "the cache gave another number of vectors"
