@@ -35,7 +35,7 @@ from tenth_client.local import free_ports
 
 DATA = Path("../shared/data")
 QUICK_REQUESTS = 120
-TIMED = 120
+TIMED = 80
 """Requests of each mix that are timed, at most."""
 CLOCK = 0.02
 """Seconds of ours for each of the models' own."""
