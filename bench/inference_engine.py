@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from services.inference.hardware import SPIN_COUNT
+
 _START_SECONDS = 300.0
 _ASK_SECONDS = 900.0
 _LOG_CHARS = 1500
@@ -49,6 +51,8 @@ def engine_environment(threads: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": str(SPIN_COUNT),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from models.evaluation import windows
 from models.texts import questions
+from services.inference.hardware import SPIN_COUNT
 
 _ANSWER_TOKENS = 32
 
@@ -34,6 +35,7 @@ def main(job_file: str) -> int:
         HF_HUB_OFFLINE="1",
         OMP_NUM_THREADS=str(job["threads"]),
         OMP_WAIT_POLICY="PASSIVE",
+        GOMP_SPINCOUNT=str(SPIN_COUNT),
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch

@@ -39,6 +39,7 @@ def engine_options(
         folder=settings.models_dir / model.provider_model,
         context_window=model.context_window,
         threads=settings.threads,
+        spin_count=settings.spin_count,
         kv_cache_bytes=settings.kv_cache_bytes,
         max_running=running,
         compile=settings.compile,

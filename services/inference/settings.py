@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.inference.hardware import SPIN_COUNT
+
 
 class InferenceSettings(BaseSettings):
     """What is served, by what, and where attempts are reported."""
@@ -35,6 +37,13 @@ class InferenceSettings(BaseSettings):
     )
     threads: int = Field(
         default=2, ge=1, description="Threads of the CPU engine; with its neighbours at most the cores, 1 or more"
+    )
+    spin_count: int = Field(
+        default=SPIN_COUNT,
+        ge=0,
+        le=1_000_000,
+        description="Rounds that a waiting thread of the CPU engine spins before it sleeps, 0..1000000; 0 where others "
+        "keep its cores busy",
     )
     kv_cache_bytes: int = Field(
         default=512 * 1024 * 1024,
