@@ -7,8 +7,9 @@ A file of JSON lines says what each model answers to each question. Its first li
 
 ``tokens`` are output tokens by cl100k_base; "*" stands for every other model. An answer without a recorded text is a
 head that names it, ``[5f3a91]``, and filler up to the tokens. A question is found by the last user message or by what
-follows an empty line in it, since retrieved passages stand before the question. ``keep_prompt`` writes what was sent
-to another file and names it in the head, ``[5f3a91 DIGEST]``: what a compressor left of it can be looked at there.
+follows an empty line in it, since retrieved passages stand before the question; by its beginning where a compressor has
+put a mark in the place of a paragraph that stands above. ``keep_prompt`` writes what was sent to another file and names
+it in the head, ``[5f3a91 DIGEST]``: what a compressor left of it can be looked at there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mesh.errors import Code, TenthError
 from sandbox.usage import decode, encode, text_of
 
 ANY_MODEL = "*"
+_REPEATED, _HEAD_CHARS = ("[repeated above]", "[위와 같음]"), 80
 _FILLER = " the"
 """One token by cl100k_base, also many of them in a row."""
 _DIGEST_CHARS = 10
@@ -90,6 +92,10 @@ class Record:
             found = self.entries.get(text)
             if found is not None:
                 return found
+            if any(mark in text for mark in _REPEATED):
+                alike = [entry for asked, entry in self.entries.items() if asked[:_HEAD_CHARS] == text[:_HEAD_CHARS]]
+                if len(alike) == 1:
+                    return alike[0]
         return None
 
     def seconds(self, model: str, tokens: int) -> float:

@@ -38,6 +38,15 @@ def test_a_question_is_found_also_after_passages(text: str) -> None:
     assert reason == "stop"
 
 
+def test_a_question_is_found_by_its_beginning_where_a_paragraph_went() -> None:
+    beginning = "Please write the next section in the same form as the one before, but about warranties and terms."
+    long = Recorded(f"{beginning}\n\nThe notes.\n\nIn 150 words.", "fed321", {"*": 20})
+    record = Record(1.0, {}, {key(each.question): each for each in (long, KEPT)})
+    cut = f"{beginning}\n\n[repeated above]\n\nIn 150 words."
+    assert record.find([{"role": "user", "content": cut}]) is long
+    assert record.find([{"role": "user", "content": cut.replace("[repeated above]", "Others.")}]) is None
+
+
 def test_each_model_answers_as_recorded() -> None:
     assert len(encode(asyncio.run(_written(_asked("Where is it?", "other")))[0])) == 20
     assert asyncio.run(_written(_asked("Where is it?", "poet")))[0] == "A rose is a rose."
