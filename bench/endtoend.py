@@ -100,6 +100,7 @@ async def play(
 ) -> tuple[dict[str, Run], Record]:
     """Every planned run through the mesh of each catalogue; what was asked of both stands in one run."""
     asks = list({key(a.ask.question): a.ask for each in plans for a in each.stream}.values())
+    codes = codes_of(asks)
     record = Record(CLOCK, deploy.SPEEDS, {key(ask.question): ask.recorded() for ask in asks})
     write_record(folder / "recorded.jsonl", record)
     absent = missing_batch_layer()
@@ -115,7 +116,7 @@ async def play(
             continue
         station = Station(catalog, folder, options.models_dir, held_out_heads=rows.held_out_heads)
         tenants = {each.arm.tenant: each.off for each, _ in wanted}
-        async with station.running(tenants, codes_of(asks), batch=batch and catalog == MAIN) as running:
+        async with station.running(tenants, codes, batch=batch and catalog == MAIN) as running:
             for each, part in wanted:
                 started = time.perf_counter()
                 outcomes, cpu = await running.run(each, part, PER_SECOND)
@@ -125,12 +126,11 @@ async def play(
                 say(f"{catalog} {each.name}: {len(part)} in {time.perf_counter() - started:.1f} s")
             differences = await running.ledger_differences()
             result.add(f"ledger/ours/nano_usd_off_{catalog}", float(differences), "nano-USD", len(tenants))
-            if catalog == MAIN:
-                ends = () if options.only_mixes else ("/ours", "/latency")
-                theirs = [each for each in plans if each.name.endswith(ends)]
+            if catalog == MAIN and not options.only_mixes:
+                theirs = [each for each in plans if each.name.endswith(("/ours", "/latency"))]
                 for name, (asked, outcomes) in {
-                    **await direct(running, theirs, codes_of(asks)),
-                    **await peer(result, running, theirs, codes_of(asks), options),
+                    **await direct(running, theirs, codes),
+                    **await peer(result, running, theirs, codes, options),
                 }.items():
                     streamed[name], found[name] = asked, {outcome.index: outcome for outcome in outcomes}
         prompts |= station.prompts()
@@ -161,8 +161,6 @@ async def peer(
     """LiteLLM's proxy on the streams of these plans, where it is installed; by name."""
     sandbox = f"http://{running.mesh.address('sandbox')}/v1"
     folder = running.mesh.data_dir / "litellm"
-    if not plans:
-        return {}
     proxy = await start_litellm(
         options.litellm, sandbox, free_ports(["litellm"])["litellm"], folder, configuration(sandbox)
     )

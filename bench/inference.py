@@ -120,6 +120,7 @@ def main() -> int:
         engine = EngineOptions(
             context_window=local.context_window,
             threads=settings.threads,
+            spin_count=settings.spin_count,
             kv_cache_bytes=settings.kv_cache_bytes,
             max_running=settings.max_running or _DEFAULT_SEQUENCES,
             compile=settings.compile,

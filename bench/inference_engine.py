@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from services.inference.hardware import SPIN_COUNT
+from services.inference.engine_environment import SPIN_COUNT, engine_environment
 
 _START_SECONDS = 300.0
 _ASK_SECONDS = 900.0
@@ -30,6 +30,7 @@ class EngineOptions:
     threads: int
     kv_cache_bytes: int
     max_running: int
+    spin_count: int = SPIN_COUNT
     compile: bool = False
     gpu_memory_share: float = 0.28
     """On a GPU: of its memory, 0..1. Three engines are there at once when streams are compared."""
@@ -39,21 +40,10 @@ class EngineError(Exception):
     """The engine did not start or ended; the text has the end of its log."""
 
 
-def engine_environment(threads: int) -> dict[str, str]:
-    """What a process with an engine is started with: this one's environment, and threads as the service gives them."""
-    return {
-        **os.environ,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": str(SPIN_COUNT),
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-    }
+def environment(options: EngineOptions) -> dict[str, str]:
+    """What a process with an engine is started with: this one's environment, and the rest as the service has it."""
+    engine = engine_environment(options.threads, options.spin_count)
+    return {**os.environ, **engine, "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 class Engine:
@@ -67,7 +57,7 @@ class Engine:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                env=engine_environment(options.threads),
+                env=environment(options),
                 text=True,
             )
         assert self._process.stdin is not None

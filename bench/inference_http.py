@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from bench.inference_engine import EngineError, EngineOptions, engine_environment, log_end
+from bench.inference_engine import EngineError, EngineOptions, environment, log_end
 from bench.inference_service import START_SECONDS, Streamed, cpu_seconds, free_port
 
 _MODEL = "model"
@@ -46,7 +46,7 @@ class HttpServer:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603  (the command is ours)
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *flags],
-                env=engine_environment(options.threads),
+                env=environment(options),
                 stdout=log,
                 stderr=log,
             )

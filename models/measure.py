@@ -19,7 +19,7 @@ from typing import Any
 
 from models.evaluation import windows
 from models.texts import questions
-from services.inference.hardware import SPIN_COUNT
+from services.inference.engine_environment import engine_environment
 
 _ANSWER_TOKENS = 32
 
@@ -27,16 +27,8 @@ _ANSWER_TOKENS = 32
 def main(job_file: str) -> int:
     """Do one job."""
     job: dict[str, Any] = json.loads(Path(job_file).read_text("utf-8"))
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # The engine in this very process: its memory is what is measured.
-        VLLM_NO_USAGE_STATS="1",
-        VLLM_CPU_OMP_THREADS_BIND="nobind",
-        VLLM_CPU_NUM_OF_RESERVED_CPU="0",
-        HF_HUB_OFFLINE="1",
-        OMP_NUM_THREADS=str(job["threads"]),
-        OMP_WAIT_POLICY="PASSIVE",
-        GOMP_SPINCOUNT=str(SPIN_COUNT),
-    )
+    # The engine in this very process: its memory is what is measured.
+    os.environ.update(engine_environment(job["threads"]))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
     from transformers import AutoTokenizer

@@ -36,6 +36,7 @@ _AT_ONCE = 32
 _WARM, _WARM_TOKENS = 1.5, 10
 """The temperature of a text's first token, which falls to 1 over so many tokens: different beginnings, then the model's
 own distribution. The schedule is that of self-calibration (Williams et al. 2024, arXiv 2410.17170)."""
+_MARK = "@user speaks@"
 _SAY_EVERY = 64
 _AWQ_GRID, _AWQ_TEXTS = 10, 16
 """Scalings that AWQ tries for each layer (llm-compressor's default is 20), and texts that it compares them on: each
@@ -137,8 +138,8 @@ def starts(prompts: Sequence[str], tokenizer: Any, count: int, draw: random.Rand
     def free(_: int) -> list[int]:
         return [*begin, draw.randrange(tokenizer.vocab_size)]
 
-    def asked(prompt: str) -> list[int]:
-        message = [{"role": "user", "content": prompt}]
+    def asked(at: int) -> list[int]:
+        message = [{"role": "user", "content": prompts[at % len(prompts)]}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         # The template writes the begin-of-text token itself where the model has one.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -150,11 +151,8 @@ def starts(prompts: Sequence[str], tokenizer: Any, count: int, draw: random.Rand
     def plain(at: int) -> list[int]:
         return [*begin, *tokenizer(prompts[at % len(prompts)], add_special_tokens=False)["input_ids"]]
 
-    shapes = (free, user, lambda at: asked(prompts[at % len(prompts)])) if tokenizer.chat_template else (free, plain)
+    shapes = (free, user, asked) if tokenizer.chat_template else (free, plain)
     return [shapes[at % len(shapes)](at // len(shapes)) for at in range(count)]
-
-
-_MARK = "@user speaks@"
 
 
 def own_texts(model: Any, begun: Sequence[list[int]], length: int) -> list[dict[str, list[int]]]:

@@ -23,8 +23,8 @@ class OnnxEncoder:
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
         """Load a folder's graph of that precision. Raises OSError, or what ONNX Runtime raises for a broken graph."""
         options = onnxruntime.SessionOptions()
-        # One thread a text. Two that share a text of 28 tokens need a quarter to a half more CPU for it, and several
-        # pools on few cores slow each other many times over; two texts on two threads need no more than one by one.
+        # One thread a text. Two that share one need more CPU for it, and several pools on few cores slow each other
+        # many times over; two texts on two threads need no more than one by one.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         # The arena would keep the largest batch's memory for ever.

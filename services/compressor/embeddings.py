@@ -73,9 +73,9 @@ class Embeddings:
                 return max(1, count)
         return len(texts)
 
-    def missing(self, texts: Sequence[str]) -> int:
-        """How many of these texts have no vector here."""
-        return sum(_key(text) not in self._kept for text in dict.fromkeys(texts))
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those of these texts that have no vector here, each once."""
+        return [text for text in dict.fromkeys(texts) if _key(text) not in self._kept]
 
     async def embed(self, texts: Sequence[str]) -> Embedded:
         """The vectors of these texts, all by one embedder, or none of them."""

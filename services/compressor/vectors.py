@@ -77,7 +77,7 @@ class PromptVectors:
             for message in prompt.messages
             if messages and message.role != SYSTEM and any(message.texts)
         }
-        with_messages = bool(told) and self._fit([*texts, *told.values()])
+        with_messages = bool(told) and self._fit(self._embeddings.missing([*texts, *told.values()]))
         if not (chunks or with_messages):
             return Found(failure="too many messages without a vector" if told else "", compute_micros=spent)
         if with_messages:
@@ -126,20 +126,20 @@ class PromptVectors:
 
     def _worth_a_vector(self, prompt: Prompt) -> list[int]:
         every = list(range(len(prompt.chunks)))
-        new = [at for at in every if self._embeddings.missing([prompt.chunks[at]])]
-        if self._fit([prompt.chunks[at] for at in new]):
+        new = self._embeddings.missing(prompt.chunks)
+        if self._fit(new):
             return every
         by_words = prepare(
             self._memory_for(prompt).prepare(prompt.chunks), query_of(prompt.messages), None, self._fitted
         )
-        unseen = set(new)
+        texts = set(new)
+        unseen = {at for at in every if prompt.chunks[at] in texts}
         wanted = [at for at in worth_embedding(by_words, self._most_new) if at in unseen]
         first = set(wanted[: self._embeddings.affordable([prompt.chunks[at] for at in wanted])])
         return [at for at in every if at in first or at not in unseen]
 
-    def _fit(self, texts: Sequence[str]) -> bool:
-        """True if those that have no vector can be embedded in a request's time."""
-        new = [text for text in dict.fromkeys(texts) if self._embeddings.missing([text])]
+    def _fit(self, new: Sequence[str]) -> bool:
+        """True if these texts, which have no vector, can be embedded in a request's time."""
         return len(new) <= self._most_new and self._embeddings.affordable(new) == len(new)
 
 

@@ -11,10 +11,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-SPIN_COUNT = 2000
-"""Rounds that a waiting OpenMP thread spins before it sleeps: some 50 microseconds, about what an engine's Python needs
-between two operations. Measured on two cores: 1,000 gains half of it, 5,000 no more, 20,000 costs CPU for less."""
-
 _QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader,nounits")
 _SECONDS = 20.0
 _MIB = 1024 * 1024

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.inference.hardware import SPIN_COUNT
+from services.inference.engine_environment import SPIN_COUNT
 
 
 class InferenceSettings(BaseSettings):

@@ -20,6 +20,7 @@ from mesh.errors import Code, TenthError
 from mesh.process import give_back_memory
 from services.inference.adapters import Adapter, engine_rank
 from services.inference.admission import QueueLimits
+from services.inference.engine_environment import SPIN_COUNT, engine_environment
 from services.inference.engine_plan import unsupported
 from services.inference.errors import Reason
 from services.inference.folder_checks import (
@@ -30,7 +31,7 @@ from services.inference.folder_checks import (
     read_folder,
     scheme_of,
 )
-from services.inference.hardware import SPIN_COUNT, Hardware
+from services.inference.hardware import Hardware
 from services.inference.model_folder import FolderError, Scheme, declared_scheme, read_config
 from services.inference.quantization import Layers, Recovery, admit, check_engine, check_layers
 from services.inference.restarts import RestartPolicy
@@ -343,21 +344,8 @@ def _cpu_dtype() -> str:
 def _engine_environment(options: EngineOptions) -> Iterator[None]:
     """vLLM reads the environment at import and while it starts; nothing of it is meant for anybody else."""
     variables = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # LLMEngine's core runs in the thread that steps it.
+        **engine_environment(options.threads, options.spin_count),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # gRPC's threads do not survive a fork.
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(options.threads),
-        # Threads that wait by spinning for ever take the cores that their own neighbours (and other services) need:
-        # measured beside a busy machine, 1.4 tokens/s with it against 10 without. Some rounds spare them the sleep
-        # between an engine's operations, and the waking up; libgomp takes the count before the policy.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": str(options.spin_count),
-        # oneDNN keeps the code that it makes for each number of tokens in a step: 1,024 of them by itself, which take
-        # minutes of traffic and 0.25 GB to come together. With 64 a request costs as much CPU, and memory is flat.
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64"),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # Cores are shared with the other services.
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "OTEL_SERVICE_NAME": "vllm",  # Its spans are made by a tracer provider of its own.
         "OTEL_RESOURCE_ATTRIBUTES": "service.namespace=tenth",
